@@ -1,0 +1,35 @@
+"""Headrace runs large language models: `from headrace import LLM, SamplingParams`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headrace.api.async_llm import AsyncLLM
+    from headrace.api.llm import LLM
+    from headrace.api.outputs import CompletionOutput, RequestOutput
+    from headrace.base.config import Config
+    from headrace.engine.request import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "Config", "RequestOutput", "SamplingParams", "__version__"]
+
+# Looked up on first use, so that importing a torch-free part of the package loads no torch.
+_HOME = {
+    "LLM": "headrace.api.llm",
+    "AsyncLLM": "headrace.api.async_llm",
+    "CompletionOutput": "headrace.api.outputs",
+    "RequestOutput": "headrace.api.outputs",
+    "Config": "headrace.base.config",
+    "SamplingParams": "headrace.engine.request",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'headrace' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,241 @@
+"""LLM: a model in this process, for scripts. Call shapes are vLLM's, so that changing the import is the only edit."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from headrace.api.local import Local
+from headrace.api.outputs import RequestMetrics, RequestOutput, completion, prompt_table
+from headrace.base.config import Config, from_names, replace_dotted
+from headrace.base.errors import Refused
+from headrace.engine.intake import Intake, Prompt
+from headrace.engine.request import Request, SamplingParams
+from headrace.engine.resolve import Plan
+from headrace.engine.start import Notify, start
+from headrace.engine.stream import Stream, Update
+from headrace.text.tokenizer import Tokenizer
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class LLM:
+    """Loads a model and generates with it.
+
+    `model` is a known name, a folder, a .gguf file or a hub's repo id. Other settings are vLLM's names
+    (`max_model_len`, `gpu_memory_utilization`, ...) or our own dotted ones (`**{"memory.share": 0.5}`);
+    alternatively a whole `config`. Raises Refused for what cannot be done, before anything is loaded.
+    """
+
+    def __init__(
+        self, model: str | None = None, *, config: Config | None = None, progress: Notify | None = None, **settings: Any
+    ):
+        if config is not None and settings:
+            raise Refused("give either config or single settings, not both", param="config")
+        if config is None:
+            config = from_names(**settings)
+        if model is not None:
+            config = replace_dotted(config, {"model.path": model})
+        started = start(config, progress)
+        self.plan: Plan = started.plan
+        self.intake: Intake = started.intake
+        self.defaults: SamplingParams = started.defaults
+        self.local = Local(started.engine, started.intake.tokenizer)
+        self._ids = count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers to all prompts, in their order, computed together.
+
+        A prompt is text, token ids, {"prompt": text} or {"prompt_token_ids": [...]}, with an optional
+        "cache_salt" that keeps its KV blocks apart. One SamplingParams for all, or one for each.
+        Raises Refused or TooLong before anything runs if one of them cannot be served.
+        """
+        items = _as_list(prompts)
+        params = self._params(sampling_params, len(items))
+        if priority is not None and len(priority) != len(items):
+            raise Refused(f"{len(items)} prompts and {len(priority)} priorities; expected as many", param="priority")
+        jobs = [
+            self._job(item, each, priority[i] if priority else 0)
+            for i, (item, each) in enumerate(zip(items, params, strict=True))
+        ]
+        self._run([request for job in jobs for request in job.requests], jobs, use_tqdm)
+        return [job.output(self.intake.tokenizer) for job in jobs]
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers to one conversation or several, each a list of {"role": ..., "content": ...}."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [
+            self.render(
+                conversation,  # pyright: ignore[reportArgumentType]
+                add_generation_prompt=add_generation_prompt and not continue_final_message,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                **(chat_template_kwargs or {}),
+            )
+            for conversation in conversations
+        ]
+        return self.generate([{"prompt_token_ids": ids} for ids in prompts], sampling_params, use_tqdm)
+
+    def render(self, messages: Messages, **options: Any) -> list[int]:
+        """Token ids of a conversation, through the model's chat template."""
+        tokenizer = self.intake.text_tokenizer
+        text = tokenizer.chat_template().render(messages, **options)
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Update]:
+        """One answer as it comes. Closing the iterator ends the request."""
+        params = sampling_params or self.defaults
+        if params.n != 1:
+            raise Refused(f"n is {params.n}; a stream is one answer", param="n", hint="use generate")
+        job = self._job(prompt, params, 0)
+        (request,) = job.requests
+        self.local.submit(request)
+        try:
+            while True:
+                for _, update in self.local.step():
+                    yield update
+                    if update.finish:
+                        return
+        finally:
+            self.local.cancel(request.id)
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self.intake.text_tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's makers recommend, or the neutral defaults."""
+        return self.defaults
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what was computed for earlier prompts."""
+        self.local.engine.scheduler.pool.forget_all()
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, n: int) -> Sequence[SamplingParams]:
+        if given is None:
+            return [self.defaults] * n
+        if isinstance(given, SamplingParams):
+            return [given] * n
+        if len(given) != n:
+            raise Refused(
+                f"{n} prompts and {len(given)} SamplingParams; expected one for all or one for each",
+                param="sampling_params",
+            )
+        return given
+
+    def _job(self, prompt: Prompt, params: SamplingParams, priority: int) -> "_Job":
+        salt = str(prompt.get("cache_salt") or "") if isinstance(prompt, Mapping) else ""
+        requests = self.intake.requests(str(next(self._ids)), prompt, params, salt=salt, priority=priority)
+        return _Job(_text(prompt), requests)
+
+    def _run(self, requests: list[Request], jobs: "list[_Job]", show: bool) -> None:
+        """Submit, and step until all have ended. Whatever happens, none of them stays behind."""
+        owner = {request.id: job for job in jobs for request in job.requests}
+        try:
+            for request in requests:
+                owner[request.id].streams.append(self.local.submit(request))
+            with _Bar(len(requests), show) as advance:
+                left = len(requests)
+                while left:
+                    for id, update in self.local.step():
+                        job = owner[id]
+                        job.metrics.first_token_time = job.metrics.first_token_time or monotonic()
+                        if update.finish:
+                            job.metrics.finished_time = monotonic()
+                            left -= 1
+                        advance(len(update.token_ids), update.finish is not None)
+        finally:
+            for request in requests:
+                self.local.cancel(request.id)
+
+
+class _Job:
+    """One prompt and the requests made of it."""
+
+    def __init__(self, text: str | None, requests: list[Request]):
+        self.text, self.requests = text, requests
+        self.streams: list[Stream] = []
+        self.metrics = RequestMetrics(arrival_time=monotonic())
+
+    def output(self, tokenizer: Tokenizer | None) -> RequestOutput:
+        first = self.streams[0]
+        return RequestOutput(
+            request_id=first.request.id.split("/")[0],
+            prompt=self.text,
+            prompt_token_ids=list(first.request.prompt),
+            outputs=[completion(i, stream, tokenizer) for i, stream in enumerate(self.streams)],
+            finished=True,
+            prompt_logprobs=prompt_table(first, tokenizer),
+            metrics=self.metrics,
+            num_cached_tokens=first.cached,
+        )
+
+
+class _Bar:
+    """Progress of a long run on standard error: requests done, time left, tokens per second."""
+
+    def __init__(self, total: int, show: bool):
+        self.total, self.tokens, self.began, self.drawn = total, 0, monotonic(), 0.0
+        console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+            transient=True,
+            disable=not (show and console.is_terminal),
+        )
+
+    def __enter__(self) -> Callable[[int, bool], None]:
+        self.progress.start()
+        self.task = self.progress.add_task("generating", total=self.total, rate="")
+        return self.advance
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def advance(self, tokens: int, done: bool) -> None:
+        self.tokens += tokens
+        now = monotonic()
+        if done or now - self.drawn > 0.1:
+            rate = f"{self.tokens / max(now - self.began, 1e-9):.0f} tok/s"
+            self.progress.update(self.task, advance=int(done), rate=rate)
+            self.drawn = now
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A single prompt is text, a mapping, or a list of token ids."""
+    if isinstance(prompts, str | Mapping) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # pyright: ignore[reportReturnType]
+    return list(prompts)  # pyright: ignore[reportReturnType]
+
+
+def _text(prompt: Prompt) -> str | None:
+    if isinstance(prompt, str):
+        return prompt
+    text = prompt.get("prompt") if isinstance(prompt, Mapping) else None
+    return text if isinstance(text, str) else None

@@ -1,0 +1,1 @@
+"""One file per back end: how queries meet a paged cache."""

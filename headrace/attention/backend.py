@@ -1,0 +1,67 @@
+"""The contract of attention back ends: what they are told about a step, and what they must answer.
+
+A file of this folder that is a back end offers
+    fits(device: torch.device, head_dim: int) -> str | None    in words why it cannot serve a model, or None
+    Backend()                                                  the class below
+
+T tokens and R rows (sequences) in the step, H query heads, K kv heads, D head size. Each layer's keys and
+values live in two tensors [blocks, block_size, K, D]; a row's tables say which blocks hold its positions.
+Block 0 is void: it is never handed out, and padded rows write there.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+class Layer(Protocol):
+    """What a back end may ask of an attention layer."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    softcap: float | None
+    window: int | None
+    group: int
+
+
+class Batch(Protocol):
+    """What a back end may read of a step; filled before `plan`, unchanged until the step has run.
+
+    rows, tokens      R and T; tokens may be fewer than the queries handed to `run` (the rest is padding)
+    starts            [R + 1] int32, row r owns queries starts[r] .. starts[r + 1] (none for an empty row)
+    context           [R] int32, keys of row r after this step; its queries are the last of them
+    tables            per layer group: [R, max blocks] int32; entries outside of what a row may see are stale
+    slots             per layer group: [T] int64, block * block_size + offset where a token's key is stored
+    positions         [T] int64
+    starts_np, context_np   the same on the host
+    """
+
+    rows: int
+    tokens: int
+    starts: Tensor
+    context: Tensor
+    tables: Sequence[Tensor]
+    slots: Sequence[Tensor]
+    positions: Tensor
+    starts_np: np.ndarray
+    context_np: np.ndarray
+
+
+class Backend(Protocol):
+    """Queries against a paged cache. One object serves all layers of a model, one step at a time.
+
+    Query i of a row, at position p = context - (queries of the row) + i, sees keys j <= p, and with a window
+    only those with p - j < window.
+    """
+
+    def plan(self, batch: Batch) -> None:
+        """Prepare for a step, once, before the first layer runs."""
+        ...
+
+    def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """Attention of one layer: [T, H, D], in q's dtype. The step's own keys are in the cache already."""
+        ...

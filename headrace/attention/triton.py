@@ -1,0 +1,92 @@
+"""The back end for GPUs: our Triton kernels over the paged cache, one for decoding rows, one for prompt rows.
+
+A step without prompt rows is one launch per layer whose grid depends on the chip alone, and nothing is made on
+the host: it can be captured in a CUDA graph and replayed with other lengths. A mixed step is two launches.
+"""
+
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.attention.backend import Batch, Layer
+from headrace.kernels import configs
+from headrace.kernels.paged import Pages, Scores
+from headrace.kernels.paged_prefill import prefill_work
+
+
+def fits(device: torch.device, head_dim: int) -> str | None:
+    """Why these kernels cannot serve a model on this device, or None."""
+    if device.type != "cuda":
+        return "triton needs a CUDA device"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if configs.capability(device) < (8, 0):
+        return "triton needs compute capability 8.0 or newer"
+    if head_dim > 256 or head_dim % 8:
+        return f"triton serves head sizes up to 256 in multiples of 8, not {head_dim}"
+    return None
+
+
+class Backend:
+    """See backend.Backend. Needs blocks of 16 keys or multiples of it.
+
+    With `fixed` a row's result does not depend on the other rows of a step: work is cut by each row's own length.
+    Run the largest step once before capturing graphs: the workspace grows by then and not later.
+    """
+
+    def __init__(self, fixed: bool = False) -> None:
+        from headrace.kernels.gpu.paged_decode import Workspace, decode
+        from headrace.kernels.gpu.paged_prefill import prefill
+
+        self.fixed = fixed
+        self._decode, self._prefill, self._new_workspace = decode, prefill, Workspace
+        self._workspaces: dict[torch.device, Workspace] = {}
+        self._work: dict[int, Tensor] = {}
+        self._decodes = self._prefills = False
+
+    def plan(self, batch: Batch) -> None:
+        """Which kernels the step needs; the list of prompt work is made when the first layer asks for it."""
+        queries = np.diff(batch.starts_np[: batch.rows + 1])
+        self._prefills = bool((queries > 1).any())
+        self._decodes = bool((queries == 1).any()) or not self._prefills
+        self._work.clear()
+
+    def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""
+        device, rows = q_THD.device, batch.rows
+        cap = configs.capability(device)
+        out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=device)
+        pages = Pages(
+            k_cache, v_cache, batch.tables[layer.group], batch.starts[: rows + 1], batch.context[:rows]
+        )
+        scores = Scores(layer.scale, layer.softcap, layer.window)
+        if self._decodes:
+            config = configs.paged_decode(cap, layer.head_dim)
+            programs = configs.multiprocessors(device) * config.programs
+            workspace = self._workspace(device)
+            self._decode(q_THD, pages, scores, out, workspace, config=config, programs=programs, fixed=self.fixed)
+        elif batch.tokens < len(out):
+            out[batch.tokens :].zero_()
+        if self._prefills:
+            config = configs.paged_prefill(cap, layer.head_dim)
+            work = self._work_list(batch, config.rows // (layer.heads // layer.kv_heads), device)
+            self._prefill(q_THD, pages, scores, out, work, config=config)
+        return out
+
+    def _work_list(self, batch: Batch, span: int, device: torch.device) -> Tensor:
+        """[W, 2] on the device; the copy waits for nothing, and pinned memory lives until it is done."""
+        if span not in self._work:
+            work = torch.from_numpy(
+                prefill_work(batch.starts_np[: batch.rows + 1], batch.context_np[: batch.rows], span)
+            )
+            if device.type == "cuda":
+                work = work.pin_memory().to(device, non_blocking=True)
+            self._work[span] = work
+        return self._work[span]
+
+    def _workspace(self, device: torch.device) -> "Workspace":
+        if device not in self._workspaces:
+            self._workspaces[device] = self._new_workspace(device)
+        return self._workspaces[device]

@@ -1,0 +1,1 @@
+"""Says how fast and how good an engine is."""

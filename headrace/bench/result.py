@@ -1,0 +1,105 @@
+"""The one format of every benchmark's result: what ran where, and the numbers; compared row by row."""
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from headrace.base.errors import Refused
+
+NOISE = 0.03
+"""Differences below this part are called equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One number. `better` says which way is good: "lower" or "higher"."""
+
+    name: str
+    value: float
+    unit: str
+    better: str
+    spread: float = 0.0
+    """Half the distance between the best and the worst repeat, as a part of the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a benchmark command writes and `--compare` reads."""
+
+    benchmark: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    settings: dict[str, Any]
+    measures: list[Measure] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Result":
+        """Raises Refused for a file that is not a result."""
+        try:
+            said = json.loads(path.read_text())
+            return cls(**{**said, "measures": [Measure(**m) for m in said["measures"]]})
+        except OSError as fault:
+            raise Refused(f"{path} cannot be read: {fault.strerror}", param="compare") from fault
+        except (ValueError, TypeError, KeyError) as fault:
+            raise Refused(f"{path} is not a result of a benchmark: {fault}", param="compare") from fault
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One row of a comparison. `gain` 0.1 means ten percent better; None where only one side has it."""
+
+    name: str
+    unit: str
+    before: float | None
+    after: float | None
+    gain: float | None
+    word: str
+
+
+def compare(before: Result, after: Result) -> list[Verdict]:
+    """Every measure that either has, with a verdict: better, worse, equal, new or gone."""
+    old, new = ({m.name: m for m in result.measures} for result in (before, after))
+    return [_verdict(name, old.get(name), new.get(name)) for name in dict.fromkeys([*old, *new])]
+
+
+def _verdict(name: str, old: Measure | None, new: Measure | None) -> Verdict:
+    if old is None or new is None:
+        known = new or old
+        assert known is not None
+        word = "new" if old is None else "gone"
+        return Verdict(name, known.unit, old and old.value, new and new.value, None, word)
+    gain = new.value / old.value - 1 if new.better == "higher" else old.value / new.value - 1
+    noise = max(NOISE, old.spread, new.spread)
+    word = "equal" if abs(gain) <= noise else "better" if gain > 0 else "worse"
+    return Verdict(name, new.unit, old.value, new.value, gain, word)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of packages; those that are missing are left out."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit this package runs from, if it runs from a git checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.strip() or None if said.returncode == 0 else None

@@ -1,0 +1,73 @@
+"""How long the engine takes for a workload: token ids in and out, all requests there from the start."""
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+from headrace.api.llm import LLM
+from headrace.bench.result import Measure
+from headrace.bench.workloads import Workload
+from headrace.engine.request import SamplingParams
+
+
+class Timing(NamedTuple):
+    """Seconds of each repeat of one workload."""
+
+    workload: Workload
+    seconds: list[float]
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+    def measures(self) -> list[Measure]:
+        """Seconds of the best repeat, output and total tokens per second, milliseconds per token of a stream."""
+        name, best = self.workload.name, self.best
+        spread = (max(self.seconds) - best) / 2 / median(self.seconds)
+        rows = [
+            Measure(f"{name}: time", best, "s", "lower", spread),
+            Measure(f"{name}: output", self.workload.tokens_out / best, "tok/s", "higher", spread),
+            Measure(
+                f"{name}: total",
+                (self.workload.tokens_in + self.workload.tokens_out) / best,
+                "tok/s",
+                "higher",
+                spread,
+            ),
+        ]
+        if len(self.workload.prompts) == 1 and self.workload.outputs[0] > 1:
+            per_token = best / self.workload.outputs[0] * 1000
+            rows.append(Measure(f"{name}: per token", per_token, "ms", "lower", spread))
+        return rows
+
+
+def time_workload(
+    llm: LLM, work: Workload, repeats: int, temperature: float, said: Callable[[str], None] = lambda _: None
+) -> Timing:
+    """Run a workload `repeats` times, each with fresh token ids, after a short warm-up of the same shape."""
+    params = [
+        SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=n, detokenize=False) for n in work.outputs
+    ]
+    warm = work.again(1000, llm.intake.vocab)
+    _run(llm, warm, [_short(p) for p in params])
+    seconds = []
+    for repeat in range(repeats):
+        fresh = work.again(repeat, llm.intake.vocab)
+        began = perf_counter()
+        _run(llm, fresh, params)
+        seconds.append(perf_counter() - began)
+        said(f"{work.name} repeat {repeat + 1} of {repeats}: {seconds[-1]:.3f} s")
+    return Timing(work, seconds)
+
+
+def _short(params: SamplingParams) -> SamplingParams:
+    return SamplingParams(
+        temperature=params.temperature, ignore_eos=True, max_tokens=min(8, params.max_tokens or 8), detokenize=False
+    )
+
+
+def _run(llm: LLM, work: Workload, params: list[SamplingParams]) -> None:
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in work.prompts], params, use_tqdm=False)
+    wrong = [o.request_id for o, p in zip(outputs, params, strict=True) if len(o.outputs[0].token_ids) != p.max_tokens]
+    assert not wrong, f"requests {wrong[:5]} did not get all their tokens"

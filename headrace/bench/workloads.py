@@ -1,0 +1,96 @@
+"""Named pieces of work: token ids in, lengths out, always the same ones for a name and a vocabulary."""
+
+from collections.abc import Callable
+from random import Random
+from typing import NamedTuple
+
+from headrace.base.errors import UnknownName
+
+
+class Workload(NamedTuple):
+    """Prompts as token ids, and how many tokens each of them gets."""
+
+    name: str
+    prompts: list[list[int]]
+    outputs: list[int]
+
+    @property
+    def tokens_in(self) -> int:
+        return sum(map(len, self.prompts))
+
+    @property
+    def tokens_out(self) -> int:
+        return sum(self.outputs)
+
+    def again(self, repeat: int, vocab: int) -> "Workload":
+        """The same lengths with other tokens, so that nothing of an earlier repeat is found in the prefix cache."""
+        shifted = [[(token + 977 * repeat) % (vocab - 40) + 20 for token in prompt] for prompt in self.prompts]
+        return self._replace(prompts=shifted)
+
+
+Make = Callable[[Random, int], tuple[list[list[int]], list[int]]]
+
+
+def _ids(random: Random, vocab: int, count: int) -> list[int]:
+    return [random.randrange(10, vocab - 10) for _ in range(count)]
+
+
+def _same(count: int, tokens_in: int, tokens_out: int) -> Make:
+    """`count` requests of equal lengths."""
+
+    def make(random: Random, vocab: int) -> tuple[list[list[int]], list[int]]:
+        return [_ids(random, vocab, tokens_in) for _ in range(count)], [tokens_out] * count
+
+    return make
+
+
+def _mixed(count: int, low_in: int, high_in: int, low_out: int, high_out: int) -> Make:
+    """Lengths drawn evenly from two ranges."""
+
+    def make(random: Random, vocab: int) -> tuple[list[list[int]], list[int]]:
+        ins = [random.randint(low_in, high_in) for _ in range(count)]
+        outs = [random.randint(low_out, high_out) for _ in range(count)]
+        return [_ids(random, vocab, n) for n in ins], outs
+
+    return make
+
+
+def _shared(count: int, prefix: int, own: int, tokens_out: int) -> Make:
+    """Prompts that begin alike."""
+
+    def make(random: Random, vocab: int) -> tuple[list[list[int]], list[int]]:
+        head = _ids(random, vocab, prefix)
+        return [head + _ids(random, vocab, own) for _ in range(count)], [tokens_out] * count
+
+    return make
+
+
+GPU: dict[str, Make] = {
+    "single": _same(1, 128, 256),
+    "batch32": _same(32, 512, 256),
+    "batch256": _same(256, 128, 256),
+    "mixed": _mixed(1024, 100, 1024, 100, 1024),
+    "prefill": _same(256, 2048, 1),
+    "long": _same(8, 16384, 128),
+    "prefix": _shared(256, 2048, 64, 64),
+}
+CPU: dict[str, Make] = {
+    "single": _same(1, 128, 128),
+    "prefill": _same(1, 1024, 1),
+    "batch16": _same(16, 64, 64),
+    "mixed64": _mixed(64, 32, 256, 32, 128),
+    "prefix32": _shared(32, 768, 16, 16),
+}
+
+
+def workload(name: str, vocab: int, gpu: bool) -> Workload:
+    """The workload of that name for a kind of device. Raises UnknownName listing the known ones."""
+    known = GPU if gpu else CPU
+    if name not in known:
+        raise UnknownName.among("workload", name, list(known), param="workload")
+    return Workload(name, *known[name](Random(0), vocab))
+
+
+def custom(count: int, tokens_in: int, tokens_out: int, vocab: int) -> Workload:
+    """Requests of given lengths."""
+    return Workload(f"{count}x{tokens_in}+{tokens_out}", *_same(count, tokens_in, tokens_out)(Random(0), vocab))

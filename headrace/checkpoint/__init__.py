@@ -1,0 +1,1 @@
+"""Tensors, configuration and tokenizers between disk and modules."""

@@ -1,0 +1,89 @@
+"""Fills a model's weights: from a checkpoint, or with random numbers of sensible size."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from headrace.base.errors import BadCheckpoint
+from headrace.checkpoint.source import GgufSource as GgufSource
+from headrace.checkpoint.source import SafetensorsSource as SafetensorsSource
+from headrace.checkpoint.source import Source as Source
+from headrace.checkpoint.source import open_source as open_source
+
+Progress = Callable[[int, int], None]  # bytes filled so far, bytes in all
+# Tensors that old checkpoints carry and every implementation computes for itself.
+COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias)$")
+HEAD = "lm_head.weight"
+SHOWN = 5  # names in a message
+
+
+class Fillable(Protocol):
+    """A model as far as its weights go; see nn.decoder.Decoder.sources."""
+
+    def sources(self) -> Iterator[tuple[str, Tensor]]:
+        """(name in a Hugging Face checkpoint, the tensor or the rows that it fills) for all weights."""
+        ...
+
+
+def load(model: Fillable, source: Source, progress: Progress | None = None) -> None:
+    """Fill every weight of `model` (already on its device) in place, converting to its dtype.
+
+    A tied model takes its head from the embedding: an lm_head.weight in the checkpoint is then left alone.
+    Raises BadCheckpoint naming the tensors that are missing, left over, of another shape or unreadable.
+    """
+    wanted = dict(model.sources())
+    there = {name for name in source.names() if not COMPUTED.search(name)}
+    _compare(set(wanted), there - ({HEAD} - set(wanted)), source)
+    for name, target in wanted.items():  # before the first byte is read: shapes cost nothing
+        if source.shape(name) != tuple(target.shape):
+            found = list(source.shape(name))
+            raise BadCheckpoint(
+                f"{source.path}: {name} has shape {found}; the configuration asks for {list(target.shape)}"
+            )
+    done, total = 0, sum(target.nbytes for target in wanted.values())
+    with torch.no_grad():
+        for name, target in wanted.items():
+            source.read(name, target)
+            done += target.nbytes
+            if progress is not None:
+                progress(done, total)
+
+
+def _compare(wanted: set[str], there: set[str], source: Source) -> None:
+    faults = []
+    if missing := sorted(wanted - there, key=_by_number):
+        faults.append(f"lacks {len(missing)} of the tensors the model needs: {_some(missing)}")
+    if extra := sorted(there - wanted, key=_by_number):
+        faults.append(f"has {len(extra)} tensors the model does not know: {_some(extra)}")
+    if faults:
+        hint = "the configuration beside it describes another model, or a variant that is not known here"
+        raise BadCheckpoint(f"{source.path} {', and '.join(faults)}", hint=hint)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def dummy(model: Fillable, seed: int = 0) -> None:
+    """Random weights, the same for the same seed and device: norms near one, the rest small and normal.
+
+    Matrices have standard deviation 1 / sqrt(inputs), so that activations neither vanish nor explode.
+    """
+    generators: dict[torch.device, torch.Generator] = {}
+    with torch.no_grad():
+        for name, target in sorted(model.sources(), key=lambda pair: _by_number(pair[0])):
+            if target.device not in generators:
+                generators[target.device] = torch.Generator(target.device).manual_seed(seed)
+            spread = target.shape[-1] ** -0.5 if target.dim() > 1 else 0.02
+            target.normal_(0.0, spread, generator=generators[target.device])
+            if name.endswith("norm.weight"):
+                target.add_(1.0)

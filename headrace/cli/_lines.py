@@ -1,0 +1,144 @@
+"""The two files of a batch: request lines read one at a time, answer lines appended whole."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+from headrace.base.errors import Refused
+
+SYNC_EVERY = 1.0
+"""Seconds between two times that answers are forced onto the disk."""
+
+
+class Line(NamedTuple):
+    """A line of the input. `id` names it by its number; `custom_id` None and `wrong` set where it cannot be used."""
+
+    id: str
+    custom_id: str | None
+    method: Any = None
+    url: Any = None
+    body: Any = None
+    wrong: Refused | None = None
+
+
+def read(path: Path) -> Iterator[Line]:
+    """The lines of a batch file; blank ones are left out. Raises Refused if the file cannot be read."""
+    first: dict[str, int] = {}
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                if raw.strip():
+                    yield _parsed(raw, number, first)
+    except OSError as fault:
+        raise _unreadable(path, fault) from fault
+
+
+def count(path: Path) -> int:
+    """How many lines `read` gives. Raises Refused if the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return sum(bool(raw.strip()) for raw in file)
+    except OSError as fault:
+        raise _unreadable(path, fault) from fault
+
+
+def _parsed(raw: bytes, number: int, first: dict[str, int]) -> Line:
+    id = f"batch_req_{number}"
+    try:
+        said = json.loads(raw)
+    except (ValueError, RecursionError) as fault:
+        return Line(id, None, wrong=Refused(f"line {number} is not JSON: {fault}"))
+    if not isinstance(said, dict):
+        return Line(id, None, wrong=Refused(f"line {number} is not a JSON object"))
+    name = said.get("custom_id")
+    if not isinstance(name, str) or not name:
+        return Line(id, None, wrong=Refused(f"line {number} has no custom_id; expected text", param="custom_id"))
+    if name in first:
+        return Line(
+            id,
+            None,
+            wrong=Refused(
+                f"line {number} has the custom_id {name!r} of line {first[name]}; expected one of its own",
+                param="custom_id",
+            ),
+        )
+    first[name] = number
+    return Line(id, name, said.get("method"), said.get("url"), said.get("body"))
+
+
+def _unreadable(path: Path, fault: OSError) -> Refused:
+    return Refused(f"{path} cannot be read: {fault.strerror}", hint="give a file of OpenAI batch lines")
+
+
+class Answers:
+    """The output file: what is in it already, and a way to append that leaves only whole lines behind.
+
+    `done` has the custom_ids answered, and the `id`s of lines that had no usable custom_id.
+    """
+
+    def __init__(self, path: Path):
+        """Opens the file, cutting off a last line that was torn by an interruption. Raises Refused."""
+        self.path = path
+        self.done: set[str] = set()
+        self.failed = 0
+        try:
+            self._file = path.open("ab+", buffering=0)
+            self._keep_whole_lines()
+        except OSError as fault:
+            raise Refused(f"{path} cannot be written: {fault.strerror}", param="output") from fault
+        self._synced = monotonic()
+
+    def _keep_whole_lines(self) -> None:
+        self._file.seek(0)
+        with open(self._file.fileno(), "rb", closefd=False) as reader:  # noqa: PTH123 - a descriptor, not a path
+            end = 0
+            for number, raw in enumerate(reader, 1):
+                whole = raw.endswith(b"\n")
+                if not self._remember(raw) and whole:
+                    raise Refused(
+                        f"{self.path} line {number} is not an answer of a batch",
+                        param="output",
+                        hint="give another file with -o; this one is left as it is",
+                    )
+                if whole:
+                    end += len(raw)
+        os.ftruncate(self._file.fileno(), end)
+
+    def _remember(self, raw: bytes) -> bool:
+        """Note whom a line answers. False if it is no answer; a torn line is none, even if what is left parses."""
+        try:
+            said = json.loads(raw)
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(said, dict) or "custom_id" not in said or not raw.endswith(b"\n"):
+            return False
+        self.done.add(str(said["custom_id"] if said["custom_id"] is not None else said.get("id")))
+        self.failed += said.get("error") is not None
+        return True
+
+    def add(self, line: Line, answer: dict[str, Any]) -> None:
+        """Append one answer in a single write. Raises Refused when the disk does not take it."""
+        said = {"id": line.id, "custom_id": line.custom_id, **answer}
+        try:
+            self._write(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            if monotonic() - self._synced > SYNC_EVERY:
+                self.sync()
+        except OSError as fault:
+            raise Refused(f"{self.path} cannot be written: {fault.strerror}", param="output") from fault
+
+    def _write(self, raw: bytes) -> None:
+        while raw:  # a full disk takes a part of it; the torn line is cut off by the next run
+            raw = raw[self._file.write(raw) or 0 :]
+
+    def sync(self) -> None:
+        """Onto the disk."""
+        if self._file.seekable():
+            os.fsync(self._file.fileno())
+        self._synced = monotonic()
+
+    def close(self) -> None:
+        self.sync()
+        self._file.close()

@@ -1,0 +1,110 @@
+"""The `headrace` command: finds the commands, parses the words, turns faults into messages and exit codes."""
+
+import ast
+import os
+import sys
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType, TracebackType
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+
+from headrace import __version__, cli
+from headrace.base.errors import Fault
+from headrace.base.log import setup
+
+INTERRUPTED = 130
+"""128 and the number of SIGINT: what shells expect of a program that was stopped with Ctrl-C."""
+PIPE_CLOSED = 141
+DEBUG = "--debug"
+EPILOGUE = f"{DEBUG}, given with any command, logs what happens and shows the traceback of an error."
+
+
+def main(words: list[str] | None = None) -> None:
+    """The entry point of the program; leaves through SystemExit."""
+    words = list(sys.argv[1:] if words is None else words)
+    options = words[: words.index("--")] if "--" in words else words
+    if debug := DEBUG in options:
+        words.remove(DEBUG)
+    else:
+        sys.excepthook = _one_line
+    setup("debug" if debug else "warning")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows another one
+            stream.reconfigure(errors="replace")
+    sys.exit(run(words, debug))
+
+
+def run(words: list[str], debug: bool = False) -> int:
+    """Run one command; its exit code. What is no fault of a known kind passes through, and so does all with debug."""
+    try:
+        answer = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return answer if isinstance(answer, int) else 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read it has left; what is still in the buffer must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except CycloptsError as error:
+        return _say(str(error), _hint(error), 2)
+    except Fault as fault:
+        if debug:
+            raise
+        return _say(fault.message, fault.hint, fault.exit_code)
+
+
+def _hint(error: CycloptsError) -> str:
+    command = " ".join([app.name[0], *(error.command_chain or ())])
+    return f"see `{command} --help`"
+
+
+def _say(message: str, hint: str, code: int) -> int:
+    sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    return code
+
+
+def _one_line(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    """What is said of an error that nobody foresaw. The interpreter exits with 1 after it."""
+    said = f"{kind.__name__}: {error}" if str(error) else kind.__name__
+    _say(f"unexpected {said}", f"this is a bug in headrace; run it again with {DEBUG} for the traceback", 1)
+
+
+# -- the commands ---------------------------------------------------------------------------------------------
+
+
+def _first_sentence(file: Path) -> str:
+    """What a command's file says about itself, read without importing it."""
+    doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return doc.partition("\n\n")[0]
+
+
+def _add_commands(group: App, package: ModuleType | str, folder: Path) -> None:
+    """Each module is a command, each folder a group of them; those that begin with `_` are neither."""
+    for module in iter_modules([str(folder)]):
+        if module.name.startswith("_") or module.name == "main":
+            continue
+        if module.ispkg:
+            inner = App(name=module.name, help=_first_sentence(folder / module.name / "__init__.py"))
+            _add_commands(inner, f"{package}.{module.name}", folder / module.name)
+            group.command(inner)
+        else:
+            help = _first_sentence(folder / f"{module.name}.py")
+            group.command(f"{package}.{module.name}:run", name=module.name, help=help)
+
+
+def _made() -> App:
+    made = App(
+        name="headrace",
+        help="Runs large language models on the machine you have.",
+        help_epilogue=EPILOGUE,
+        version=__version__,
+        help_format="plaintext",
+    )
+    _add_commands(made, cli.__name__, Path(cli.__path__[0]))
+    return made
+
+
+app = _made()

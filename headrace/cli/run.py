@@ -1,0 +1,82 @@
+"""Answers one prompt, token by token."""
+
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from headrace.base.errors import Refused
+from headrace.cli._answer import answer, write_out
+from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli._load import load
+from headrace.cli._sampling import Sampling, SamplingFlags
+
+if TYPE_CHECKING:
+    from headrace.api.llm import LLM
+
+
+def run(
+    prompt: Annotated[str | None, Parameter(name="prompt")] = None,
+    /,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+    sampling: SamplingFlags = Sampling(),
+    engine: EngineFlags = Engine(),
+) -> int:
+    """Answer one prompt; the answer goes to standard output as it comes, statistics to standard error.
+
+    Ctrl-C ends the answer. A prompt that begins with a hyphen comes after `--`.
+
+    Parameters
+    ----------
+    prompt
+        what to ask; left out or `-`: standard input is read
+    system
+        a system message before it
+    raw
+        let the model continue the prompt as it is, without its chat template
+    quiet
+        no statistics
+    """
+    if raw and system is not None:
+        raise Refused("--system needs the chat template that --raw leaves out", hint="leave one of them out")
+    text = _prompt(prompt)
+    began = perf_counter()
+    llm = load(engine.config)
+    loaded = perf_counter() - began
+    got = answer(llm, _ids(llm, text, system, raw), sampling.params(llm.defaults), write_out)
+    write_out("\n" if not got.text.endswith("\n") else "")
+    if not quiet:
+        sys.stderr.write(f"[loaded in {loaded:.1f} s, {got.line()}]\n")
+    return 130 if got.finish == "abort" else 0
+
+
+def _prompt(given: str | None) -> str:
+    """The prompt, from the argument or standard input. Raises Refused if there is none."""
+    if given in (None, "-"):
+        if sys.stdin is None or sys.stdin.isatty():
+            raise Refused(
+                "there is no prompt", param="prompt", hint='headrace run "What is a headrace?", or pipe a text in'
+            )
+        try:
+            given = sys.stdin.read().removesuffix("\n")  # the one that `echo` adds
+        except UnicodeDecodeError as error:
+            raise Refused(f"standard input is not text: {error}", param="prompt") from error
+    if not given or not given.strip():
+        raise Refused("the prompt is empty", param="prompt", hint="give at least a word")
+    return given
+
+
+def _ids(llm: "LLM", text: str, system: str | None, raw: bool) -> list[int]:
+    if raw or llm.intake.text_tokenizer.template is None:
+        if system is not None:
+            raise Refused(
+                "this model has no chat template, so there is no place for --system",
+                hint="write it into the prompt, or give a template with --chat-template",
+            )
+        return llm.intake.ids(text)
+    before = [{"role": "system", "content": system}] if system is not None else []
+    return llm.render([*before, {"role": "user", "content": text}])

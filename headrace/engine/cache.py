@@ -1,0 +1,33 @@
+"""The KV tensors. Who uses which block is the scheduler's business."""
+
+import torch
+from torch import Tensor
+
+from headrace.engine.layout import Layout
+
+
+class KVCache:
+    """k and v: per place in a layer group, [blocks + 1, block_size, kv_heads, head_dim]; block 0 is void.
+
+    On a CPU the memory is mapped by the system when first written, so a large cache costs nothing unused.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        shape = (blocks + 1, block_size, kv_heads, head_dim)
+        self.layout = layout
+        self.k: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layout.depth)]
+        self.v: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layout.depth)]
+
+
+def bytes_per_block(layout: Layout, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Memory that one block takes over all layers of its group, in bytes."""
+    return 2 * layout.depth * block_size * kv_heads * head_dim * dtype.itemsize

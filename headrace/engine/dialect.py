@@ -1,0 +1,280 @@
+"""OpenAI bodies, with vLLM's extra fields, into what the engine understands; torch-free.
+
+A field is translated, known to change nothing here (IGNORED), accepted with the one value that asks for what we do
+anyway (ONLY), or unknown: then it is named in `Ask.unknown`, for a warning, and left alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from headrace.base.errors import Refused
+from headrace.engine.intake import Intake
+from headrace.engine.request import SamplingParams
+
+Body = Mapping[str, Any]
+
+# Fields that are called the same here and there; null means "not given".
+SAME = (
+    "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
+    "seed", "stop", "stop_token_ids", "bad_words", "include_stop_str_in_output", "ignore_eos", "min_tokens",
+    "prompt_logprobs", "skip_special_tokens", "spaces_between_special_tokens", "logit_bias", "allowed_token_ids",
+)  # fmt: skip
+BOTH = frozenset(
+    {*SAME, "model", "logprobs", "max_tokens", "stream", "stream_options", "echo", "add_special_tokens", "cache_salt"}
+    | {"priority", "return_token_ids", "return_tokens_as_token_ids"}
+)
+CHAT = BOTH | {
+    "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "add_generation_prompt",
+    "continue_final_message", "documents", "chat_template_kwargs", "reasoning_effort",
+}  # fmt: skip
+COMPLETION = BOTH | {"prompt"}
+IGNORED = frozenset(
+    {
+        "user", "metadata", "store", "service_tier", "verbosity", "parallel_tool_calls", "request_id", "session_id",
+        "include_reasoning", "stream_interval", "media_io_kwargs", "mm_processor_kwargs", "prompt_cache_key",
+        "safety_identifier",
+    }
+)  # fmt: skip
+_LATER = "structured output is not supported yet"
+_NONE = (None,)
+ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "best_of": ((None, 1), "ask for n answers and choose"),
+    "use_beam_search": ((None, False), "beam search is not supported"),
+    "length_penalty": ((None, 1, 1.0), "it belongs to beam search, which is not supported"),
+    "suffix": ((None, ""), "filling in the middle is not supported yet"),
+    "response_format": ((None, {"type": "text"}), _LATER),
+    "structured_outputs": (_NONE, _LATER),
+    "guided_json": (_NONE, _LATER),
+    "guided_regex": (_NONE, _LATER),
+    "guided_choice": (_NONE, _LATER),
+    "guided_grammar": (_NONE, _LATER),
+    "functions": ((None, []), "tool calls are not read from answers yet"),
+    "function_call": ((None, "none"), "tool calls are not read from answers yet"),
+    "modalities": ((None, ["text"]), "answers are text"),
+    "audio": (_NONE, "answers are text"),
+    "prediction": (_NONE, "predicted output is not supported"),
+    "web_search_options": (_NONE, "nothing is looked up"),
+    "chat_template": (_NONE, "a template of the request's own is not accepted; give it with --chat-template"),
+    "prompt_embeds": (_NONE, "prompts are text or token ids"),
+    "truncate_prompt_tokens": (_NONE, "prompts are never cut"),
+    "logprob_token_ids": (_NONE, "log-probabilities are those of the likeliest tokens"),
+    "thinking_token_budget": (_NONE, "thinking is not told from answering yet"),
+    "repetition_detection": (_NONE, "repetition is not looked for"),
+    "kv_transfer_params": (_NONE, "KV blocks stay in this process"),
+    "ec_transfer_params": (_NONE, "models of text only are run"),
+    "watermarking": (_NONE, "answers are not watermarked"),
+}
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """What a body asks for: these prompts, with these params, and how the reply shall look.
+
+    before      for each prompt, the text that the reply repeats in front of every answer (`echo`)
+    scoring     nothing is to be generated (max_tokens 0 with echo): the one token that is, is left out of the reply
+    logprobs    how many likely tokens the reply shows per position; None: no log-probabilities
+    bare_ids    tokens are written "token_id:N" instead of as text
+    show_ids    the reply has token ids beside the text
+    unknown     fields that nobody knows, for a warning
+    """
+
+    kind: Literal["chat", "completion"]
+    prompts: tuple[tuple[int, ...], ...]
+    params: SamplingParams
+    before: tuple[str, ...]
+    echo: bool = False
+    scoring: bool = False
+    logprobs: int | None = None
+    model: str | None = None
+    salt: str = ""
+    priority: int = 0
+    bare_ids: bool = False
+    show_ids: bool = False
+    stream: bool = False
+    stream_options: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+
+
+def read_chat(body: Body, intake: Intake, defaults: SamplingParams) -> Ask:
+    """A body of /v1/chat/completions. `defaults` holds for what it leaves out. Raises Refused naming the field."""
+    unknown = _screen(body, CHAT)
+    if body.get("tools") and body.get("tool_choice") != "none":
+        raise Refused(
+            "tools is not supported yet: tool calls are not read from answers",
+            param="tools",
+            hint='leave tools out, or set "tool_choice": "none"',
+        )
+    messages = body.get("messages")
+    if not _is_list(messages) or not messages:
+        raise Refused("messages must be a list of at least one message", param="messages")
+    logprobs = _chat_logprobs(body)
+    limit = _first(body, "max_completion_tokens", "max_tokens")
+    echo = _switch(body, "echo") and isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant"
+    last = messages[-1].get("content") if echo else ""
+    return Ask(
+        kind="chat",
+        prompts=(tuple(_rendered(body, messages, intake)),),
+        params=_params(body, defaults, max_tokens=limit, logprobs=logprobs),
+        before=(last if isinstance(last, str) else "",),
+        echo=echo,
+        logprobs=logprobs,
+        unknown=unknown,
+        **_shape(body),
+    )
+
+
+def read_completion(body: Body, intake: Intake, defaults: SamplingParams) -> Ask:
+    """A body of /v1/completions, with one prompt or several. Raises Refused naming the field."""
+    unknown = _screen(body, COMPLETION)
+    prompts = _prompts(body.get("prompt"))
+    special = _switch(body, "add_special_tokens", True)
+    echo = _switch(body, "echo")
+    logprobs = body.get("logprobs")
+    if isinstance(logprobs, bool):
+        raise Refused(
+            f"logprobs is {logprobs}; expected how many likely tokens to show, a whole number", param="logprobs"
+        )
+    limit = _first(body, "max_tokens")
+    scoring = echo and limit == 0
+    if scoring:
+        limit = 1
+    more = {"prompt_logprobs": logprobs} if echo and logprobs is not None else {}
+    ids = [tuple(_encoded(prompt, special, intake)) for prompt in prompts]
+    return Ask(
+        kind="completion",
+        prompts=tuple(ids),
+        params=_params(body, defaults, max_tokens=16 if limit is None else limit, logprobs=logprobs, **more),
+        before=tuple(_text(p, i, intake) if echo else "" for p, i in zip(prompts, ids, strict=True)),
+        echo=echo,
+        scoring=scoring,
+        logprobs=logprobs,
+        unknown=unknown,
+        **_shape(body),
+    )
+
+
+ROUTES = {"/v1/chat/completions": read_chat, "/v1/completions": read_completion}
+"""Who reads the bodies of which address."""
+
+
+# -- parts ----------------------------------------------------------------------------------------------------
+
+
+def _screen(body: object, known: frozenset[str]) -> tuple[str, ...]:
+    """Refuse what asks for something that we do not do; the names of fields that nobody knows."""
+    if not isinstance(body, Mapping):
+        raise Refused(f"the body is {_kind(body)}; expected an object", param="body")
+    for name, (allowed, reason) in ONLY.items():
+        given = body.get(name)
+        if not any(given == value and isinstance(given, bool) == isinstance(value, bool) for value in allowed):
+            raise Refused(f"{name} is not supported here: {reason}", param=name, hint=f"leave {name} out")
+    return tuple(str(name) for name in body if name not in known and name not in IGNORED and name not in ONLY)
+
+
+def _params(body: Body, defaults: SamplingParams, **more: Any) -> SamplingParams:
+    given = {name: body[name] for name in SAME if body.get(name) is not None}
+    return msgspec.structs.replace(defaults, **{**given, **more})
+
+
+def _shape(body: Body) -> dict[str, Any]:
+    """What is the same for both kinds."""
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, Mapping):
+        raise Refused(f"stream_options is {_kind(options)}; expected an object", param="stream_options")
+    priority = body.get("priority")
+    if priority is not None and (not isinstance(priority, int) or isinstance(priority, bool)):
+        raise Refused(f"priority is {priority!r}; expected a whole number", param="priority")
+    salt, model = body.get("cache_salt"), body.get("model")
+    for name, value in (("cache_salt", salt), ("model", model)):
+        if value is not None and not isinstance(value, str):
+            raise Refused(f"{name} is {_kind(value)}; expected text", param=name)
+    if salt == "":
+        raise Refused("cache_salt is empty; expected some text", param="cache_salt", hint="leave it out")
+    return {
+        "model": model or None,
+        "salt": salt or "",
+        "priority": priority or 0,
+        "bare_ids": _switch(body, "return_tokens_as_token_ids"),
+        "show_ids": _switch(body, "return_token_ids"),
+        "stream": _switch(body, "stream"),
+        "stream_options": options or {},
+    }
+
+
+def _chat_logprobs(body: Body) -> int | None:
+    top = body.get("top_logprobs")
+    if not _switch(body, "logprobs"):
+        if top:
+            raise Refused(
+                "top_logprobs is given without logprobs", param="top_logprobs", hint='set "logprobs": true'
+            )
+        return None
+    return 0 if top is None else top
+
+
+def _rendered(body: Body, messages: Sequence[Any], intake: Intake) -> list[int]:
+    tokenizer = intake.text_tokenizer
+    more = body.get("chat_template_kwargs")
+    if more is not None and not isinstance(more, Mapping):
+        raise Refused(f"chat_template_kwargs is {_kind(more)}; expected an object", param="chat_template_kwargs")
+    kwargs = dict(more or {})
+    if body.get("reasoning_effort") is not None:
+        kwargs.setdefault("reasoning_effort", body["reasoning_effort"])
+    text = tokenizer.chat_template().render(
+        messages,
+        add_generation_prompt=_switch(body, "add_generation_prompt", None),
+        continue_final_message=bool(_switch(body, "continue_final_message")),
+        documents=body.get("documents"),
+        **kwargs,
+    )
+    return tokenizer.encode(text, add_special_tokens=bool(_switch(body, "add_special_tokens")))
+
+
+def _prompts(given: object) -> list[str | list[Any]]:
+    """One or many: text, texts, token ids, or lists of token ids."""
+    if isinstance(given, str):
+        return [given]
+    if not _is_list(given) or not given:
+        raise Refused(
+            f"prompt is {_kind(given)}; expected text, a list of token ids, or a list of such", param="prompt"
+        )
+    if all(isinstance(item, int) for item in given):
+        return [list(given)]
+    if all(isinstance(item, str) for item in given) or all(_is_list(item) for item in given):
+        return list(given)
+    raise Refused("prompt is a list of different things; expected all texts or all token ids", param="prompt")
+
+
+def _encoded(prompt: str | list[Any], special: bool, intake: Intake) -> list[int]:
+    if isinstance(prompt, str):
+        return intake.ids(intake.text_tokenizer.encode(prompt, add_special_tokens=special))
+    return intake.ids(prompt)
+
+
+def _text(prompt: str | list[Any], ids: Sequence[int], intake: Intake) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return intake.tokenizer.decode(ids, skip_special_tokens=False) if intake.tokenizer is not None else ""
+
+
+def _switch(body: Body, name: str, default: Any = False) -> Any:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise Refused(f"{name} is {value!r}; expected true or false", param=name)
+    return value
+
+
+def _first(body: Body, *names: str) -> Any:
+    return next((body[name] for name in names if body.get(name) is not None), None)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _kind(value: object) -> str:
+    names = {str: "text", list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+    return "missing" if value is None else names.get(type(value), type(value).__name__)

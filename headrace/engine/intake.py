@@ -1,0 +1,100 @@
+"""From a prompt and SamplingParams to Requests the engine can run, or a refusal that says why."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from headrace.base.errors import Refused, TooLong
+from headrace.engine.request import Request, SamplingParams, check_vocab
+from headrace.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, {"prompt": text} or {"prompt_token_ids": [...]}."""
+
+
+class Intake:
+    """Checks and tokenizes for one model. Torch-free, so that any process can do it."""
+
+    def __init__(self, tokenizer: Tokenizer | None, max_len: int, vocab: int, eos_ids: frozenset[int]):
+        self.tokenizer, self.max_len, self.vocab, self.eos_ids = tokenizer, max_len, vocab, eos_ids
+
+    def ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt. Raises Refused for one that is empty or not of a known form."""
+        if isinstance(prompt, Mapping):
+            if (given := prompt.get("prompt_token_ids")) is None and (given := prompt.get("prompt")) is None:
+                raise Refused(
+                    f"a prompt has keys {sorted(prompt)}; expected 'prompt' or 'prompt_token_ids'", param="prompt"
+                )
+            return self.ids(given)
+        if isinstance(prompt, str):
+            ids = self.text_tokenizer.encode(prompt)
+        else:
+            ids = self._checked(prompt)
+        if not ids:
+            raise Refused("the prompt is empty", param="prompt", hint="give at least one token of text")
+        return ids
+
+    def requests(
+        self, id: str, prompt: Prompt, params: SamplingParams, *, salt: str = "", priority: int = 0
+    ) -> list[Request]:
+        """One request per answer wanted (`params.n`), ids `id`, or `id/0`, `id/1`...
+
+        An answer that would pass the longest length is cut there. Raises Refused or TooLong.
+        """
+        ids = tuple(self.ids(prompt))
+        room = self.max_len - len(ids)
+        if room < 1:
+            raise TooLong(
+                f"this model's maximum context length is {self.max_len} tokens; the prompt has {len(ids)} and the"
+                f" answer needs at least one",
+                param="prompt",
+            )
+        check_vocab(params, self.vocab)
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
+        request = Request(
+            id=id,
+            prompt=ids,
+            params=params,
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            stop_ids=stop_ids,
+            eos_ids=self.eos_ids,
+            bad=self._bad(params),
+            salt=salt,
+            priority=priority,
+        )
+        if params.n == 1:
+            return [request]
+        return [self._nth(request, i) for i in range(params.n)]
+
+    @property
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises Refused where there is none."""
+        if self.tokenizer is None:
+            raise Refused(
+                "this model has no tokenizer, so text cannot be read",
+                param="prompt",
+                hint="give token ids, or a tokenizer with --tokenizer",
+            )
+        return self.tokenizer
+
+    def _nth(self, request: Request, i: int) -> Request:
+        params = request.params
+        if params.seed is not None:
+            params = msgspec.structs.replace(params, seed=(params.seed + i) % 2**63)
+        return msgspec.structs.replace(request, id=f"{request.id}/{i}", params=params)
+
+    def _bad(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        if not params.bad_words:
+            return ()
+        tokenizer = self.text_tokenizer
+        return tuple(tuple(ids) for word in params.bad_words for ids in tokenizer.word_ids(word))
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        for n, token in enumerate(ids):
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab:
+                raise Refused(
+                    f"token {n} of the prompt is {token!r}; expected a whole number from 0 to {self.vocab - 1}",
+                    param="prompt",
+                )
+        return list(ids)

@@ -1,0 +1,391 @@
+"""What crosses the border of the engine: requests on the way in, events on the way out."""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import NamedTuple, cast
+
+import msgspec
+
+from headrace.base.errors import Refused
+
+COLDEST = 0.01
+"""Lowest temperature above 0; smaller ones are raised to it, because logits divided by them overflow."""
+
+MOST_BAD_WORDS = 128
+MOST_STOPS = 64
+MOST_ANSWERS = 16384
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens and when to stop. Raises Refused on construction, its `param` naming the field.
+
+    n                    answers wanted; more than 1 needs a temperature above 0
+    presence_penalty     subtracted from the logit of every token generated before, -2 to 2
+    frequency_penalty    the same once per occurrence, -2 to 2
+    repetition_penalty   divides positive and multiplies negative logits of tokens in prompt or answer, > 0
+    temperature          0 (always the likeliest token) to 2
+    top_p                sample from the likeliest tokens that together have this much probability, 0 to 1
+    top_k                sample from this many likeliest tokens; 0 or -1: all. Equal logits stay together
+    min_p                drop tokens less probable than this times the likeliest one, 0 to 1
+    seed                 the same seed gives the same tokens, whatever else runs; None or -1: a new one
+    stop                 up to 64 strings that end the answer; needs `detokenize`
+    stop_token_ids       tokens that end the answer
+    bad_words            up to 128 strings that the answer never completes
+    include_stop_str_in_output   keep the stop string in the text
+    ignore_eos           go on after the end-of-sequence token
+    max_tokens           longest answer; None: up to the model's context
+    min_tokens           no end-of-sequence or stop token before this many
+    logprobs             log-probabilities per token: its own and this many likeliest; -1: of all tokens
+    prompt_logprobs      the same for the prompt's tokens
+    detokenize           produce text
+    skip_special_tokens  leave special tokens out of the text
+    spaces_between_special_tokens   put spaces between special tokens in the text
+    logit_bias           token id -> number added to its logit, -100 to 100
+    allowed_token_ids    the only tokens that may be generated
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    bad_words: Sequence[str] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in _SWITCHES:
+            _switch(name, getattr(self, name))
+        for name, check in _FIELDS.items():
+            msgspec.structs.force_setattr(self, name, check(name, getattr(self, name)))
+        if 0 < self.temperature < COLDEST:
+            msgspec.structs.force_setattr(self, "temperature", COLDEST)
+        if self.n > 1 and self.temperature == 0:
+            raise Refused(
+                f"n is {self.n} with temperature 0; expected n = 1, because every answer would be the same",
+                param="n",
+                hint="set a temperature above 0 or n=1",
+            )
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise Refused(
+                f"min_tokens is {self.min_tokens}; expected at most max_tokens, which is {self.max_tokens}",
+                param="min_tokens",
+                hint="raise max_tokens or lower min_tokens",
+            )
+        if self.stop and not self.detokenize:
+            raise Refused(
+                "stop strings are given with detokenize=False; expected text to look for them in",
+                param="stop",
+                hint="leave detokenize on, or use stop_token_ids",
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0 or self.top_k == 1
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt and all that is asked of the engine for it. Raises Refused where nothing could be generated.
+
+    max_tokens  resolved: how many tokens the answer may have in this model
+    stop_ids    tokens that end the answer, from the model and the params
+    bad         token sequences that must not be completed
+    salt        requests with different salts share no cached prefix
+    priority    lower runs earlier
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams = msgspec.field(default_factory=SamplingParams)
+    max_tokens: int = 16
+    stop_ids: frozenset[int] = frozenset()
+    eos_ids: frozenset[int] = frozenset()
+    bad: tuple[tuple[int, ...], ...] = ()
+    salt: str = ""
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "prompt", tuple(self.prompt))
+        if not self.prompt:
+            raise Refused(
+                "the prompt is empty; expected at least one token", param="prompt", hint="give some text"
+            )
+        if self.max_tokens < 1:
+            raise Refused(f"max_tokens is {self.max_tokens}; expected at least 1", param="max_tokens")
+        self._check_choice()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longest possible answer together."""
+        return len(self.prompt) + self.max_tokens
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether its prompt may come from the prefix cache: not if the prompt's own logits are wanted."""
+        return self.params.prompt_logprobs is None
+
+    def _check_choice(self) -> None:
+        """Something must be left to choose from at every position."""
+        if self.params.allowed_token_ids is None:
+            return
+        left = set(self.params.allowed_token_ids) - {word[0] for word in self.bad if len(word) == 1}
+        if not left:
+            raise Refused(
+                "bad_words forbids every token of allowed_token_ids; expected one that may be generated",
+                param="allowed_token_ids",
+                hint="allow more tokens or forbid fewer",
+            )
+        if self.params.min_tokens and left <= self.stop_ids:
+            raise Refused(
+                f"allowed_token_ids has only tokens that end the answer, and min_tokens is"
+                f" {self.params.min_tokens}; expected a token that may come before the end",
+                param="allowed_token_ids",
+                hint="allow more tokens, or set min_tokens=0",
+            )
+
+
+class Logprobs(NamedTuple):
+    """A token's log-probability under the model alone (no temperature, no penalties), and its rivals.
+
+    rank  1 for the likeliest token        top  (token id, log-probability), likeliest first
+    """
+
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
+PromptLogprobs = list[Logprobs]
+"""For consecutive tokens of a prompt; its first token has none."""
+
+
+class Event(NamedTuple):
+    """Something that happened to a request: a token, its end, or both.
+
+    finish  None, "stop", "length", "abort" or "error"      stop    the token id that ended it
+    cached  tokens of the prompt that came from the prefix cache
+    """
+
+    id: str
+    token: int | None
+    finish: str | None = None
+    stop: int | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    cached: int = 0
+
+
+def check_vocab(params: SamplingParams, vocab: int, *, max_logprobs: int = 20) -> None:
+    """Raise Refused for token ids outside the vocabulary, or more log-probabilities than the engine gives.
+
+    `max_logprobs` -1: no limit.
+    """
+    for name, ids in (
+        ("logit_bias", params.logit_bias or ()),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
+        ("stop_token_ids", params.stop_token_ids),
+    ):
+        _check_ids(name, ids, vocab)
+    for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+        if count is None or max_logprobs < 0:
+            continue
+        if count < 0 or count > max_logprobs:
+            what = f"-1 (all {vocab})" if count < 0 else str(count)
+            raise Refused(
+                f"{name} is {what}; expected at most {max_logprobs}",
+                param=name,
+                hint=f"ask for {max_logprobs}",
+            )
+
+
+def _check_ids(name: str, ids: Iterable[int], vocab: int) -> None:
+    outside = [i for i in ids if not 0 <= i < vocab]
+    if outside:
+        shown = ", ".join(map(str, outside[:5])) + ("..." if len(outside) > 5 else "")
+        raise Refused(
+            f"{name} has token ids that the model does not know: {shown}; expected 0 to {vocab - 1}",
+            param=name,
+            hint="token ids come from this model's own tokenizer",
+        )
+
+
+# -- one field: (name, what was given) -> what is kept, or Refused
+
+
+def _wrong(name: str, given: object, expected: str, hint: str | None = None) -> Refused:
+    text = repr(given)
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return Refused(f"{name} is {shown}; expected {expected}", param=name, hint=hint)
+
+
+def _whole_number(given: object) -> int | None:
+    """The number, or None for anything that is not one. True is no number, 1.0 is no whole one."""
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        return None
+    return int(given)
+
+
+def _number(given: object) -> float | None:
+    """The finite number, or None for anything that is not one."""
+    if isinstance(given, bool) or not isinstance(given, Real):
+        return None
+    try:
+        value = float(given)
+    except OverflowError:  # an int beyond any float
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _real(
+    low: float, high: float, *, above: bool = False, hint: str | None = None
+) -> Callable[[str, object], float]:
+    """A number from low (or just above it) to high."""
+    span = f"{'above ' if above else ''}{low:g} to {high:g}" if high < math.inf else f"above {low:g}"
+    expected = f"a finite number {span if high == math.inf else f'from {span}'}"
+
+    def check(name: str, given: object) -> float:
+        value = _number(given)
+        if value is None or not low <= value <= high or (above and value == low):
+            raise _wrong(name, given, expected, hint)
+        return value
+
+    return check
+
+
+def _whole(
+    low: int, high: int | None, expected: str, *, optional: bool = False, hint: str | None = None
+) -> Callable[[str, object], int | None]:
+    """A whole number in a range, or None where that is a choice."""
+
+    def check(name: str, given: object) -> int | None:
+        if given is None and optional:
+            return None
+        value = _whole_number(given)
+        if value is None or value < low or (high is not None and value > high):
+            raise _wrong(name, given, expected, hint)
+        return value
+
+    return check
+
+
+def _seed(name: str, given: object) -> int | None:
+    value = _whole(-(2**63), 2**63 - 1, "a whole number of 64 bits, or None", optional=True)(name, given)
+    return None if value == -1 else value
+
+
+def _switch(name: str, given: object) -> None:
+    if not isinstance(given, bool):
+        raise _wrong(name, given, "True or False")
+
+
+def _strings(most: int) -> Callable[[str, object], tuple[str, ...]]:
+    """A string or several, none of them empty."""
+
+    def check(name: str, given: object) -> tuple[str, ...]:
+        if given is None:
+            return ()
+        expected = f"a string or a list of at most {most} strings, none of them empty"
+        items: tuple[object, ...] = (given,) if isinstance(given, str) else _items(name, given, expected)
+        found = tuple(item for item in items if isinstance(item, str) and item)
+        if len(found) < len(items) or len(found) > most:
+            raise _wrong(name, given, expected)
+        return found
+
+    return check
+
+
+def _ids(*, optional: bool = False) -> Callable[[str, object], tuple[int, ...] | None]:
+    """Token ids. Where they restrict (`optional`), None is no restriction and an empty list a mistake."""
+
+    def check(name: str, given: object) -> tuple[int, ...] | None:
+        if given is None:
+            return None if optional else ()
+        expected = "a list of token ids (whole numbers, 0 or more)"
+        found: list[int] = []
+        for item in _items(name, given, expected):
+            token = _whole_number(item)
+            if token is None or token < 0:
+                raise _wrong(name, given, expected)
+            found.append(token)
+        if optional and not found:
+            raise _wrong(name, given, "at least one token id", hint="leave it out to allow every token")
+        return tuple(found)
+
+    return check
+
+
+def _bias(name: str, given: object) -> dict[int, float] | None:
+    """Token id -> bias. Ids may be strings, as JSON objects have them."""
+    if given is None:
+        return None
+    expected = "token ids (0 or more) with numbers from -100 to 100"
+    if not isinstance(given, Mapping):
+        raise _wrong(name, given, expected)
+    found: dict[int, float] = {}
+    for key, bias in cast(Mapping[object, object], given).items():
+        token = int(key) if isinstance(key, str) and key.isdecimal() else _whole_number(key)
+        value = _number(bias)
+        if token is None or token < 0 or value is None or not -100 <= value <= 100:
+            raise _wrong(name, cast(object, given), expected)
+        found[token] = value
+    return found or None
+
+
+def _items(name: str, given: object, expected: str) -> tuple[object, ...]:
+    if not isinstance(given, Collection) or isinstance(given, (str, bytes, Mapping)):
+        raise _wrong(name, cast(object, given), expected)
+    return tuple(cast(Collection[object], given))
+
+
+_SWITCHES = (
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+)
+
+_COUNT = "a whole number, 0 or more, -1 for the whole vocabulary, or None"
+_FIELDS: dict[str, Callable[[str, object], object]] = {
+    "n": _whole(1, MOST_ANSWERS, f"a whole number from 1 to {MOST_ANSWERS}"),
+    "presence_penalty": _real(-2, 2),
+    "frequency_penalty": _real(-2, 2),
+    "repetition_penalty": _real(0, math.inf, above=True, hint="1.0 is no penalty"),
+    "temperature": _real(0, 2, hint="0 always takes the likeliest token, 1 samples from the model as it is"),
+    "top_p": _real(0, 1, above=True, hint="1.0 keeps every token"),
+    "top_k": _whole(-1, None, "a whole number, 1 or more, or 0 or -1 to keep every token"),
+    "min_p": _real(0, 1),
+    "seed": _seed,
+    "stop": _strings(MOST_STOPS),
+    "stop_token_ids": _ids(),
+    "bad_words": _strings(MOST_BAD_WORDS),
+    "max_tokens": _whole(
+        1,
+        None,
+        "a whole number, 1 or more, or None",
+        optional=True,
+        hint="None goes on to the end of the context",
+    ),
+    "min_tokens": _whole(0, None, "a whole number, 0 or more"),
+    "logprobs": _whole(-1, None, _COUNT, optional=True),
+    "prompt_logprobs": _whole(-1, None, _COUNT, optional=True),
+    "logit_bias": _bias,
+    "allowed_token_ids": _ids(optional=True),
+}

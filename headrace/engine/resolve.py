@@ -1,0 +1,256 @@
+"""Config, model and hardware into a Plan: every "auto" decided once, memory by arithmetic, nothing loaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace import attention as backends
+from headrace.base import discover
+from headrace.base.config import Config
+from headrace.base.errors import Refused
+from headrace.base.hardware import Hardware
+from headrace.engine.cache import bytes_per_block
+from headrace.engine.layout import Layout, lay_out
+from headrace.nn.decoder import Decoder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORTEST = 256
+"""A length that nobody asked for is not lowered below this many tokens to make a model fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where memory goes, in bytes. `allowed` is the part of `free` that memory.share gives us."""
+
+    free: int
+    allowed: int
+    weights: int
+    workspace: int
+    kv_cache: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.workspace + self.kv_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The resolved, printable truth about a run. Contains no "auto"."""
+
+    model: str
+    path: Path | None
+    architecture: str
+    parameters: int
+    dtype: torch.dtype
+    device: torch.device
+    attention: str
+    threads: int
+    max_len: int
+    block: int
+    kv_blocks: int
+    layout: Layout
+    tokens: int
+    rows: int
+    policy: str
+    prefix_cache: bool
+    overlap: bool
+    seed: int
+    memory: MemoryPlan
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens the KV cache can hold if no layer has a window."""
+        return self.kv_blocks * self.block // len(self.layout.groups)
+
+
+def pick_device(config: Config) -> torch.device:
+    """The device meant by model.device. Raises Refused where it is not there."""
+    name = config.model.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise Refused(
+            "no GPU is usable from here", param="model.device", hint="use --device cpu, or see `headrace doctor`"
+        )
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise Refused(f"there is no GPU {device.index}; found {torch.cuda.device_count()}", param="model.device")
+    return device
+
+
+def pick_dtype(config: Config, settings: dict[str, Any], device: torch.device) -> torch.dtype:
+    """float32 on a CPU; on a GPU what the checkpoint says, bfloat16 where it says float32 or nothing."""
+    if config.model.dtype != "auto":
+        return DTYPES[config.model.dtype]
+    if device.type == "cpu":
+        return torch.float32
+    said = str(settings.get("dtype") or settings.get("torch_dtype"))
+    return torch.float16 if said.endswith("float16") and not said.endswith("bfloat16") else torch.bfloat16
+
+
+def resolve(
+    config: Config, settings: dict[str, Any], hardware: Hardware, build: Callable[[int], Decoder], path: Path | None
+) -> Plan:
+    """Decide everything. `settings` is the model's config; `build(max_len)` makes it on the meta device.
+
+    Raises Refused, naming the setting that would fit, where the machine is too small.
+    """
+    device = pick_device(config)
+    dtype = pick_dtype(config, settings, device)
+    cpu = device.type == "cpu"
+    made_for = int(settings["max_position_embeddings"])
+    max_len = config.model.max_len or made_for
+    if max_len > made_for:
+        raise Refused(
+            f"model.max_len {max_len} is more than the {made_for} positions this model was made for",
+            param="model.max_len",
+            hint=f"use {made_for} or less, or a checkpoint with rope scaling",
+        )
+    tokens = config.schedule.tokens or (512 if cpu else 8192)
+    rows = min(config.schedule.rows or (64 if cpu else 512), tokens)
+    model = build(max_len)
+    attention = [block.attention for block in model.blocks]
+    layout = lay_out([layer.window for layer in attention])
+    sizes = {(layer.kv_heads, layer.head_dim) for layer in attention}
+    if len(sizes) > 1:
+        raise Refused(f"layers with different KV shapes are not supported: {sorted(sizes)}")
+    (kv_heads, head_dim) = sizes.pop()
+    per_block = bytes_per_block(layout, config.memory.block, kv_heads, head_dim, dtype)
+    weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    free = hardware.free_bytes if cpu else torch.cuda.mem_get_info(device)[0]
+    share = config.memory.share or (0.5 if cpu else 0.92)
+    work = workspace(settings, attention[0].heads * head_dim, tokens, rows, dtype)
+    memory = _Room(config, free, int(free * share), share, weights, work, per_block)
+    max_len, kv_blocks = memory.kv_blocks(layout, max_len, rows, tokens)
+    return Plan(
+        model=config.model.path,
+        path=path,
+        architecture=str(settings["model_type"]),
+        parameters=sum(p.numel() for p in model.parameters()),
+        dtype=dtype,
+        device=device,
+        attention=pick_attention(config, device, head_dim),
+        threads=config.model.threads or hardware.cores,
+        max_len=max_len,
+        block=config.memory.block,
+        kv_blocks=kv_blocks,
+        layout=layout,
+        tokens=tokens,
+        rows=rows,
+        policy=config.schedule.policy,
+        prefix_cache=config.schedule.prefix_cache,
+        overlap=not cpu if config.schedule.overlap == "auto" else config.schedule.overlap == "on",
+        seed=config.model.seed,
+        memory=MemoryPlan(free, int(free * share), weights, work, kv_blocks * per_block),
+    )
+
+
+def pick_attention(config: Config, device: torch.device, head_dim: int) -> str:
+    """The first back end that fits, or the one asked for. Raises Refused with the reason it does not fit."""
+    name = config.model.attention
+    wanted = ("triton", "torch") if name == "auto" else (name,)
+    reasons = []
+    for name in wanted:
+        reason = discover.module(backends, name, "attention back end").fits(device, head_dim)
+        if reason is None:
+            return name
+        reasons.append(f"{name}: {reason}")
+    raise Refused(f"no attention back end fits ({'; '.join(reasons)})", param="model.attention")
+
+
+def workspace(settings: dict[str, Any], attended: int, tokens: int, rows: int, dtype: torch.dtype) -> int:
+    """Bytes that a step's activations, its logits and their sampling take at the most.
+
+    Per token: hidden state, residual, normed copy and block output; q, k, v and attention output; the gate, up
+    and product of the feed-forward. Per row: logits in float32 and three working copies of them.
+    """
+    hidden, inner = int(settings["hidden_size"]), int(settings["intermediate_size"])
+    per_token = 4 * hidden + 4 * attended + 3 * inner
+    per_row = 4 * int(settings["vocab_size"]) * torch.float32.itemsize
+    return tokens * per_token * dtype.itemsize + rows * per_row
+
+
+def blocks_for(layout: Layout, length: int, block: int, tokens: int) -> int:
+    """Blocks that one sequence of `length` tokens holds at the most (windows give theirs back)."""
+    total = 0
+    for group in layout.groups:
+        blocks = -(-length // block)
+        if group.window is not None:
+            blocks = min(blocks, -(-(group.window + tokens) // block) + 1)
+        total += blocks
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What is left for the KV cache once weights and workspace are paid for."""
+
+    config: Config
+    free: int
+    allowed: int
+    share: float
+    weights: int
+    work: int
+    per_block: int
+
+    def kv_blocks(self, layout: Layout, max_len: int, rows: int, tokens: int) -> tuple[int, int]:
+        """(longest request, blocks). Raises Refused with the setting that would fit."""
+        block, asked = self.config.memory.block, self.config.memory.kv_blocks
+        fit = (self.allowed - self.weights - self.work) // self.per_block
+        one = blocks_for(layout, min(SHORTEST, max_len), block, tokens)
+        if fit < one:
+            raise self._too_small(one)
+        if asked is not None and asked > fit:
+            raise Refused(
+                f"memory.kv_blocks {asked} needs {gib(asked * self.per_block)}; {gib(fit * self.per_block)} is left"
+                f" beside the weights",
+                param="memory.kv_blocks",
+                hint=f"use {fit} or less",
+            )
+        blocks = asked if asked is not None else min(fit, rows * blocks_for(layout, max_len, block, tokens))
+        if blocks_for(layout, max_len, block, tokens) <= blocks:
+            return max_len, blocks
+        longest = self._longest(layout, max_len, blocks, tokens)
+        if self.config.model.max_len is not None:
+            raise Refused(
+                f"one request of model.max_len {max_len} needs"
+                f" {blocks_for(layout, max_len, block, tokens)} KV blocks; {blocks} are there",
+                param="model.max_len",
+                hint=f"use --max-len {longest} or less, or give more memory with --memory.share",
+            )
+        if longest < 1:
+            raise Refused(
+                f"memory.kv_blocks {blocks} cannot hold a single token of every layer group",
+                param="memory.kv_blocks",
+                hint=f"use {blocks_for(layout, 1, block, tokens)} or more",
+            )
+        return longest, blocks
+
+    def _longest(self, layout: Layout, max_len: int, blocks: int, tokens: int) -> int:
+        low, high = 0, max_len
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = blocks_for(layout, middle, self.config.memory.block, tokens) <= blocks
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+    def _too_small(self, one: int) -> Refused:
+        needed = self.weights + self.work + one * self.per_block
+        said = (
+            f"the model needs {gib(needed)} (weights {gib(self.weights)}, workspace {gib(self.work)}, smallest KV"
+            f" cache {gib(one * self.per_block)}); memory.share {self.share:g} of {gib(self.free)} free is"
+            f" {gib(self.allowed)}"
+        )
+        if needed <= self.free * 0.98:
+            hint = f"use --memory.share {min(0.98, needed / self.free + 0.01):.2f}"
+        else:
+            hint = "use a smaller model, --dtype bfloat16 where it runs in float32, or a machine with more memory"
+        return Refused(said, param="memory.share", hint=hint)
+
+
+def gib(size: float) -> str:
+    """A size for people: GiB, or MiB below one."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,280 @@
+"""Who runs next, and how far. No torch, no clock, no I/O: the same calls give the same answers."""
+
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from headrace.base.errors import TooLong
+from headrace.engine.blocks import VOID, BlockPool
+from headrace.engine.policy import Key, arrival
+from headrace.engine.request import Event, Logprobs, PromptLogprobs, Request
+from headrace.engine.sequence import Sequence
+
+
+class NewBlocks(NamedTuple):
+    """Blocks the device has not been told of: per layer group, ids for table entries from `at` on."""
+
+    at: int
+    ids: list[list[int]]
+
+
+class Row(NamedTuple):
+    """One sequence's share of a step: positions start..stop-1.
+
+    `feeds`: the (only) input token is the one the device sampled last for this slot.
+    """
+
+    seq: Sequence
+    epoch: int
+    slot: int
+    start: int
+    stop: int
+    samples: bool
+    feeds: bool
+    new: NewBlocks | None
+
+
+class Outcome(NamedTuple):
+    """What a step returned: a token per sampling row in row order; the rest only where asked for.
+
+    `prompt_logprobs` maps a row's number to what it learned about the prompt's tokens start+1..stop.
+    """
+
+    tokens: list[int]
+    logprobs: list[Logprobs | None] | None = None
+    prompt_logprobs: dict[int, PromptLogprobs] | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened since the start, for metrics."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    evictions: int = 0
+    recomputed_tokens: int = 0
+
+
+class Scheduler:
+    """There is no prefill and no decode. A sequence is `pending` tokens behind; catch it up.
+
+    `max_tokens` and `max_rows` bound one step. `key` orders sequences: the first goes first,
+    the last gives way when blocks run out.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_tokens: int,
+        max_rows: int,
+        key: Callable[[Sequence], Key] = arrival,
+        prefix_cache: bool = True,
+    ):
+        self.pool, self.max_tokens, self.max_rows = pool, max_tokens, max_rows
+        self.key, self.prefix_cache = key, prefix_cache
+        self.running: list[Sequence] = []  # in the order of `key`
+        self.waiting: list[Sequence] = []
+        self.live: dict[str, Sequence] = {}
+        self.slots = list(range(max_rows - 1, -1, -1))
+        self.counts = Counts()
+        self._orders = 0
+
+    def add(self, request: Request) -> None:
+        """Put a request in line. Raises TooLong if it could not run even alone."""
+        seq = Sequence(request, self._orders, len(self.pool.groups))
+        if (need := self._worst(seq, request.longest)) > self.pool.count:
+            raise TooLong(
+                f"prompt of {len(request.prompt)} and up to {request.max_tokens} new tokens need {need} KV blocks"
+                f" of {self.pool.size} tokens; there are {self.pool.count}"
+            )
+        self._orders += 1
+        self.live[request.id] = seq
+        insort(self.waiting, seq, key=self.key)
+
+    def plan(self) -> list[Row]:
+        """The next step. May be called again before this one is committed."""
+        picked: dict[Sequence, int] = {}
+        budget = self.max_tokens
+        for seq in list(self.running):
+            count = min(seq.pending, budget)
+            if count and seq.slot >= 0 and self._grow(seq, count):
+                picked[seq] = count
+                budget -= count
+        while budget and self.waiting:
+            if (new := self._admit(budget)) is not None:
+                picked[new] = min(new.pending, budget)
+                budget -= picked[new]
+            elif (victim := self._gives_way()) is not None:
+                self._evict(victim)
+                budget += picked.pop(victim, 0)
+            else:
+                break
+        return [self._issue(seq, count) for seq, count in picked.items() if seq.slot >= 0]
+
+    def commit(self, step: list[Row], outcome: Outcome) -> list[Event]:
+        """Samples come back in row order, steps in the order they were planned."""
+        events: list[Event] = []
+        sampled = 0
+        for n, row in enumerate(step):
+            seq = row.seq
+            if row.epoch == seq.epoch:  # else its memory was taken away meanwhile
+                self._confirm(seq, row.stop)
+            if outcome.prompt_logprobs and n in outcome.prompt_logprobs and not seq.finished:
+                events.append(Event(seq.request.id, None, None, prompt_logprobs=outcome.prompt_logprobs[n]))
+            if row.samples:
+                token = outcome.tokens[sampled]
+                logprobs = outcome.logprobs[sampled] if outcome.logprobs else None
+                sampled += 1
+                seq.owed -= 1
+                if not seq.finished:
+                    seq.append(token)
+                    stop = token if seq.finished == "stop" else None
+                    events.append(Event(seq.request.id, token, seq.finished, stop, logprobs, cached=seq.cached))
+                    if seq.finished:
+                        self._retire(seq)
+        return events
+
+    def cancel(self, id: str, finish: str = "abort") -> Event | None:
+        """End a request now; its blocks are free for the next plan. None if it is not (or no longer) here."""
+        if (seq := self.live.get(id)) is None:
+            return None
+        seq.finished = finish
+        self._retire(seq)
+        return Event(id, None, finish, cached=seq.cached)
+
+    # -- one sequence ---------------------------------------------------------------------------
+
+    def _admit(self, budget: int) -> Sequence | None:
+        seq = self.waiting[0]
+        if seq.owed or not self.slots:
+            return None
+        seq.blocks = self._match(seq)
+        for ids in seq.blocks:
+            self.pool.hold(ids)
+        seq.issued = seq.computed = len(seq.blocks[0]) * self.pool.size
+        lacking = self._worst(seq, seq.length) - sum(i != VOID for ids in seq.blocks for i in ids)
+        if lacking > self.pool.free and (self.running or self._need(seq, min(seq.pending, budget)) > self.pool.free):
+            self._release(seq)
+            return None
+        self._count_admission(seq)
+        del self.waiting[0]
+        seq.slot = self.slots.pop()
+        insort(self.running, seq, key=self.key)
+        grown = self._grow(seq, min(seq.pending, budget))
+        assert grown, "admission looked for room before"
+        return seq
+
+    def _match(self, seq: Sequence) -> list[list[int]]:
+        if not (self.prefix_cache and seq.request.cacheable):
+            return [[] for _ in self.pool.groups]
+        size = self.pool.size
+        return self.pool.match(seq.name_blocks(size)[: (len(seq.tokens) - 1) // size])  # the last token must run
+
+    def _count_admission(self, seq: Sequence) -> None:
+        if seq.evictions:
+            self.counts.recomputed_tokens += seq.length - seq.issued
+        else:
+            seq.cached = seq.issued
+            self.counts.prompt_tokens += len(seq.request.prompt)
+            self.counts.cached_tokens += seq.issued
+
+    def _issue(self, seq: Sequence, count: int) -> Row:
+        start, seq.issued = seq.issued, seq.issued + count
+        samples = seq.issued == seq.length
+        new = None
+        if seq.shown < len(seq.blocks[0]):
+            new = NewBlocks(seq.shown, [ids[seq.shown :] for ids in seq.blocks])
+            seq.shown = len(seq.blocks[0])
+        row = Row(seq, seq.epoch, seq.slot, start, seq.issued, samples, seq.fed, new)
+        if samples:
+            seq.owed += 1
+            seq.fed = True
+        return row
+
+    def _confirm(self, seq: Sequence, stop: int) -> None:
+        size = self.pool.size
+        first, last = seq.computed // size, stop // size
+        seq.computed = stop
+        if first == last or not (self.prefix_cache and seq.slot >= 0):
+            return
+        keys = seq.name_blocks(size)
+        for group, ids in enumerate(seq.blocks):
+            for n in range(first, last):
+                if ids[n] != VOID:
+                    self.pool.seal(ids[n], keys[n], group)
+
+    def _retire(self, seq: Sequence) -> None:
+        del self.live[seq.request.id]
+        if seq.slot >= 0:
+            self.running.remove(seq)
+            self._release(seq)
+        else:
+            self.waiting.remove(seq)  # cancelled, or evicted and then finished by a sample still in flight
+
+    # -- memory ---------------------------------------------------------------------------------
+
+    def _need(self, seq: Sequence, count: int) -> int:
+        per_group = -(-(seq.issued + count) // self.pool.size) - len(seq.blocks[0])
+        return per_group * len(self.pool.groups)
+
+    def _worst(self, seq: Sequence, length: int) -> int:
+        """The most blocks it holds at once on its way to `length` tokens."""
+        size, total = self.pool.size, 0
+        for group in self.pool.groups:
+            blocks = -(-length // size)
+            if group.window is not None:
+                blocks = min(blocks, -(-(group.window + self.max_tokens) // size) + 1)
+            total += blocks
+        return total
+
+    def _grow(self, seq: Sequence, count: int) -> bool:
+        """Room for `count` more tokens, evicting the last in order if need be; False if that was itself."""
+        self._pass_window(seq)
+        while (need := self._need(seq, count)) > self.pool.free:
+            victim = self.running[-1]
+            self._evict(victim)
+            if victim is seq:
+                return False
+        if need:
+            share = need // len(self.pool.groups)
+            ids = self.pool.take(need)
+            for group, blocks in enumerate(seq.blocks):
+                blocks += ids[group * share : (group + 1) * share]
+        return True
+
+    def _pass_window(self, seq: Sequence) -> None:
+        """Give back blocks that no query from `issued` on can see."""
+        for group, (kind, ids) in enumerate(zip(self.pool.groups, seq.blocks, strict=True)):
+            if kind.window is None:
+                continue
+            first, last = seq.passed[group], min(kind.first_visible(seq.issued) // self.pool.size, len(ids))
+            if first < last:
+                self.pool.drop(ids[first:last])
+                ids[first:last] = [VOID] * (last - first)
+                seq.passed[group] = last
+
+    def _gives_way(self) -> Sequence | None:
+        """A running sequence of a worse class than the first in line, if its leaving could help."""
+        if not self.running or self.waiting[0].owed:
+            return None
+        victim = self.running[-1]
+        return victim if self.key(self.waiting[0])[0] < self.key(victim)[0] else None
+
+    def _evict(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self._release(seq)
+        seq.evictions += 1
+        self.counts.evictions += 1
+        insort(self.waiting, seq, key=self.key)
+
+    def _release(self, seq: Sequence) -> None:
+        for ids in seq.blocks:
+            self.pool.drop(ids)
+        if seq.slot >= 0:
+            self.slots.append(seq.slot)
+        seq.blocks = [[] for _ in seq.blocks]
+        seq.passed = [0] * len(seq.passed)
+        seq.issued = seq.computed = seq.shown = 0
+        seq.slot, seq.fed = -1, False
+        seq.epoch += 1

@@ -1,0 +1,70 @@
+"""Where we are with a request: the only state it has on the host."""
+
+from dataclasses import dataclass, field
+
+from headrace.engine.blocks import chain, root
+from headrace.engine.request import Request
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """The scheduler's view of one request.
+
+    tokens    what we know               owed      samples the device has not returned yet
+    issued    positions handed over      computed  positions it has confirmed
+    epoch     +1 whenever the blocks are taken away
+    slot      its row in the device's tables, -1 while it waits
+    fed       the device holds its newest token, so the next step needs none from us
+    blocks    per layer group, one id per block of positions, VOID where out of the window
+    passed    per layer group, how many leading blocks were given back already
+    shown     how many blocks of each group the device has been told of
+    """
+
+    request: Request
+    order: int
+    groups: int = 1
+    tokens: list[int] = field(init=False)
+    finished: str | None = None
+    owed: int = 0
+    issued: int = 0
+    computed: int = 0
+    epoch: int = 0
+    slot: int = -1
+    fed: bool = False
+    shown: int = 0
+    cached: int = 0
+    evictions: int = 0
+    blocks: list[list[int]] = field(init=False)
+    passed: list[int] = field(init=False)
+    keys: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt)
+        self.blocks = [[] for _ in range(self.groups)]
+        self.passed = [0] * self.groups
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens) + self.owed
+
+    @property
+    def pending(self) -> int:
+        """How far behind it is; not at all once everything it may make is on its way."""
+        return self.length - self.issued if self.length < self.request.longest else 0
+
+    def append(self, token: int) -> None:
+        """Take a sampled token, and note whether it is the last."""
+        self.tokens.append(token)
+        request = self.request
+        made = len(self.tokens) - len(request.prompt)
+        if token in request.stop_ids and made >= request.params.min_tokens:
+            self.finished = "stop"
+        elif len(self.tokens) >= request.longest:
+            self.finished = "length"
+
+    def name_blocks(self, size: int) -> list[bytes]:
+        """Content names of all blocks that are full of known tokens."""
+        while (n := len(self.keys)) < len(self.tokens) // size:
+            parent = self.keys[-1] if n else root(self.request.salt)
+            self.keys.append(chain(parent, self.tokens[n * size : (n + 1) * size]))
+        return self.keys

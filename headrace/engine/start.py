@@ -1,0 +1,149 @@
+"""From a Config to a running engine: find the files, decide the plan, load the weights, build the parts."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from headrace import attention as backends
+from headrace import models
+from headrace.base import discover
+from headrace.base.config import Config
+from headrace.base.errors import Refused
+from headrace.base.hardware import probe
+from headrace.checkpoint.config import read_config, read_json, read_tokenizer
+from headrace.checkpoint.hub import find
+from headrace.checkpoint.load import dummy, load, open_source
+from headrace.engine.batch import Batch
+from headrace.engine.cache import KVCache
+from headrace.engine.engine import Engine
+from headrace.engine.executor import Executor
+from headrace.engine.intake import Intake
+from headrace.engine.request import SamplingParams
+from headrace.engine.resolve import Plan, resolve
+from headrace.engine.runner import Runner
+from headrace.engine.sampler import Sampler
+from headrace.nn.decoder import Decoder
+from headrace.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+Notify = Callable[[str, float], None]
+"""Told what is being done, and which part of it is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model's files and what they say, before anything is loaded."""
+
+    path: Path
+    settings: dict[str, Any]
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    engine: Engine
+    plan: Plan
+    intake: Intake
+    defaults: SamplingParams
+
+
+def look(config: Config) -> Found:
+    """Find the model and decide the plan; loads no weights. Raises Refused where the machine is too small."""
+    path = find(config.model.path)
+    settings = read_config(path)
+
+    def build(max_len: int) -> Decoder:
+        with torch.device("meta"):
+            return models.build(settings, max_len)
+
+    return Found(path, settings, resolve(config, settings, probe(), build, path))
+
+
+def start(config: Config, notify: Notify | None = None) -> Started:
+    """Load a model and build the engine around it."""
+    found = look(config)
+    plan = found.plan
+    if plan.device.type == "cpu":
+        torch.set_num_threads(plan.threads)
+    tokenizer = find_tokenizer(config, found.path)
+    model = load_model(config, found, notify)
+    engine = Engine(plan, Executor(_runner(model, plan)))
+    intake = Intake(tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer))
+    return Started(engine, plan, intake, recommended(found.path))
+
+
+def load_model(config: Config, found: Found, notify: Notify | None = None) -> Decoder:
+    """The model on its device in its dtype, weights read straight into place, or random ones."""
+    plan = found.plan
+    with torch.device("meta"):
+        model = models.build(found.settings, plan.max_len).to(plan.dtype)
+    model.to_empty(device=plan.device)
+    if config.model.dummy_weights:
+        dummy(model, config.model.seed)
+    else:
+        load(model, open_source(found.path), (lambda part: notify("loading weights", part)) if notify else None)
+    return model.eval()
+
+
+def find_tokenizer(config: Config, path: Path) -> Tokenizer | None:
+    """The tokenizer asked for or the model's own; None for dummy weights that come without one."""
+    chosen = find(config.model.tokenizer) if config.model.tokenizer else path
+    try:
+        tokenizer = read_tokenizer(chosen)
+    except Refused as fault:
+        if config.model.tokenizer or not config.model.dummy_weights:
+            raise
+        log.info("no tokenizer, token ids only: %s", fault.message)
+        return None
+    if config.model.chat_template is not None:
+        tokenizer.template_source = _template_source(config.model.chat_template)
+    return tokenizer
+
+
+def recommended(path: Path) -> SamplingParams:
+    """Sampling defaults from generation_config.json where there is one."""
+    file = path / "generation_config.json"
+    if not path.is_dir() or not file.is_file():
+        return SamplingParams()
+    said = read_json(file)
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    values = {name: said[name] for name in names if said.get(name) is not None}
+    if said.get("do_sample") is False:
+        values["temperature"] = 0.0
+    return SamplingParams(**values)
+
+
+def _template_source(given: str) -> str:
+    if "{" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except OSError as fault:
+        raise Refused(
+            f"chat template {given!r} cannot be read: {fault.strerror}",
+            param="model.chat_template",
+            hint="give the path of a file with a Jinja template, or the template itself",
+        ) from fault
+
+
+def _eos_ids(settings: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
+    own = tokenizer.eos_ids if tokenizer is not None else frozenset[int]()
+    return own | frozenset(settings.get("eos_token_id") or ())
+
+
+def _runner(model: Decoder, plan: Plan) -> Runner:
+    layers = [block.attention for block in model.blocks]
+    for layer, place in zip(layers, plan.layout.places, strict=True):
+        layer.group, layer.cache_index = place
+    cache = KVCache(
+        plan.layout, plan.kv_blocks, plan.block, layers[0].kv_heads, layers[0].head_dim, plan.dtype, plan.device
+    )
+    backend = discover.module(backends, plan.attention, "attention back end").Backend()
+    batch = Batch(plan.rows, plan.tokens, -(-plan.max_len // plan.block), cache, backend)
+    sampler = Sampler(plan.rows, model.shape.vocab, plan.device)
+    return Runner(model, batch, sampler)

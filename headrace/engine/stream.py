@@ -1,0 +1,92 @@
+"""What one request's tokens mean: its text so far, stop strings, and how it ended."""
+
+from typing import NamedTuple
+
+from headrace.engine.request import Event, Logprobs, PromptLogprobs, Request
+from headrace.text.detokenize import Detokenizer
+from headrace.text.stop import StopStrings
+from headrace.text.tokenizer import Tokenizer
+
+
+class Update(NamedTuple):
+    """What one event adds. `finish` is set in exactly one update, the last.
+
+    `stop` is the stop string or token id that ended it; `cancel` says that the engine does not know yet.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: Logprobs | None = None
+    finish: str | None = None
+    stop: int | str | None = None
+    cancel: bool = False
+
+
+class Stream:
+    """The receiving end of one request. `tokenizer` None gives token ids and no text."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer | None):
+        params = request.params
+        self.request = request
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.logprobs: list[Logprobs] = []
+        self.prompt_logprobs: PromptLogprobs = []
+        self.cached = 0
+        self.finish: str | None = None
+        self.stop: int | str | None = None
+        self._pieces: Detokenizer | None = None
+        self._stops: StopStrings | None = None
+        if tokenizer is not None and params.detokenize:
+            self._pieces = Detokenizer(
+                tokenizer,
+                request.prompt,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+            )
+            if params.stop:
+                self._stops = StopStrings(params.stop, include=params.include_stop_str_in_output)
+
+    def take(self, event: Event) -> Update:
+        """Add an event. Anything that comes after the end is ignored."""
+        if self.finish:
+            return Update()
+        if event.prompt_logprobs:
+            self.prompt_logprobs += event.prompt_logprobs
+        text, matched, ids = "", None, ()
+        if event.token is not None:
+            self.cached = event.cached
+            ids = (event.token,)
+            self.token_ids.append(event.token)
+            if event.logprobs is not None:
+                self.logprobs.append(event.logprobs)
+            text, matched = self._text(event)
+        finish, stop = event.finish, event.stop
+        if matched is not None:
+            finish, stop = "stop", matched
+        elif finish:
+            text += self._rest()
+        self.text += text
+        self.finish, self.stop = finish, stop
+        return Update(text, ids, event.logprobs, finish, stop, cancel=matched is not None and not event.finish)
+
+    def _text(self, event: Event) -> tuple[str, str | None]:
+        params = self.request.params
+        if self._pieces is None or event.token is None:
+            return "", None
+        if event.finish == "stop" and not params.include_stop_str_in_output:
+            return "", None  # the token that stopped it is not part of the answer
+        text = self._pieces.push([event.token])
+        if self._stops is None or len(self.token_ids) < params.min_tokens:
+            return text, None
+        return self._stops.push(text)
+
+    def _rest(self) -> str:
+        """What was held back in case a character or a stop string went on."""
+        if self._pieces is None:
+            return ""
+        text = self._pieces.finish()
+        if self._stops is not None:
+            text, _ = self._stops.push(text)
+            text += self._stops.flush()
+        return text

@@ -1,0 +1,1 @@
+"""Pure tensor functions, one operation per file, each with a plain torch version that defines it."""

@@ -1,0 +1,37 @@
+"""Gated activations of a feed-forward block: act(gate) * up, from one fused projection."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from headrace.kernels import configs
+from headrace.kernels.launch import on_gpu
+
+
+def silu_mul_ref(gate_up_TF: Tensor) -> Tensor:
+    """The definition of silu_mul."""
+    gate, up = gate_up_TF.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def gelu_mul_ref(gate_up_TF: Tensor) -> Tensor:
+    """The definition of gelu_mul."""
+    gate, up = gate_up_TF.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def silu_mul(gate_up_TF: Tensor) -> Tensor:
+    """silu(gate) * up; gate_up [T, 2F] holds gate then up; returns [T, F] (Shazeer 2020, SwiGLU)."""
+    if on_gpu(gate_up_TF):
+        from headrace.kernels.gpu.activation import gated
+
+        return gated(gate_up_TF, "silu", configs.pdl(gate_up_TF.device))
+    return silu_mul_ref(gate_up_TF)
+
+
+def gelu_mul(gate_up_TF: Tensor) -> Tensor:
+    """gelu(gate) * up with the tanh approximation; shapes as silu_mul (Shazeer 2020, GEGLU)."""
+    if on_gpu(gate_up_TF):
+        from headrace.kernels.gpu.activation import gated
+
+        return gated(gate_up_TF, "gelu", configs.pdl(gate_up_TF.device))
+    return gelu_mul_ref(gate_up_TF)

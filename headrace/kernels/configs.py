@@ -1,0 +1,163 @@
+"""Kernel configurations: measured ones by GPU generation and shape, a rule where none was measured.
+
+Nothing tunes itself at start: `python -m headrace.bench.kernels_linear` measures and prints rows to paste here.
+Capabilities are (major, minor) as CUDA counts them; sizes are elements; K inputs, N outputs of a linear layer
+(per half where gate and up are computed together).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from headrace.kernels.launch import power_of_two
+
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Gemv:
+    """One token: `rows` outputs per program, `chunk` inputs per load, whole rows summed by one program."""
+
+    rows: int
+    chunk: int
+    warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skinny:
+    """A few tokens through the matrix units: tile [M, n] in steps of k, the inputs cut into `split` parts."""
+
+    n: int
+    k: int
+    split: int
+    warps: int
+    stages: int
+
+
+# Which generations may start a kernel before its predecessor ends (programmatic dependent launch).
+PDL: dict[Capability, bool] = {(9, 0): True, (10, 0): True}
+
+# (N, K, gated) -> configuration for one token. Rows without a measurement follow gemv_rule.
+GEMV: dict[Capability, dict[tuple[int, int, bool], Gemv]] = {(8, 0): {}, (8, 9): {}, (9, 0): {}, (10, 0): {}}
+
+# (tokens at most, N, K, gated) -> configuration, None where cuBLAS was faster.
+SKINNY: dict[Capability, dict[tuple[int, int, int, bool], Skinny | None]] = {
+    (8, 0): {}, (8, 9): {}, (9, 0): {}, (10, 0): {},
+}  # fmt: skip
+
+# Tokens up to which a linear layer without a measurement uses our kernel, then cuBLAS.
+SKINNY_TOKENS: dict[Capability, int] = {(8, 0): 32, (8, 9): 32, (9, 0): 64, (10, 0): 32}
+
+# Tokens up to which the norm before a projection is computed inside it.
+FUSED_NORM_TOKENS: dict[Capability, int] = {(8, 0): 1, (8, 9): 1, (9, 0): 1, (10, 0): 1}
+
+# Tile for batch-invariant products: (BLOCK_M, n, k, warps, stages). k and the instruction shape never vary.
+INVARIANT_WIDE = (128, Skinny(128, 64, 1, 8, 3))
+INVARIANT_NARROW = (64, Skinny(32, 64, 1, 4, 5))
+
+MULTIPROCESSORS: dict[Capability, int] = {(8, 0): 108, (8, 9): 128, (9, 0): 132, (10, 0): 148}
+TOKEN_STEPS = (16, 32, 64)
+
+
+@cache
+def capability(device: torch.device) -> Capability:
+    """(major, minor) of a CUDA device; (0, 0) for anything else, such as Triton's interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def pdl(device: torch.device) -> bool:
+    """Whether launches on this device may overlap the end of the kernel before."""
+    return PDL.get(capability(device), False)
+
+
+def gemv_rule(n: int, k: int, gated: bool, multiprocessors: int = 132) -> Gemv:
+    """All of a program's weights in flight at once (about 64 elements per thread), and several waves' worth
+    of programs so that every multiprocessor is busy."""
+    chunk = min(power_of_two(k), 4096)
+    warps = 4 if chunk <= 2048 else 8
+    rows = max(1, 64 * 32 * warps // chunk // (2 if gated else 1))
+    while rows > 1 and n // rows < 3 * multiprocessors:
+        rows //= 2
+    return Gemv(rows, chunk, warps)
+
+
+def gemv(cap: Capability, n: int, k: int, gated: bool = False) -> Gemv:
+    """Configuration for one token times a weight [N, K] (or [2N, K] where gated)."""
+    found = GEMV.get(cap, {}).get((n, k, gated))
+    return found or gemv_rule(n, k, gated, MULTIPROCESSORS.get(cap, 132))
+
+
+def skinny_rule(tokens: int, n: int, k: int, gated: bool, multiprocessors: int = 132) -> Skinny:
+    """Narrow tiles for weights that fill the chip by their outputs, split inputs for those that do not."""
+    width = 32 if tokens <= 32 else 64
+    tiles = -(-n * (2 if gated else 1) // width)
+    split = 1
+    while tiles * split < multiprocessors and k // (split * 2) >= 256:
+        split *= 2
+    return Skinny(width, 128, split, 4, 4)
+
+
+def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Skinny | None:
+    """Configuration for a few tokens, None where the library's product is the better choice."""
+    table = SKINNY.get(cap, {})
+    for most in TOKEN_STEPS:
+        if tokens <= most and (most, n, k, gated) in table:
+            return table[most, n, k, gated]
+    if tokens > SKINNY_TOKENS.get(cap, 0):
+        return None
+    return skinny_rule(tokens, n, k, gated, MULTIPROCESSORS.get(cap, 132))
+
+
+@dataclass(frozen=True, slots=True)
+class PagedDecode:
+    """Attention of single queries: tiles of 16 keys per warp, `stages` of them in flight per program.
+
+    A multiprocessor holds `programs`; rows are not cut into pieces of fewer than `split` keys.
+    """
+
+    warps: int
+    stages: int
+    programs: int
+    split: int
+
+
+@dataclass(frozen=True, slots=True)
+class PagedPrefill:
+    """Attention of many queries: `rows` (queries x heads of a group) against `keys` at a time.
+
+    `registers` caps a thread's registers so that more programs fit on a multiprocessor, None leaves them free.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+
+# Head size at most -> configuration. (0, 0) serves every generation that has no row: 48 KB of shared memory suffice.
+PAGED_DECODE: dict[Capability, dict[int, PagedDecode]] = {
+    (0, 0): {64: PagedDecode(4, 3, 3, 256), 128: PagedDecode(4, 2, 3, 256), 256: PagedDecode(2, 2, 2, 256)},
+    (8, 0): {64: PagedDecode(4, 4, 3, 256), 128: PagedDecode(4, 3, 2, 256), 256: PagedDecode(2, 3, 2, 256)},
+    (9, 0): {64: PagedDecode(4, 6, 3, 256), 128: PagedDecode(4, 4, 2, 256), 256: PagedDecode(2, 4, 2, 256)},
+    (10, 0): {64: PagedDecode(4, 6, 3, 256), 128: PagedDecode(4, 4, 2, 256), 256: PagedDecode(2, 4, 2, 256)},
+}
+
+PAGED_PREFILL: dict[Capability, dict[int, PagedPrefill]] = {
+    (0, 0): {64: PagedPrefill(64, 64, 4, 2), 128: PagedPrefill(64, 32, 4, 2), 256: PagedPrefill(32, 16, 4, 2)},
+    (8, 0): {64: PagedPrefill(128, 64, 4, 3), 128: PagedPrefill(128, 64, 8, 2), 256: PagedPrefill(64, 32, 4, 2)},
+    (9, 0): {64: PagedPrefill(128, 128, 8, 3), 128: PagedPrefill(128, 128, 8, 2), 256: PagedPrefill(128, 64, 8, 2)},
+}
+
+
+def paged_decode(cap: Capability, head_dim: int) -> PagedDecode:
+    """Configuration for the smallest listed head size that is at least this one."""
+    table = PAGED_DECODE.get(cap, PAGED_DECODE[0, 0])
+    return table[min(n for n in table if n >= head_dim)]
+
+
+def paged_prefill(cap: Capability, head_dim: int) -> PagedPrefill:
+    """As paged_decode."""
+    table = PAGED_PREFILL.get(cap, PAGED_PREFILL[0, 0])
+    return table[min(n for n in table if n >= head_dim)]

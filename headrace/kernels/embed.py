@@ -1,0 +1,22 @@
+"""Token embedding: rows of a table by id, with an optional constant factor (Gemma's sqrt of the hidden size)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from headrace.kernels import configs
+from headrace.kernels.launch import on_gpu
+
+
+def embed_ref(ids_T: Tensor, table_VE: Tensor, scale: float = 1.0) -> Tensor:
+    """The definition of embed."""
+    rows = F.embedding(ids_T, table_VE)
+    return rows if scale == 1.0 else rows * scale
+
+
+def embed(ids_T: Tensor, table_VE: Tensor, scale: float = 1.0) -> Tensor:
+    """Rows [T, E] of the table, times scale; ids are integers in [0, V), which the kernel does not check."""
+    if on_gpu(ids_T, table_VE) and table_VE.stride(1) == 1 and ids_T.dim() == 1:
+        from headrace.kernels.gpu.embed import gather
+
+        return gather(ids_T, table_VE, scale, configs.pdl(table_VE.device))
+    return embed_ref(ids_T, table_VE, scale)

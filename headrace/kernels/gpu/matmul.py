@@ -1,0 +1,347 @@
+"""Linear layers for few tokens in Triton: bound by the weights' bytes, fused with what surrounds them.
+
+M tokens, N outputs, K inputs. Where gate and up are computed together ("gated") the weight is [2N, K], gate
+first; a tile interleaves their rows (gate 0, up 0, gate 1, ...) so that a pair meets in one thread's registers.
+Weights depend on no kernel before, so under programmatic dependent launch they are requested before the wait.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from headrace.kernels import configs
+from headrace.kernels.configs import Gemv, Skinny
+from headrace.kernels.gpu.activation import gated
+from headrace.kernels.gpu.norm import normalize
+from headrace.kernels.launch import rows_of
+
+MOST_TILES = 1 << 16
+LANES = tl.constexpr(8)
+
+
+@triton.jit
+def weight_rows(first, TILE: tl.constexpr, N, K, GATED: tl.constexpr):
+    """Offsets [TILE] of the tile's weight rows and the outputs [TILE] they belong to."""
+    j = tl.arange(0, TILE)
+    if GATED:
+        n = first + j // 2
+        row = n + (j % 2) * N
+    else:
+        n = first + j
+        row = n
+    return row.to(tl.int64) * K, n
+
+
+@triton.jit
+def load_tile(weight_ptr, rows, k, live, K, EVEN: tl.constexpr):
+    """Weights [TILE, CHUNK] at inputs k; zero beyond the edges."""
+    if EVEN:
+        return tl.load(weight_ptr + rows[:, None] + k[None, :])
+    return tl.load(weight_ptr + rows[:, None] + k[None, :], mask=live[:, None] & (k < K)[None, :], other=0.0)
+
+
+@triton.jit
+def load_input(x_ptr, residual_ptr, total_ptr, k, K, first, ADD_IN: tl.constexpr):
+    """Inputs [CHUNK] in float32, plus the residual; one program keeps the sum."""
+    x = tl.load(x_ptr + k, mask=k < K, other=0.0)
+    if ADD_IN:
+        other = tl.load(residual_ptr + k, mask=k < K, other=0.0)
+        x = (x.to(tl.float32) + other.to(tl.float32)).to(total_ptr.dtype.element_ty)
+        if first:
+            tl.store(total_ptr + k, x, mask=k < K)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def prefetch_rows(weight_ptr, rows, live, first_k, K, LINES: tl.constexpr):
+    """Ask for LINES * 64 inputs of each weight row from first_k on to be brought to L2."""
+    line = tl.minimum(first_k + tl.arange(0, LINES) * 64, K - 1)
+    where = weight_ptr + rows[:, None] + tl.where(live, 0, -rows)[:, None] + line[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; // $0", "=r,l", [where.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def gemv_kernel(
+    x_ptr, residual_ptr, gain_ptr, weight_ptr, bias_ptr, added_ptr, out_ptr, total_ptr, N, K, eps, offset,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr, GATED: tl.constexpr,
+    NORM: tl.constexpr, ADD_IN: tl.constexpr, ADD_OUT: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out [N] = act(norm(x + residual) @ weight.T + bias) + added for one token; ROWS outputs per program.
+
+    rms(x) is a factor common to all inputs, so it is applied to the sums: x is read once, beside the weights.
+    """
+    TILE: tl.constexpr = ROWS * 2 if GATED else ROWS
+    LINES: tl.constexpr = triton.next_power_of_2(CHUNKS * CHUNK // 64)
+    pid = tl.program_id(0)
+    rows, n = weight_rows(pid * ROWS, TILE, N, K, GATED)
+    live = n < N
+    k = tl.arange(0, CHUNK)
+    w = load_tile(weight_ptr, rows, k, live, K, EVEN)
+    if NORM:
+        gain = tl.load(gain_ptr + k, mask=k < K, other=0.0)
+    if PDL:
+        if CHUNKS > 1:
+            prefetch_rows(weight_ptr, rows, live, CHUNK, K, LINES)
+        gdc_launch_dependents()
+        gdc_wait()
+    squares = tl.zeros([CHUNK], tl.float32)
+    partial = tl.zeros([TILE, CHUNK // LANES], tl.float32)
+    for c in tl.static_range(CHUNKS):
+        x = load_input(x_ptr, residual_ptr, total_ptr, k, K, pid == 0, ADD_IN)
+        wide = w.to(tl.float32)
+        if NORM:
+            squares += x * x
+            x = x * (gain.to(tl.float32) + offset)
+        if c + 1 < CHUNKS:  # the next weights are on their way while these are multiplied
+            k += CHUNK
+            w = load_tile(weight_ptr, rows, k, live, K, EVEN)
+            if NORM:
+                gain = tl.load(gain_ptr + k, mask=k < K, other=0.0)
+        partial += tl.sum(tl.reshape(wide * x[None, :], [TILE, CHUNK // LANES, LANES]), 2)
+    acc = tl.sum(partial, 1)
+    if NORM:
+        acc *= tl.rsqrt(tl.sum(squares, 0) / K + eps)
+    if BIAS:
+        acc += tl.load(bias_ptr + n + (tl.arange(0, TILE) % 2) * N * GATED, mask=live, other=0.0).to(tl.float32)
+    if GATED:
+        gate, up = tl.split(tl.reshape(acc, [ROWS, 2]))
+        acc = gate * tl.sigmoid(gate) * up
+    m = pid * ROWS + tl.arange(0, ROWS)
+    if ADD_OUT:
+        acc += tl.load(added_ptr + m, mask=m < N, other=0.0).to(tl.float32)
+    tl.store(out_ptr + m, acc.to(out_ptr.dtype.element_ty), mask=m < N)
+
+
+@triton.jit
+def finish(
+    acc, added_ptr, bias_ptr, out_ptr, m, first, M, N,
+    TILE: tl.constexpr, GATED: tl.constexpr, ADD_OUT: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Bias, activation, residual and store for a tile of sums acc [BLOCK_M, TILE]."""
+    if BIAS:
+        j = tl.arange(0, TILE)
+        if GATED:
+            b = tl.load(bias_ptr + first + j // 2 + (j % 2) * N, mask=first + j // 2 < N, other=0.0)
+        else:
+            b = tl.load(bias_ptr + first + j, mask=first + j < N, other=0.0)
+        acc += b.to(tl.float32)[None, :]
+    if GATED:
+        gate, up = tl.split(tl.reshape(acc, [acc.shape[0], TILE // 2, 2]))
+        acc = gate * tl.sigmoid(gate) * up
+        n = first + tl.arange(0, TILE // 2)
+    else:
+        n = first + tl.arange(0, TILE)
+    live = (m < M)[:, None] & (n < N)[None, :]
+    where = m.to(tl.int64)[:, None] * N + n[None, :]
+    if ADD_OUT:
+        acc += tl.load(added_ptr + where, mask=live, other=0.0).to(tl.float32)
+    tl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def tile_of(M, N_TILES, BLOCK_M: tl.constexpr):
+    """Tile indices (m, n); groups of 8 row tiles share weights in L2 where there are many."""
+    pid = tl.program_id(0)
+    m_tiles = tl.cdiv(M, BLOCK_M)
+    group = pid // (8 * N_TILES)
+    height = tl.minimum(m_tiles - group * 8, 8)
+    inside = pid % (8 * N_TILES)
+    return group * 8 + inside % height, inside // height
+
+
+@triton.jit(do_not_specialize=["M"])
+def skinny_kernel(
+    x_ptr, residual_ptr, gain_ptr, weight_ptr, bias_ptr, added_ptr, out_ptr, total_ptr, partial_ptr, count_ptr,
+    M, N, K, x_stride, residual_stride, steps, split, eps, offset,
+    BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, EVEN_K: tl.constexpr,
+    GATED: tl.constexpr, NORM: tl.constexpr, ADD_IN: tl.constexpr, ADD_OUT: tl.constexpr, BIAS: tl.constexpr,
+    PREFETCH: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """As gemv_kernel for M tokens. With SPLIT each of `split` parts leaves its sums in `partial`; the part that ends
+    last adds them in order of the inputs, so the result never depends on timing."""
+    outputs: tl.constexpr = TILE // 2 if GATED else TILE
+    n_tiles = tl.cdiv(N, outputs)
+    pid_m, pid_n = tile_of(M, n_tiles, BLOCK_M)
+    part = tl.program_id(1)
+    first = pid_n * outputs
+    rows, n = weight_rows(first, TILE, N, K, GATED)
+    m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    if PDL:
+        if PREFETCH > 0:
+            prefetch_rows(weight_ptr, rows, n < N, part * steps * BLOCK_K, K, PREFETCH)
+        gdc_launch_dependents()
+        gdc_wait()
+    here = m.to(tl.int64)[:, None]
+    acc = tl.zeros([BLOCK_M, TILE], tl.float32)
+    squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
+    for step in tl.range(part * steps, tl.minimum(part * steps + steps, tl.cdiv(K, BLOCK_K)), num_stages=STAGES):
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        if EVEN_K:
+            x = tl.load(x_ptr + here * x_stride + k[None, :], mask=(m < M)[:, None], other=0.0)
+            w = tl.load(weight_ptr + rows[:, None] + k[None, :], mask=(n < N)[:, None], other=0.0)
+        else:
+            x = tl.load(x_ptr + here * x_stride + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0)
+            w = load_tile(weight_ptr, rows, k, n < N, K, False)
+        if ADD_IN:
+            live = (m < M)[:, None] & (k < K)[None, :]
+            other = tl.load(residual_ptr + here * residual_stride + k[None, :], mask=live, other=0.0)
+            x = (x.to(tl.float32) + other.to(tl.float32)).to(x_ptr.dtype.element_ty)
+            if pid_n == 0:
+                tl.store(total_ptr + here * K + k[None, :], x, mask=live)
+        if NORM:
+            wide = x.to(tl.float32)
+            squares += wide * wide
+            gain = tl.load(gain_ptr + k, mask=k < K, other=0.0).to(tl.float32) + offset
+            x = (wide * gain[None, :]).to(x_ptr.dtype.element_ty)
+        acc = tl.dot(x, tl.trans(w), acc)
+    if NORM:
+        acc *= tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
+    if not SPLIT:
+        finish(acc, added_ptr, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, ADD_OUT, BIAS)
+    else:
+        tile = pid_m * n_tiles + pid_n
+        inner = tl.arange(0, BLOCK_M)[:, None] * TILE + tl.arange(0, TILE)[None, :]
+        slab = partial_ptr + tile.to(tl.int64) * (split * BLOCK_M * TILE)
+        tl.store(slab + part * (BLOCK_M * TILE) + inner, acc)
+        tl.debug_barrier()  # every thread's sums are written before one thread says so
+        ticket = tl.atomic_add(count_ptr + tile, 1, sem="acq_rel", scope="gpu")
+        if ticket == split - 1:
+            total = tl.zeros([BLOCK_M, TILE], tl.float32)
+            for s in tl.range(split, num_stages=1):
+                total += tl.load(slab + s * (BLOCK_M * TILE) + inner, cache_modifier=".cg")
+            tl.store(count_ptr + tile, 0)  # ready for the next launch
+            finish(total, added_ptr, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, ADD_OUT, BIAS)
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """What surrounds a product: tensors are None where a part is absent."""
+
+    bias: Tensor | None = None
+    gain: Tensor | None = None  # norm weight [K]
+    eps: float = 0.0
+    offset: float = 0.0
+    before: Tensor | None = None  # added to x before the norm, [M, K]
+    after: Tensor | None = None  # added to the output, [M, N]
+    gated: bool = False
+
+    def outputs(self, weight: Tensor) -> int:
+        """N: rows of the weight, half of them where gate and up are computed together."""
+        return weight.shape[0] // 2 if self.gated else weight.shape[0]
+
+
+PLAIN = Fusion()
+
+
+@cache
+def split_counters(device: torch.device) -> Tensor:
+    """Arrivals per output tile, zero between launches; one stream per device computes."""
+    assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), "run once before capturing"
+    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+
+
+def new_total(x: Tensor, fusion: Fusion) -> Tensor:
+    """Where x + before goes; x itself where nothing is added."""
+    return x if fusion.before is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def gemv(
+    x_MK: Tensor, weight: Tensor, config: Gemv, fusion: Fusion = PLAIN, out_dtype: torch.dtype | None = None,
+    pdl: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(out [1, N], x + before [1, K]) for one token; the weight is contiguous."""
+    assert x_MK.shape[0] == 1 and x_MK.stride(1) == 1 and weight.is_contiguous()
+    n, k = fusion.outputs(weight), weight.shape[1]
+    out = torch.empty((1, n), dtype=out_dtype or x_MK.dtype, device=x_MK.device)
+    total = new_total(x_MK, fusion)
+    chunks = triton.cdiv(k, config.chunk)
+    gemv_kernel[(triton.cdiv(n, config.rows),)](
+        x_MK, fusion.before, fusion.gain, weight, fusion.bias, fusion.after, out, total, n, k,
+        fusion.eps, fusion.offset, ROWS=config.rows, CHUNK=config.chunk, CHUNKS=chunks,
+        EVEN=n % config.rows == 0 and k == chunks * config.chunk, GATED=fusion.gated,
+        NORM=fusion.gain is not None, ADD_IN=fusion.before is not None, ADD_OUT=fusion.after is not None,
+        BIAS=fusion.bias is not None, PDL=pdl, num_warps=config.warps, launch_pdl=pdl,
+    )  # fmt: skip
+    return out, total
+
+
+def skinny(
+    x_MK: Tensor, weight: Tensor, config: Skinny, fusion: Fusion = PLAIN, out_dtype: torch.dtype | None = None,
+    pdl: bool = False, block_m: int | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(out [M, N], x + before [M, K]); a norm inside needs config.split == 1."""
+    assert x_MK.stride(1) == 1 and weight.is_contiguous()
+    assert config.split == 1 or fusion.gain is None, "the norm needs whole rows"
+    m, k = x_MK.shape
+    n = fusion.outputs(weight)
+    block_m = block_m or (16 if m <= 16 else 32 if m <= 32 else 64)
+    tiles = triton.cdiv(m, block_m) * triton.cdiv(n * (2 if fusion.gated else 1), config.n)
+    out = torch.empty((m, n), dtype=out_dtype or x_MK.dtype, device=x_MK.device)
+    total = new_total(x_MK, fusion)
+    steps = triton.cdiv(triton.cdiv(k, config.k), config.split)
+    partial = counts = None
+    if config.split > 1:
+        assert tiles <= MOST_TILES
+        partial = torch.empty(tiles * config.split * block_m * config.n, dtype=torch.float32, device=x_MK.device)
+        counts = split_counters(x_MK.device)
+    before_stride = 0 if fusion.before is None else fusion.before.stride(0)
+    lines = triton.next_power_of_2(max(1, min(steps * config.k, 1024) // 64))
+    skinny_kernel[(tiles, config.split)](
+        x_MK, fusion.before, fusion.gain, weight, fusion.bias, fusion.after, out, total, partial, counts,
+        m, n, k, x_MK.stride(0), before_stride, steps, config.split, fusion.eps, fusion.offset,
+        BLOCK_M=block_m, TILE=config.n, BLOCK_K=config.k, SPLIT=config.split > 1, EVEN_K=k % config.k == 0,
+        GATED=fusion.gated, NORM=fusion.gain is not None, ADD_IN=fusion.before is not None,
+        ADD_OUT=fusion.after is not None, BIAS=fusion.bias is not None, PREFETCH=lines if m <= 64 else 0,
+        PDL=pdl, STAGES=config.stages, num_warps=config.warps, launch_pdl=pdl,
+    )  # fmt: skip
+    return out, total
+
+
+def normed_first(x: Tensor, fusion: Fusion, pdl: bool) -> tuple[Tensor, Tensor, Fusion]:
+    """(normed x, x + before, what is left to fuse): the norm as a launch of its own."""
+    if fusion.gain is None:
+        assert fusion.before is None, "a residual before the product comes with its norm"
+        return x, x, fusion
+    normed, total = normalize(x, fusion.before, fusion.gain, fusion.eps, fusion.offset, pdl)
+    return normed, total, replace(fusion, gain=None, before=None)
+
+
+def library(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype | None, pdl: bool) -> Tensor:
+    """The same product by cuBLAS, what surrounds it by launches of its own."""
+    out = F.linear(x, weight, fusion.bias)
+    if fusion.gated:
+        out = gated(out, "silu", pdl)
+    if fusion.after is not None:
+        out = out.add_(fusion.after)
+    return out if out_dtype is None else out.to(out_dtype)
+
+
+def product(
+    x_MK: Tensor, weight: Tensor, fusion: Fusion = PLAIN, out_dtype: torch.dtype | None = None,
+    deterministic: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(out [M, N], x + before [M, K]) by whichever kernel the tables name for this device and shape."""
+    x = rows_of(x_MK)
+    cap, pdl = configs.capability(x.device), configs.pdl(x.device)
+    tokens, n, k = x.shape[0], fusion.outputs(weight), weight.shape[1]
+    if deterministic:
+        x, total, fusion = normed_first(x, fusion, pdl)
+        block_m, tile = configs.INVARIANT_NARROW if tokens <= 64 else configs.INVARIANT_WIDE
+        return skinny(x, weight, tile, fusion, out_dtype, pdl, block_m)[0], total
+    if tokens == 1:
+        return gemv(x, weight, configs.gemv(cap, n, k, fusion.gated), fusion, out_dtype, pdl)
+    config = configs.skinny(cap, tokens, n, k, fusion.gated)
+    if config is not None and config.split == 1 and tokens <= configs.FUSED_NORM_TOKENS.get(cap, 0):
+        return skinny(x, weight, config, fusion, out_dtype, pdl)
+    x, total, fusion = normed_first(x, fusion, pdl)
+    if config is None:
+        return library(x, weight, fusion, out_dtype, pdl), total
+    return skinny(x, weight, config, fusion, out_dtype, pdl)[0], total

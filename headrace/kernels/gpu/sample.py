@@ -1,0 +1,333 @@
+"""Drawing tokens in Triton: a row is cut into parts so that one row uses the whole GPU, and nothing is sorted.
+
+Rows without top_k and top_p take two kernels (score every part, pick the best part), min_p one more for the largest
+logit. Rows with top_k or top_p: the r-th largest of the maxima of small blocks is a bound that at least r tokens
+reach, so a few hundred candidates that reach it are collected, and one program per row finds the exact sets among
+them, bit by bit. Where they do not suffice (a flat row, a large top_k) that program falls back on the whole row: it
+takes the winner of all tokens and accepts it if its rank and the mass above it allow, else looks only above it. That
+is rejection sampling as in FlashInfer (Ye et al. 2025), but with noise that is fixed per token its winner is exactly
+the winner of the smaller set. All of it is enqueued without asking the device anything, so it fits a CUDA graph.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import libdevice
+
+from headrace.kernels import sample
+from headrace.kernels.launch import power_of_two
+
+NEAR = tl.constexpr(sample.NEAR)
+MASS = tl.constexpr(sample.MASS)
+UNIT = tl.constexpr(sample.UNIT)
+MIX_A = tl.constexpr(sample.MIX_A)
+MIX_B = tl.constexpr(sample.MIX_B % 2**32)
+SEED_A = tl.constexpr(sample.SEED_A % 2**32)
+SEED_B = tl.constexpr(sample.SEED_B)
+FAR = tl.constexpr(32.0)
+"""A token this far below the likeliest never wins: the noise spans less than 26."""
+KEY_BITS = tl.constexpr(31)
+
+
+@triton.jit
+def mix(x):
+    """sample._mix for uint32."""
+    x = x ^ (x >> 16)
+    x = x * MIX_A
+    x = x ^ (x >> 15)
+    x = x * MIX_B
+    return x ^ (x >> 15)
+
+
+COMPILED = isinstance(mix, triton.JITFunction)
+"""Whether kernels are compiled; Triton's interpreter knows no libdevice."""
+
+
+@triton.jit
+def row_keys(seed, position):
+    """sample.row_keys of one row."""
+    low = (seed & 0xFFFFFFFF).to(tl.uint32)
+    high = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    at = (position & 0xFFFFFFFF).to(tl.uint32)
+    return mix(mix(mix(low + SEED_A) ^ high) + at), mix(mix(mix(high + SEED_B) ^ low) ^ at)
+
+
+@triton.jit
+def gumbel(ids, first, second, LIBM: tl.constexpr):
+    """sample.gumbel for token ids int32."""
+    x = ids.to(tl.uint32) + first
+    x = x ^ (x >> 16)
+    x = x * MIX_A
+    x = x ^ second
+    x = x ^ (x >> 15)
+    x = x * MIX_B
+    x = x ^ (x >> 15)
+    uniform = ((x & 0x7FFFFFFF).to(tl.float32) + 0.5) * UNIT
+    if LIBM:
+        noise = -libdevice.log(-libdevice.log1p(-uniform))
+    else:
+        noise = -tl.log(-tl.log(1.0 - uniform.to(tl.float64)).to(tl.float32))
+    return noise
+
+
+@triton.jit
+def distance(peak, z):
+    """How far z lies below the row's peak, as an integer in the same order; the largest one for NaN."""
+    d = peak - z
+    d = tl.where(d < NEAR, 0.0, d)
+    return tl.where(d == d, d.to(tl.int32, bitcast=True), 0x7FFFFFFF)
+
+
+@triton.jit
+def mass(key, LIBM: tl.constexpr):
+    """sample._mass, of a distance given as an integer."""
+    d = key.to(tl.float32, bitcast=True)
+    weight = libdevice.exp(-d) if LIBM else tl.exp(-d)
+    return tl.where(key < 0x7F800000, weight * MASS, 0.0).to(tl.int64)
+
+
+@triton.jit
+def least_key(keys, weights, target):
+    """The smallest key t such that the weights of keys <= t sum to target or more; the largest if none do."""
+    t, bit = 0, 0x40000000
+    for _ in range(KEY_BITS):
+        tried = t | bit
+        bit = bit >> 1
+        below = tl.sum(tl.where(keys < tried, weights, 0), 0)
+        t = tl.where(below < target, tried, t)
+    return t
+
+
+@triton.jit
+def first_of_best(score, ids):
+    """(highest score, lowest id that has it)."""
+    best = tl.max(score, 0)
+    return best, tl.min(tl.where(score == best, ids, 0x7FFFFFFF), 0)
+
+
+@triton.jit
+def peaks_kernel(
+    logits_ptr, stride, peaks_ptr, count_ptr, total_ptr, V, blocks,
+    BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Largest logit of each block of BLOCK tokens, [S, blocks]; and the row's candidate list starts empty."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    block = part * BLOCKS + tl.arange(0, BLOCKS)
+    ids = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    x = tl.load(logits_ptr + row * stride + ids, mask=ids < V, other=-float("inf"))
+    tl.store(peaks_ptr + row * blocks + block, tl.max(x, 1), mask=block < blocks)
+    if part == 0:
+        tl.store(count_ptr + row, 0)
+        tl.store(total_ptr + row, tl.zeros([], tl.int64))
+
+
+@triton.jit
+def collect(
+    z, ids, live, peak, maxima, reach, k, row, count_ptr, total_ptr, candidates_ptr,
+    RANK: tl.constexpr, CAP: tl.constexpr, LIBM: tl.constexpr,
+):  # fmt: skip
+    """Append this part's candidates to the row's list, and its mass to the row's total."""
+    keys = distance(peak, z)
+    limit = tl.minimum(reach, FAR).to(tl.int32, bitcast=True)
+    allowed = live & (keys <= limit)
+    rank = tl.where(k > 0, tl.minimum(k, RANK), RANK)
+    bound = least_key(distance(peak, maxima), tl.full(maxima.shape, 1, tl.int32), rank)
+    taken = allowed & (keys <= bound)
+    at = tl.atomic_add(count_ptr + row + tl.zeros(ids.shape, tl.int32), 1, mask=taken)
+    tl.store(candidates_ptr + row * CAP + at, ids, mask=taken & (at < CAP))
+    tl.atomic_add(total_ptr + row, tl.sum(tl.where(allowed, mass(keys, LIBM), 0), 0))
+
+
+@triton.jit
+def score_kernel(
+    logits_ptr, stride, scale_ptr, reach_ptr, top_k_ptr, top_p_ptr, seeds_ptr, positions_ptr,
+    peaks_ptr, count_ptr, total_ptr, candidates_ptr, best_ptr, at_ptr, V, blocks, parts,
+    GREEDY: tl.constexpr, PEAKED: tl.constexpr, CUTS: tl.constexpr, BLOCKS: tl.constexpr,
+    RANK: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr, LIBM: tl.constexpr,
+):  # fmt: skip
+    """One part of one row: its best token, or what it adds to the row's candidates."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    ids = part * TILE + tl.arange(0, TILE)
+    live = ids < V
+    score = tl.load(logits_ptr + row * stride + ids, mask=live, other=-float("inf"))
+    cut = False
+    if not GREEDY:
+        scale = tl.load(scale_ptr + row)
+        if scale > 0:
+            score = score * scale
+            if PEAKED:
+                n = tl.arange(0, BLOCKS)
+                maxima = tl.load(peaks_ptr + row * blocks + n, mask=n < blocks, other=-float("inf")) * scale
+                peak = tl.max(maxima, 0)
+                reach = tl.load(reach_ptr + row)
+                if CUTS:
+                    k = tl.load(top_k_ptr + row)
+                    cut = (k > 0) | (tl.load(top_p_ptr + row) < 1)
+                    if cut:
+                        collect(score, ids, live, peak, maxima, reach, k, row, count_ptr, total_ptr,
+                                candidates_ptr, RANK, CAP, LIBM)  # fmt: skip
+                near = distance(peak, score) <= reach.to(tl.int32, bitcast=True)
+                score = tl.where(near, score, -float("inf"))
+            if not cut:
+                first, second = row_keys(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
+                score += gumbel(ids, first, second, LIBM)
+    best, at = first_of_best(score, ids)
+    tl.store(best_ptr + row * parts + part, best)
+    tl.store(at_ptr + row * parts + part, at)
+
+
+@triton.jit
+def kth_key(row_ptr, V, peak, scale, limit, k, TILE: tl.constexpr):
+    """The k-th smallest distance of a whole row, or `limit` where fewer lie within it."""
+    t, bit = 0, 0x40000000
+    for _ in range(KEY_BITS):
+        tried = t | bit
+        bit = bit >> 1
+        found = tl.zeros([TILE], tl.int32)
+        for start in range(0, V, TILE):
+            ids = start + tl.arange(0, TILE)
+            x = tl.load(row_ptr + ids, mask=ids < V, other=-float("inf"))
+            found += (distance(peak, x * scale) < tried).to(tl.int32)
+        t = tl.where(tl.sum(found, 0) < k, tried, t)
+    return tl.minimum(t, limit)
+
+
+@triton.jit
+def mass_of_row(row_ptr, V, peak, scale, limit, TILE: tl.constexpr, LIBM: tl.constexpr):
+    """The mass of all tokens of a row with a distance up to `limit`."""
+    total = tl.zeros([TILE], tl.int64)
+    for start in range(0, V, TILE):
+        ids = start + tl.arange(0, TILE)
+        keys = distance(peak, tl.load(row_ptr + ids, mask=ids < V, other=-float("inf")) * scale)
+        total += tl.where(keys <= limit, mass(keys, LIBM), 0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def winner_of_row(row_ptr, V, peak, scale, limit, first, second, TILE: tl.constexpr, LIBM: tl.constexpr):
+    """(best token of all within `limit`, its distance); the distance is past the limit if there is none."""
+    best = tl.full([TILE], -float("inf"), tl.float32)
+    at = tl.zeros([TILE], tl.int32)
+    for start in range(0, V, TILE):
+        ids = start + tl.arange(0, TILE)
+        z = tl.load(row_ptr + ids, mask=ids < V, other=-float("inf")) * scale
+        score = tl.where(distance(peak, z) <= limit, z + gumbel(ids, first, second, LIBM), -float("inf"))
+        at = tl.where(score > best, ids, at)
+        best = tl.maximum(best, score)
+    _, token = first_of_best(best, at)
+    return token, distance(peak, tl.load(row_ptr + token) * scale)
+
+
+@triton.jit
+def draw_from_row(
+    row_ptr, V, peak, scale, limit, k, p, first, second, TILE: tl.constexpr, LIBM: tl.constexpr
+):
+    """One row without candidates, by rejection: every pass but the first looks only above the last winner."""
+    if k > 0:
+        limit = kth_key(row_ptr, V, peak, scale, limit, k, TILE)
+    target = p.to(tl.float64) * mass_of_row(row_ptr, V, peak, scale, limit, TILE, LIBM).to(tl.float64)
+    token, key = winner_of_row(row_ptr, V, peak, scale, limit, first, second, TILE, LIBM)
+    above = mass_of_row(row_ptr, V, peak, scale, key - 1, TILE, LIBM).to(tl.float64)
+    while (p < 1) & (above >= target) & (key > 0):
+        limit = key - 1
+        token, key = winner_of_row(row_ptr, V, peak, scale, limit, first, second, TILE, LIBM)
+        above = mass_of_row(row_ptr, V, peak, scale, key - 1, TILE, LIBM).to(tl.float64)
+    return token
+
+
+@triton.jit
+def choose_kernel(
+    logits_ptr, stride, scale_ptr, reach_ptr, top_k_ptr, top_p_ptr, seeds_ptr, positions_ptr,
+    peaks_ptr, count_ptr, total_ptr, candidates_ptr, best_ptr, at_ptr, tokens_ptr, V, blocks, parts,
+    CUTS: tl.constexpr, BLOCKS: tl.constexpr, PARTS: tl.constexpr,
+    RANK: tl.constexpr, CAP: tl.constexpr, TILE: tl.constexpr, LIBM: tl.constexpr,
+):  # fmt: skip
+    """One row: the best of its parts, or the winner among its candidates."""
+    row = tl.program_id(0).to(tl.int64)
+    cut = False
+    if CUTS:
+        scale = tl.load(scale_ptr + row)
+        k, p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
+        cut = (scale > 0) & ((k > 0) | (p < 1))
+        if cut:
+            n = tl.arange(0, BLOCKS)
+            maxima = tl.load(peaks_ptr + row * blocks + n, mask=n < blocks, other=-float("inf")) * scale
+            peak = tl.max(maxima, 0)
+            limit = tl.minimum(tl.load(reach_ptr + row), FAR).to(tl.int32, bitcast=True)
+            first, second = row_keys(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
+            count = tl.load(count_ptr + row)
+            c = tl.arange(0, CAP)
+            held = c < count
+            ids = tl.load(candidates_ptr + row * CAP + c, mask=held, other=0)
+            z = tl.load(logits_ptr + row * stride + ids, mask=held, other=-float("inf")) * scale
+            keys = distance(peak, z)
+            total = tl.load(total_ptr + row)
+            enough = (count <= CAP) & (k <= RANK)
+            near = limit
+            if k > 0:
+                near = tl.minimum(limit, least_key(keys, held.to(tl.int32), k))
+                total = tl.sum(tl.where(held & (keys <= near), mass(keys, LIBM), 0), 0)
+            if p < 1:
+                weights = tl.where(held & (keys <= near), mass(keys, LIBM), 0)
+                target = p.to(tl.float64) * total.to(tl.float64)
+                enough = enough & (tl.sum(weights, 0).to(tl.float64) >= target)
+                near = tl.minimum(near, least_key(keys, weights, target))
+            if (count == 0) | enough:
+                score = tl.where(
+                    held & (keys <= near), z + gumbel(ids, first, second, LIBM), -float("inf")
+                )
+                _, token = first_of_best(score, ids)
+            else:
+                token = draw_from_row(
+                    logits_ptr + row * stride, V, peak, scale, limit, k, p, first, second, TILE, LIBM
+                )
+            tl.store(tokens_ptr + row, tl.minimum(token, V - 1).to(tl.int64))
+    if not cut:
+        n = tl.arange(0, PARTS)
+        best = tl.load(best_ptr + row * parts + n, mask=n < parts, other=-float("inf"))
+        at = tl.load(at_ptr + row * parts + n, mask=n < parts, other=0x7FFFFFFF)
+        _, token = first_of_best(best, at)
+        tl.store(tokens_ptr + row, tl.minimum(token, V - 1).to(tl.int64))
+
+
+def block_for(vocab: int) -> int:
+    """Tokens per block: about 300 blocks of at most 512, whatever the vocabulary."""
+    return max(16, min(512, power_of_two(vocab // 256 + 1) // 2))
+
+
+def draw(logits_SV: Tensor, settings: sample.Settings, plan: sample.Plan, cap: int = 1024) -> Tensor:
+    """sample.draw on a GPU: int64 [S]. `cap`: candidates a row may have before its whole row is searched."""
+    rows, vocab = logits_SV.shape
+    logits_SV = logits_SV if logits_SV.stride(1) == 1 else logits_SV.contiguous()
+    device, stride = logits_SV.device, logits_SV.stride(0)
+    block = block_for(vocab)
+    tile = min(1024 if rows * vocab <= 1 << 19 else 4096, max(16, power_of_two(vocab)))
+    blocks, parts = triton.cdiv(vocab, block), triton.cdiv(vocab, tile)
+    peaked = plan.cuts or plan.floors
+    peaks = torch.empty(rows, blocks if peaked else 1, device=device)
+    best = torch.empty(rows, parts, device=device)
+    at = torch.empty(rows, parts, dtype=torch.int32, device=device)
+    count = torch.empty(rows, dtype=torch.int32, device=device)
+    total = torch.empty(rows, dtype=torch.int64, device=device)
+    candidates = torch.empty(rows, cap if plan.cuts else 1, dtype=torch.int32, device=device)
+    tokens = torch.empty(rows, dtype=torch.int64, device=device)
+    if rows == 0:
+        return tokens
+    shared = {"BLOCKS": power_of_two(blocks), "RANK": max(1, blocks * 3 // 4), "CAP": cap, "TILE": tile, "LIBM": COMPILED}
+    # A multiply and an add fused into one rounding would differ from the definition.
+    exact = {"enable_fp_fusion": False} if COMPILED else {}
+    if peaked:
+        each = max(1, 2048 // block)
+        peaks_kernel[(rows, triton.cdiv(blocks, each))](
+            logits_SV, stride, peaks, count, total, vocab, blocks, BLOCKS=each, BLOCK=block, num_warps=4
+        )
+    score_kernel[(rows, parts)](
+        logits_SV, stride, *settings, peaks, count, total, candidates, best, at, vocab, blocks, parts,
+        GREEDY=plan.greedy, PEAKED=peaked, CUTS=plan.cuts, num_warps=4, **shared, **exact,
+    )  # fmt: skip
+    choose_kernel[(rows,)](
+        logits_SV, stride, *settings, peaks, count, total, candidates, best, at, tokens, vocab, blocks, parts,
+        CUTS=plan.cuts, PARTS=power_of_two(parts), num_warps=8 if plan.cuts else 4, **shared, **exact,
+    )  # fmt: skip
+    return tokens

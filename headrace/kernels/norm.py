@@ -1,0 +1,38 @@
+"""Root-mean-square normalization, alone and with the residual add before it (Zhang & Sennrich 2019, eq. 4)."""
+
+import torch
+from torch import Tensor
+
+from headrace.kernels import configs
+from headrace.kernels.launch import on_gpu
+
+
+def rms_norm_ref(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """The definition of rms_norm."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * (weight.float() + offset)).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """Normalize the last dimension: x / rms(x) * (weight + offset), computed in float32, in x's dtype.
+
+    x [..., N], weight [N]. `offset` is 1.0 for checkpoints that store weight - 1 (Gemma).
+    """
+    if on_gpu(x, weight):
+        from headrace.kernels.gpu.norm import normalize
+
+        return normalize(x, None, weight, eps, offset, configs.pdl(x.device))[0]
+    return rms_norm_ref(x, weight, eps, offset)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual): one pass over memory on a GPU; neither input is changed."""
+    if on_gpu(x, residual, weight) and x.dtype == residual.dtype:
+        from headrace.kernels.gpu.norm import normalize
+
+        return normalize(x, residual, weight, eps, offset, configs.pdl(x.device))
+    total = x + residual
+    return rms_norm(total, weight, eps, offset), total

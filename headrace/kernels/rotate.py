@@ -1,0 +1,81 @@
+"""What happens to q, k and v before attention: optional QK-norm, rotary embedding, store into the paged cache.
+
+T tokens, H query heads, K kv heads, D head size, P positions in the table, R rotary size (R <= D).
+Rotary embedding: Su et al. 2021, eq. 34, in the half-rotated order of Hugging Face checkpoints.
+"""
+
+import torch
+from torch import Tensor
+
+from headrace.kernels import configs
+from headrace.kernels.launch import on_gpu
+from headrace.kernels.norm import rms_norm
+
+
+def apply_rope(x_THD: Tensor, positions_T: Tensor, table_PR: Tensor) -> Tensor:
+    """Rotate the first R of D components; table holds cos (R/2) then sin (R/2) per position, float32."""
+    half = table_PR.shape[1] // 2
+    cos, sin = table_PR[positions_T].unsqueeze(1).split(half, dim=-1)
+    wide = x_THD.float()
+    a, b, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).to(x_THD.dtype)
+
+
+def rotate(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    positions_T: Tensor,
+    table_PR: Tensor | None,
+    q_weight_D: Tensor | None = None,
+    k_weight_D: Tensor | None = None,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """QK-norm where weights are given, then RoPE where a table is given."""
+    if q_weight_D is not None and k_weight_D is not None:
+        q_THD = rms_norm(q_THD, q_weight_D, eps, offset)
+        k_TKD = rms_norm(k_TKD, k_weight_D, eps, offset)
+    if table_PR is not None:
+        q_THD = apply_rope(q_THD, positions_T, table_PR)
+        k_TKD = apply_rope(k_TKD, positions_T, table_PR)
+    return q_THD, k_TKD
+
+
+def store_kv(k_TKD: Tensor, v_TKD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
+    """Write each token's k and v into its slot = block * block_size + offset of [blocks, block_size, K, D]."""
+    k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, slots_T, k_TKD.to(k_cache.dtype))
+    v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slots_T, v_TKD.to(v_cache.dtype))
+
+
+def rotate_store_ref(  # noqa: PLR0913 - everything between projection and attention
+    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_T: Tensor, table_PR: Tensor | None,
+    q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float, offset: float,
+    k_cache: Tensor, v_cache: Tensor, slots_T: Tensor,
+) -> Tensor:  # fmt: skip
+    """The definition of rotate_store: rotate, then store_kv."""
+    q, k = rotate(q_THD, k_TKD, positions_T, table_PR, q_weight_D, k_weight_D, eps, offset)
+    store_kv(k, v_TKD, k_cache, v_cache, slots_T)
+    return q
+
+
+def rotate_store(  # noqa: PLR0913 - everything between projection and attention
+    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_T: Tensor, table_PR: Tensor | None,
+    q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float, offset: float,
+    k_cache: Tensor, v_cache: Tensor, slots_T: Tensor,
+) -> Tensor:  # fmt: skip
+    """Optional QK-norm and RoPE of q and k, then k and v into their slots; returns q, [T, H, D] contiguous on a GPU.
+
+    q, k, v may be strided views of one fused projection with a unit last stride. Rows that are padding should
+    point their slot into block 0.
+    """
+    strided = all(t.stride(-1) == 1 for t in (q_THD, k_TKD, v_TKD, k_cache, v_cache))
+    if strided and on_gpu(q_THD, k_TKD, v_TKD, q_weight_D, k_weight_D):
+        from headrace.kernels.gpu import rotate as gpu
+
+        return gpu.rotate_store(
+            q_THD, k_TKD, v_TKD, positions_T, table_PR, q_weight_D, k_weight_D, eps, offset,
+            k_cache, v_cache, slots_T, configs.pdl(q_THD.device),
+        )  # fmt: skip
+    return rotate_store_ref(
+        q_THD, k_TKD, v_TKD, positions_T, table_PR, q_weight_D, k_weight_D, eps, offset, k_cache, v_cache, slots_T
+    )

@@ -1,0 +1,55 @@
+"""Self-attention as a layer: projections, and what a step must know to run it."""
+
+from torch import Tensor, nn
+
+from headrace.kernels.rotate import rotate
+from headrace.nn.linear import Linear
+from headrace.nn.norm import RMSNorm
+from headrace.nn.rope import Rope
+from headrace.nn.shape import Shape
+from headrace.nn.step import Step
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023).
+
+    heads, kv_heads, head_dim   H, K, D
+    scale, softcap, window      of the scores; softcap and window None where there is none
+    q_norm, k_norm, rope        applied to q and k by the step; None where there is none
+    index                       number of the layer
+    group, cache_index          set by the engine: which block table, and which pair of cache tensors
+    """
+
+    def __init__(self, shape: Shape, index: int, window: int | None, rope: Rope | None):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
+        self.scale = shape.scale
+        self.softcap = shape.softcap
+        self.window = window
+        self.index = index
+        self.group = 0
+        self.cache_index = index
+        sizes = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
+        self.qkv_proj = Linear(
+            shape.hidden, sizes, shape.qkv_bias, fused=("q_proj", "k_proj", "v_proj"), split="out"
+        )
+        self.o_proj = Linear(sizes[0], shape.hidden, shape.out_bias, split="in")
+        self.q_norm = RMSNorm(self.head_dim, shape.eps, shape.norm_offset) if shape.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, shape.eps, shape.norm_offset) if shape.qk_norm else None
+        self.rope = rope
+
+    def forward(self, x_TE: Tensor, step: Step) -> Tensor:
+        """[T, hidden] to [T, hidden]."""
+        q, k, v = self.qkv_proj(x_TE).split(self.qkv_proj.outputs, dim=-1)
+        q_THD = q.unflatten(-1, (self.heads, self.head_dim))
+        k_TKD = k.unflatten(-1, (self.kv_heads, self.head_dim))
+        v_TKD = v.unflatten(-1, (self.kv_heads, self.head_dim))
+        return self.o_proj(step.attend(self, q_THD, k_TKD, v_TKD).flatten(1))
+
+    def rotate(self, q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """QK-norm and RoPE as this layer has them: for steps that do not fuse them with the KV store."""
+        table = None if self.rope is None else self.rope.table
+        if self.q_norm is None or self.k_norm is None:
+            return rotate(q_THD, k_TKD, positions_T, table)
+        weights = self.q_norm.weight, self.k_norm.weight
+        return rotate(q_THD, k_TKD, positions_T, table, *weights, self.q_norm.eps, self.q_norm.offset)

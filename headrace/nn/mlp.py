@@ -1,0 +1,32 @@
+"""The gated feed-forward block: down(act(gate(x)) * up(x)) (Shazeer 2020)."""
+
+from torch import Tensor, nn
+
+from headrace.base.errors import BadCheckpoint
+from headrace.kernels.activation import gelu_mul, silu_mul
+from headrace.nn.linear import Linear
+
+ACTIVATIONS = {"silu": silu_mul, "swish": silu_mul, "gelu_pytorch_tanh": gelu_mul, "gelu_tanh": gelu_mul}
+
+
+class MLP(nn.Module):
+    """hidden -> 2 x intermediate, gated -> hidden. `act` is the checkpoint's hidden_act.
+
+    Raises BadCheckpoint for an activation that is not known.
+    """
+
+    def __init__(self, hidden: int, intermediate: int, act: str, bias: bool = False):
+        super().__init__()
+        if act not in ACTIVATIONS:
+            raise BadCheckpoint(
+                f"config.json: hidden_act is {act!r}; expected one of {', '.join(ACTIVATIONS)}",
+                param="hidden_act",
+            )
+        self.act = act
+        both = (intermediate, intermediate)
+        self.gate_up_proj = Linear(hidden, both, bias, fused=("gate_proj", "up_proj"), split="out")
+        self.down_proj = Linear(intermediate, hidden, bias, split="in")
+
+    def forward(self, x_TE: Tensor) -> Tensor:
+        """[T, hidden] to [T, hidden]."""
+        return self.down_proj(ACTIVATIONS[self.act](self.gate_up_proj(x_TE)))

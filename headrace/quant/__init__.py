@@ -1,0 +1,1 @@
+"""One file per scheme: how a weight is packed, unpacked and multiplied."""

@@ -1,0 +1,37 @@
+"""Fixtures every folder may use, and what a test run may take of the machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: workers share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none; torch is imported only if somebody asks."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if wanting:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in wanting:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The default model's .gguf file, downloaded at most once. Tests that ask for it carry the mark `model`.
+
+    Skips where the model cannot be had, but fails in CI, where it must be.
+    """
+    from headrace.base.errors import Unreachable
+    from headrace.checkpoint import hub
+
+    try:
+        return hub.find("smollm2-135m")
+    except Unreachable as gone:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(f"the default model cannot be had: {gone.message}")

@@ -1,0 +1,101 @@
+"""The docs are true: what they point to is there, and what is there they name."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+README = (ROOT / "README.md").read_text()
+WALK = (ROOT / "docs/walkthrough.md").read_text()
+POINTERS = sorted(
+    {
+        found
+        for page in PAGES
+        for found in re.findall(r"`(?:headrace/)?([\w/]+\.py)(?:::([\w.]+))?`", page.read_text())
+        if "NAME" not in found[0]
+    }
+)
+TWO_COMMANDS = (
+    'pip install . && headrace run "Explain in two sentences what a headrace is."',
+    "pip install -e '.[dev]' && pytest",
+)
+
+
+def defined(path: Path) -> Iterator[str]:
+    """Names a file defines at its top, and `Class.name` for what its classes define."""
+
+    def names(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
+        for node in body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield node.name, node
+            elif isinstance(node, ast.Assign):
+                yield from ((t.id, node) for t in node.targets if isinstance(t, ast.Name))
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                yield node.target.id, node
+
+    for name, node in names(ast.parse(path.read_text()).body):
+        yield name
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{name}.{inner}" for inner, _ in names(node.body))
+
+
+@pytest.mark.parametrize(("file", "name"), POINTERS, ids=lambda part: part or "-")
+def test_what_a_page_points_to_is_there(file: str, name: str):
+    found = [path for path in (ROOT / file, ROOT / "headrace" / file) if path.exists()]
+    assert found, f"no such file: {file}"
+    assert not name or name in set(defined(found[0]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_the_walk_has_eight_hops_in_order():
+    hops = re.findall(r"^## (\d)\. `([\w/]+\.py)::", WALK, re.MULTILINE)
+    assert [number for number, _ in hops] == list("12345678")
+    assert len({file for _, file in hops}) == 8
+
+
+@pytest.mark.parametrize("command", TWO_COMMANDS)
+def test_the_two_commands_are_in_the_readme_as_they_are(command: str):
+    assert f"\n    {command}\n" in README
+
+
+def test_the_readme_is_one_page():
+    assert len(README.splitlines()) <= 80
+
+
+def commands() -> list[str]:
+    from headrace.cli.main import app
+
+    return sorted(name for name in app if not name.startswith("-"))
+
+
+def test_every_command_is_in_the_readme_and_in_the_docs():
+    page = (ROOT / "docs/commands.md").read_text()
+    assert commands()
+    for command in commands():
+        assert f"headrace {command}" in README
+        assert f"headrace {command}" in page
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]):
+    from headrace.cli.main import app
+
+    for command in commands():
+        app([command, "--help"], exit_on_error=False, result_action="return_value")
+        assert f"headrace {command}" in capsys.readouterr().out
+
+
+@pytest.mark.model
+def test_the_readme_example_runs(default_model: Path, capsys: pytest.CaptureFixture[str]):
+    assert default_model.exists()
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.split()) > 20

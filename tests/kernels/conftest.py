@@ -1,0 +1,22 @@
+"""Kernels run on the GPU where there is one, and in Triton's interpreter where there is none."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before any test imports one
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same numbers each time: bounds on rounding errors hold for draws, not for all that could be drawn."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels can run here."""
+    pytest.importorskip("triton")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,20 @@
+"""Token embedding."""
+
+import torch
+
+from headrace.nn.embed import Embedding
+
+
+def test_rows_by_id_scaled():
+    for scale in (1.0, 3.5):
+        layer = Embedding(6, 4, scale)
+        layer.weight.data.normal_()
+        ids = torch.tensor([5, 0, 5])
+        torch.testing.assert_close(layer(ids), layer.weight[ids] * scale)
+
+
+def test_the_scale_is_rounded_before_it_multiplies():
+    layer = Embedding(1, 1, 55.4256).to(torch.bfloat16)
+    layer.weight.data.fill_(1.0)
+    assert layer(torch.tensor([0])).item() == 55.5  # bfloat16 has no number between 55.25 and 55.5
+    assert "(1, 1), scale=55.4256" in repr(layer)

@@ -1,0 +1,89 @@
+"""Stop strings: what is found and shown must not depend on how the text was cut."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from headrace.base.errors import Refused
+from headrace.text.stop import StopStrings
+
+letters = st.text("ab ", max_size=30)
+stop_lists = st.lists(st.text("ab ", min_size=1, max_size=5), max_size=4)
+
+
+def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
+    """Grow the text by one character; stop as soon as it ends with a stop string, the longest of them."""
+    for end in range(len(text) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if text[:end].endswith(stop):
+                return text[:end] if include else text[: end - len(stop)], stop
+    return text, None
+
+
+def cut(text: str, at: list[int]) -> list[str]:
+    edges = sorted({0, len(text), *(n for n in at if n < len(text))})
+    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+@given(letters, stop_lists, st.lists(st.integers(0, 29)), st.booleans())
+def test_any_cut_gives_what_the_definition_gives(text: str, stops: list[str], at: list[int], include: bool) -> None:
+    watch = StopStrings(stops, include)
+    shown, found = "", None
+    for piece in cut(text, at):
+        more, found = watch.push(piece)
+        shown += more
+        if found:
+            break
+    assert (shown + watch.flush(), found) == naive(text, stops, include)
+
+
+@given(letters, stop_lists)
+def test_nothing_is_shown_that_could_belong_to_a_stop_and_nothing_else_is_held(text: str, stops: list[str]) -> None:
+    watch = StopStrings(stops)
+    seen = shown = ""
+    for character in text:
+        more, found = watch.push(character)
+        seen, shown = seen + character, shown + more
+        if found:
+            return
+        held = seen[len(shown) :]
+        tails = [seen[n:] for n in range(len(seen)) if any(stop.startswith(seen[n:]) for stop in stops)]
+        assert held == max(tails, key=len, default="")
+
+
+def test_a_stop_string_may_span_pieces() -> None:
+    watch = StopStrings(["\n\nUser:"])
+    assert watch.push("Hello\n") == ("Hello", None)
+    assert watch.push("\nUs") == ("", None)
+    assert watch.push("er: hi") == ("", "\n\nUser:")
+    assert watch.matched == "\n\nUser:"
+    assert watch.push("more") == ("", "\n\nUser:")
+    assert watch.flush() == ""
+
+
+def test_what_was_held_comes_out_when_it_was_no_stop() -> None:
+    watch = StopStrings(["END"])
+    assert watch.push("the EN") == ("the ", None)
+    assert watch.push("d") == ("ENd", None)
+    assert watch.push("E") == ("", None)
+    assert watch.flush() == "E"
+    assert watch.flush() == ""
+
+
+def test_include_keeps_the_stop_string_and_nothing_after() -> None:
+    assert StopStrings(["b"], include=True).push("abc") == ("ab", "b")
+    assert StopStrings(["b"], include=False).push("abc") == ("a", "b")
+
+
+def test_text_that_is_not_watched_takes_no_part() -> None:
+    watch = StopStrings(["ab"])
+    assert watch.push("xaba", watch=False) == ("xaba", None)
+    assert watch.push("b") == ("b", None)
+    assert watch.push("ab") == ("", "ab")
+
+
+@pytest.mark.parametrize("bad", ["", 3, None])
+def test_a_stop_must_be_a_string_with_something_in_it(bad: object) -> None:
+    with pytest.raises(Refused, match="stop strings must be") as caught:
+        StopStrings([bad])  # type: ignore[list-item]
+    assert caught.value.param == "stop"
