@@ -5,15 +5,20 @@ the host: it can be captured in a CUDA graph and replayed with other lengths. A 
 """
 
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.attention import torch as plain
 from headrace.attention.backend import Batch, Layer
 from headrace.kernels import configs
+from headrace.kernels.launch import TENSOR_CORE_TYPES
 from headrace.kernels.paged import Pages, Scores
 from headrace.kernels.paged_prefill import prefill_work
+
+MOST_GROUP = 32
 
 
 def fits(device: torch.device, head_dim: int) -> str | None:
@@ -30,7 +35,8 @@ def fits(device: torch.device, head_dim: int) -> str | None:
 
 
 class Backend:
-    """See backend.Backend. Needs blocks of 16 keys or multiples of it.
+    """See backend.Backend. Left to the reference: 32-bit models, blocks of other than a multiple of 16 keys, and
+    more than MOST_GROUP query heads per kv head.
 
     With `fixed` a row's result does not depend on the other rows of a step: work is cut by each row's own length.
     Run the largest step once before capturing graphs: the workspace grows by then and not later.
@@ -41,8 +47,9 @@ class Backend:
         from headrace.kernels.gpu.paged_prefill import prefill
 
         self.fixed = fixed
+        self._plain = plain.Backend()
         self._decode, self._prefill, self._new_workspace = decode, prefill, Workspace
-        self._workspaces: dict[torch.device, Workspace] = {}
+        self._workspaces: dict[torch.device, Any] = {}
         self._work: dict[int, Tensor] = {}
         self._decodes = self._prefills = False
 
@@ -52,9 +59,13 @@ class Backend:
         self._prefills = bool((queries > 1).any())
         self._decodes = bool((queries == 1).any()) or not self._prefills
         self._work.clear()
+        self._plain.plan(batch)
 
     def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""
+        group = layer.heads // layer.kv_heads
+        if q_THD.dtype not in TENSOR_CORE_TYPES or k_cache.shape[1] % 16 or group > MOST_GROUP:
+            return self._plain.run(layer, q_THD, batch, k_cache, v_cache)
         device, rows = q_THD.device, batch.rows
         cap = configs.capability(device)
         out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=device)
@@ -65,13 +76,15 @@ class Backend:
         if self._decodes:
             config = configs.paged_decode(cap, layer.head_dim)
             programs = configs.multiprocessors(device) * config.programs
-            workspace = self._workspace(device)
-            self._decode(q_THD, pages, scores, out, workspace, config=config, programs=programs, fixed=self.fixed)
+            self._decode(
+                q_THD, pages, scores, out, self._workspace(device),
+                config=config, programs=programs, fixed=self.fixed,
+            )  # fmt: skip
         elif batch.tokens < len(out):
             out[batch.tokens :].zero_()
         if self._prefills:
             config = configs.paged_prefill(cap, layer.head_dim)
-            work = self._work_list(batch, config.rows // (layer.heads // layer.kv_heads), device)
+            work = self._work_list(batch, config.rows // group, device)
             self._prefill(q_THD, pages, scores, out, work, config=config)
         return out
 
@@ -86,7 +99,7 @@ class Backend:
             self._work[span] = work
         return self._work[span]
 
-    def _workspace(self, device: torch.device) -> "Workspace":
+    def _workspace(self, device: torch.device) -> Any:
         if device not in self._workspaces:
             self._workspaces[device] = self._new_workspace(device)
         return self._workspaces[device]

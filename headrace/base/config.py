@@ -111,6 +111,7 @@ class Schedule(Knobs):
     overlap: Literal["auto", "on", "off"] = knob(
         "auto", "plan the next step while one runs; auto: on a GPU, where it gains something"
     )
+    graphs: bool = knob(True, "record decoding steps as CUDA graphs; off shows errors where they arise")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +240,7 @@ _VLLM = {
     "scheduling_policy": "schedule.policy",
     "enable_prefix_caching": "schedule.prefix_cache",
     "async_scheduling": "schedule.overlap",
+    "enforce_eager": "schedule.graphs",
 }
 _DTYPES = {"half": "float16", "float": "float32"}
 _READ: dict[str, Callable[[Any], Any]] = {
@@ -250,6 +252,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
         v, v
     ),
     "schedule.policy": lambda v: "arrival" if v == "fcfs" else v,
+    "enforce_eager": lambda v: not v,
     "schedule.overlap": lambda v: {True: "on", False: "off"}.get(v, v),
 }
 # Accepted with these values only: anything else would ask for what we do not do.
@@ -264,7 +267,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "enable_lora": ((False,), "adapters are not supported yet"),
     "speculative_config": ((None,), "speculative decoding is not supported yet"),
     "enable_chunked_prefill": ((True, None), "long prompts are always computed in pieces"),
-    "skip_tokenizer_init": ((False,), "prompts given as token ids never touch the tokenizer"),
     "tokenizer_mode": (("auto", "slow"), "one tokenizer serves all modes"),
     "task": (("auto", "generate"), "this version generates text"),
     "runner": (("auto", "generate"), "this version generates text"),
@@ -273,8 +275,8 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
 # Cannot change an answer: what they tune or silence does not exist here.
 _WITHOUT_EFFECT = frozenset(
     {
-        "enforce_eager",
         "disable_log_stats",
+        "skip_tokenizer_init",
         "disable_custom_all_reduce",
         "swap_space",
         "max_seq_len_to_capture",
@@ -302,6 +304,6 @@ def from_names(**names: Any) -> Config:
             dotted = _VLLM.get(name, name)
             if dotted not in flat(Config):
                 raise UnknownName.among("option", name, known, param=name)
-            read = _READ.get(dotted) if value is not None else None
+            read = _READ.get(name, _READ.get(dotted)) if value is not None else None
             changes[dotted] = read(value) if read else value
     return replace_dotted(Config(), changes)

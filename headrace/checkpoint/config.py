@@ -38,6 +38,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"rope_theta": 1e6, "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": 256},
 }
 LARGEST_JSON = 1 << 24  # bytes
+MOST_LAYERS = 4096  # a damaged file must not have us build a million
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -92,6 +93,10 @@ def regular(given: dict[str, Any], where: str) -> dict[str, Any]:
     if missing:
         raise BadCheckpoint(f"{where} (model type {given.get('model_type')!r}) lacks {', '.join(missing)}")
     _check_counts(config, NEEDED[1:], where)
+    if config["num_hidden_layers"] > MOST_LAYERS:
+        raise BadCheckpoint(
+            f"{where} has {config['num_hidden_layers']} layers; at most {MOST_LAYERS} are believed"
+        )
     gemma = str(config["model_type"]).startswith("gemma")
     heads = config["num_attention_heads"]
     config.update(

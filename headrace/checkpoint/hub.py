@@ -25,7 +25,7 @@ FORMS = (
     "a folder with config.json and safetensors, a .gguf file, or a Hugging Face repository "
     "(org/name, org/name@revision, org/name:Q4_K_M, org/name:file.gguf)"
 )
-LOCAL = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\")  # how a path begins that cannot be meant as anything else
+LOCAL = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\")  # how paths begin, and nothing else does
 FILES = (".gguf", ".safetensors", ".json")
 
 
@@ -34,20 +34,20 @@ def home() -> Path:
     return Path(os.environ.get("HEADRACE_HOME") or "~/.cache/headrace").expanduser()
 
 
-def find(model: str, report: Report | None = None) -> Path:
+def find(model: str, progress: Report | None = None) -> Path:
     """The local folder (with config.json) or .gguf file of `model`, downloaded if it is not here yet.
 
-    model   one of KNOWN, the path of a folder or file, or a reference to a Hugging Face repository
-    report  told how far a download is; default: a bar on standard error
+    model     one of KNOWN, the path of a folder or file, or a reference to a Hugging Face repository
+    progress  told how far a download is; default: a bar on standard error
 
     Raises UnknownName, Unreachable, Refused or BadCheckpoint, each saying what to do.
     """
     if model in KNOWN:
         target = place(model)
-        return target if _is_whole(target, KNOWN[model]) else _pull_known(model, report)
+        return target if _is_whole(target, KNOWN[model]) else _pull_known(model, progress)
     if (path := _existing(model)) is not None:
         return _model_in(path)
-    reference = None if LOCAL.match(model) or model.endswith(FILES) else huggingface.Reference.parse(model)
+    reference = None if _is_path(model) else huggingface.Reference.parse(model)
     near = _neighbours(model)
     if reference is None or near:
         raise _unknown(model, near)
@@ -91,6 +91,11 @@ def _existing(model: str) -> Path | None:
         return None
 
 
+def _is_path(model: str) -> bool:
+    """Whether it cannot be meant as anything else."""
+    return bool(LOCAL.match(model)) or (model.endswith(FILES) and ":" not in model)
+
+
 def _model_in(path: Path) -> Path:
     if path.is_file():
         if path.suffix == ".gguf":
@@ -122,7 +127,7 @@ def _neighbours(model: str) -> list[str]:
 def _unknown(model: str, near: list[str]) -> UnknownName:
     near = near or get_close_matches(model.lower(), list(KNOWN), n=1)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    if LOCAL.match(model) or model.endswith(FILES):
+    if _is_path(model):
         hint += f"expected {FORMS}"
         return UnknownName(f"there is no file or folder {model}", param="model", hint=hint)
     hint += f"known: {', '.join(sorted(KNOWN))}; or give {FORMS}"

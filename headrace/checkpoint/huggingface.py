@@ -15,6 +15,7 @@ from headrace.base.errors import Refused, UnknownName, Unreachable
 PATTERN = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./-]+))?")
 BESIDE = (".json", ".jinja", ".model", ".txt")  # what lies beside the weights and may be needed
 SHOWN = 20  # file names in a message
+PATIENCE = 10.0  # seconds for the hub to say what a repository holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +42,39 @@ def fetch(reference: Reference) -> Path:
     repo, revision = reference.repo, reference.revision
     with _faults(reference):
         try:
-            files = huggingface_hub.HfApi().list_repo_files(repo, revision=revision)
-            offline = False
-        except errors.HfHubHTTPError as fault:
-            if fault.response is not None and fault.response.status_code < 500:
+            # Once and shortly: other calls of the library try for half a minute before they believe in no network.
+            found = huggingface_hub.HfApi().model_info(repo, revision=revision, timeout=PATIENCE)
+        except (HTTPError, OSError) as fault:
+            status = fault.response.status_code if isinstance(fault, errors.HfHubHTTPError) else 500
+            if status < 500 or (earlier := _cached(reference)) is None:
                 raise
-            files, offline = _cached(reference), True
-        except (HTTPError, OSError):
-            files, offline = _cached(reference), True
-        chosen = choose(reference, files)
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=chosen, local_files_only=offline
-            )
-        )
+            return earlier
+        chosen = choose(reference, [sibling.rfilename for sibling in found.siblings or []])
+        folder = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=chosen)
+    return _result(Path(folder), chosen)
+
+
+def _result(folder: Path, chosen: list[str]) -> Path:
     return folder / chosen[0] if chosen[0].endswith(".gguf") else folder
 
 
-def _cached(reference: Reference) -> list[str]:
-    """The files of an earlier download."""
-    folder = Path(
-        huggingface_hub.snapshot_download(reference.repo, revision=reference.revision, local_files_only=True)
-    )
-    return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+def _cached(reference: Reference) -> Path | None:
+    """What an earlier call fetched, if it is enough."""
+    wanted = reference.revision or "main"
+    try:
+        repos = huggingface_hub.scan_cache_dir().repos
+    except errors.CacheNotFound:
+        return None
+    for repo in repos:
+        for revision in repo.revisions if (repo.repo_type, repo.repo_id) == ("model", reference.repo) else ():
+            if wanted == revision.commit_hash or wanted in revision.refs:
+                folder = revision.snapshot_path
+                files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+                try:
+                    return _result(folder, choose(reference, files))
+                except Refused:  # something else of it was fetched
+                    return None
+    return None
 
 
 def choose(reference: Reference, files: list[str]) -> list[str]:
@@ -87,8 +98,8 @@ def _matching(wanted: str, ggufs: list[str]) -> list[str]:
     """The file of that name, or else those whose name ends in that quantization."""
     if wanted in ggufs:
         return [wanted]
-    ending = re.compile(rf"(^|[-._/]){re.escape(wanted)}(\.gguf)?", re.IGNORECASE)
-    return [file for file in ggufs if (at := ending.search(file)) and file[at.end() :] in ("", ".gguf")]
+    form = re.compile(rf"(.*[-._/])?{re.escape(wanted)}(\.gguf)?", re.IGNORECASE)
+    return [file for file in ggufs if form.fullmatch(file)]
 
 
 def _one(reference: Reference, found: list[str], ggufs: list[str]) -> str:

@@ -98,14 +98,15 @@ def _download(name: str, wheel: Wheel, work: Path, target: Path, report: Report)
     ):
         try:
             while process.poll() is None:
-                report(stage, _grown(work), wheel.size)
+                report(stage, min(_grown(scratch) + _grown(arrived), wheel.size), wheel.size)
                 time.sleep(POLL)
         finally:
             process.kill()  # nothing happens if it has ended by itself
     found = sorted(arrived.glob("*.whl")) if arrived.is_dir() else []
     if process.returncode or not found:
-        said = log.read_text("utf-8", errors="replace").strip().splitlines()[-SHOWN:]
-        message = "\n  ".join([f"{name} could not be downloaded; pip said:", *said])
+        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+        said = [line for line in lines if not line.startswith("WARNING: Retrying") or "total=0" in line]
+        message = "\n  ".join([f"{name} could not be downloaded; pip said:", *said[-SHOWN:]])
         raise Unreachable(message, hint=_way_out(name, wheel, target))
     report(stage, wheel.size, wheel.size)
     if (got := sha256(found[0])) != wheel.sha256:

@@ -1,9 +1,9 @@
 """Answers a file of OpenAI batch lines."""
 
 import sys
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,11 +38,12 @@ def run(
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     engine: EngineFlags = Engine(),
 ) -> int:
-    """Answer each line of a file and append the answers to another, in the order in which they are ready.
+    """Answer a file of OpenAI batch lines.
 
     A line is {"custom_id", "method", "url", "body"} with url /v1/chat/completions or /v1/completions. Every line gets
-    one answer; for a bad one that is an error. Run it again after an interruption: what is answered is not repeated.
-    Exits with 0 when every line has its answer, bad ones included.
+    one answer; for a bad one that is an error. Answers are appended in the order in which they are ready. Run it again
+    after an interruption: what is answered is not repeated. Exits with 0 when every line has its answer, bad ones
+    included.
 
     Parameters
     ----------
@@ -60,8 +61,11 @@ def run(
         if before:
             sys.stderr.write(f"{before} lines are answered in {output} already\n")
         todo = (line for line in _lines.read(file) if (line.custom_id or line.id) not in answers.done)
+        if (first := next(todo, None)) is None:
+            sys.stderr.write(f"nothing to do: {total} lines in {file}\n")
+            return 0
         work = Work(load(engine.config), answers)
-        finished = work.through(todo, total, before)
+        finished = work.through(chain([first], todo), total, before)
     finally:
         answers.close()
     sys.stderr.write(work.summary(output))
@@ -95,7 +99,7 @@ class Work:
     def through(self, lines: Iterator[Line], total: int, before: int) -> bool:
         """Answer all `lines`; False if Ctrl-C ended it. What was in the engine then has no answer yet."""
         most = AHEAD * self.llm.plan.rows
-        with Interrupt() as interrupt, _bar(total, before) as bar:
+        with Interrupt() as interrupt, Bar(total, before) as bar:
             more = True
             while (more or self.jobs) and not interrupt.asked:
                 while more and len(self.jobs) < most and not interrupt.asked:
@@ -103,7 +107,7 @@ class Work:
                     if more := line is not None:
                         self._begin(line)
                 self._step()
-                bar(self.done, self.bad, self.written)
+                bar.show(self.done, self.bad, self.written)
             for id in list(self.jobs):
                 self.llm.local.cancel(id)
         return not self.jobs
@@ -188,7 +192,7 @@ def _answer(line: Line, status: int, body: Json) -> Json:
     return {"response": {"status_code": status, "request_id": line.id, "body": body}}
 
 
-class _bar:
+class Bar:
     """Lines done, errors, time left and speed, on standard error; nothing where that is no terminal."""
 
     def __init__(self, total: int, before: int):
@@ -198,16 +202,17 @@ class _bar:
             *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
         )
         self._task = self._bars.add_task("", total=total, completed=before)
-        self._before = before
-        self._seen: deque[tuple[float, int]] = deque([(monotonic(), 0)], maxlen=50)
+        self._before, self._began = before, monotonic()
 
-    def __enter__(self) -> "_bar":
+    def __enter__(self) -> "Bar":
         self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def __call__(self, done: int, bad: int, written: int) -> None:
-        errors = f", {bad} errors" if bad else ""
-        self._bars.update(self._task, completed=self._before + done, description=f"{written} tokens{errors}")
+    def show(self, done: int, bad: int, written: int) -> None:
+        """So many lines of this run are answered, so many of them with an error; so many tokens were written."""
+        rate = written / max(monotonic() - self._began, 1e-9)
+        text = f"{rate:.0f} tok/s" + (f", {bad} with an error" if bad else "")
+        self._bars.update(self._task, completed=self._before + done, description=text)

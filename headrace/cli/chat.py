@@ -33,9 +33,9 @@ def run(
     sampling: SamplingFlags = Sampling(),
     engine: EngineFlags = Engine(),
 ) -> int:
-    """Talk with a model; it remembers the conversation for as long as it fits its context.
+    """Talk with a model.
 
-    Enter sends, Alt-Enter or a backslash at the end of a line begins another one. Ctrl-C stops an answer,
+    It remembers the conversation for as long as it fits its context. Enter sends, Alt-Enter or a backslash at the end of a line begins another one. Ctrl-C stops an answer,
     Ctrl-D leaves. /help in the chat lists its commands. Standard input may be a pipe: one message per line.
 
     Parameters

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 from pkgutil import iter_modules
-from types import ModuleType, TracebackType
+from types import TracebackType
 
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
@@ -75,23 +75,26 @@ def _one_line(kind: type[BaseException], error: BaseException, at: TracebackType
 # -- the commands ---------------------------------------------------------------------------------------------
 
 
-def _first_sentence(file: Path) -> str:
-    """What a command's file says about itself, read without importing it."""
-    doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return doc.partition("\n\n")[0]
+def _help(file: Path) -> str:
+    """What a command says about itself, or a folder of commands: read without importing it."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    runs = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    doc = ast.get_docstring(runs[0] if runs else tree) or ""
+    text = doc.partition("\n\nParameters\n")[0]  # the flags' own help is read when the command is imported
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
-def _add_commands(group: App, package: ModuleType | str, folder: Path) -> None:
+def _add_commands(group: App, package: str, folder: Path) -> None:
     """Each module is a command, each folder a group of them; those that begin with `_` are neither."""
     for module in iter_modules([str(folder)]):
         if module.name.startswith("_") or module.name == "main":
             continue
         if module.ispkg:
-            inner = App(name=module.name, help=_first_sentence(folder / module.name / "__init__.py"))
+            inner = App(name=module.name, help=_help(folder / module.name / "__init__.py"))
             _add_commands(inner, f"{package}.{module.name}", folder / module.name)
             group.command(inner)
         else:
-            help = _first_sentence(folder / f"{module.name}.py")
+            help = _help(folder / f"{module.name}.py")
             group.command(f"{package}.{module.name}:run", name=module.name, help=help)
 
 
@@ -102,6 +105,7 @@ def _made() -> App:
         help_epilogue=EPILOGUE,
         version=__version__,
         help_format="plaintext",
+        suppress_keyboard_interrupt=False,
     )
     _add_commands(made, cli.__name__, Path(cli.__path__[0]))
     return made

@@ -4,7 +4,9 @@ from headrace.base.config import Model
 
 
 def run(model: str = Model().path, /) -> None:
-    """Fetch a model and print where it lies. What is there already is checked, and fetched again if it is damaged.
+    """Fetch a model ahead of time and print where it lies.
+
+    What is there already is checked, and fetched again if it is damaged.
 
     Parameters
     ----------

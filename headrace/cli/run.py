@@ -21,19 +21,20 @@ def run(
     /,
     *,
     system: str | None = None,
-    raw: bool = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
+    raw: Annotated[bool, Parameter(negative=())] = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False,
     sampling: SamplingFlags = Sampling(),
     engine: EngineFlags = Engine(),
 ) -> int:
-    """Answer one prompt; the answer goes to standard output as it comes, statistics to standard error.
+    """Answer one prompt.
 
-    Ctrl-C ends the answer. A prompt that begins with a hyphen comes after `--`.
+    The answer goes to standard output as it comes, statistics to standard error. Ctrl-C ends the answer. A prompt that
+    begins with a hyphen comes after `--`.
 
     Parameters
     ----------
     prompt
-        what to ask; left out or `-`: standard input is read
+        what to ask; left out: standard input is read
     system
         a system message before it
     raw
@@ -56,7 +57,7 @@ def run(
 
 def _prompt(given: str | None) -> str:
     """The prompt, from the argument or standard input. Raises Refused if there is none."""
-    if given in (None, "-"):
+    if given is None:
         if sys.stdin is None or sys.stdin.isatty():
             raise Refused(
                 "there is no prompt", param="prompt", hint='headrace run "What is a headrace?", or pipe a text in'

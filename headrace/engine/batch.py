@@ -1,77 +1,20 @@
-"""A step as device buffers: allocated once at full size, refilled at every step.
+"""A step as device buffers: allocated once at full size, refilled at every step, shared by eager and graph runs.
 
-T tokens, R rows (sequences in this step), B blocks per sequence at most. On a CPU the device's buffers are
-the host's own memory; on a GPU everything a step needs travels in one copy from pinned memory.
+T tokens, R rows (sequences in this step), B blocks per sequence at most, G layer groups. On a CPU the device's
+buffers are the host's own memory; to a GPU everything a step needs travels in one copy from pinned memory.
+A step whose rows all decode sends only what is per row; the rest is derived on the device (`derive`).
 """
-
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.attention.backend import Backend
 from headrace.engine.cache import KVCache
 from headrace.engine.scheduler import Row
+from headrace.engine.staging import Fields, Staging
 from headrace.kernels.rotate import rotate_store
 from headrace.nn.attention import Attention
-
-Fields = dict[str, tuple[int, type[np.generic]]]
-
-
-class Backend(Protocol):
-    """What a file in attention/ offers (see attention/backend.py)."""
-
-    def plan(self, batch: "Batch") -> None: ...
-
-    def run(self, layer: Attention, q_THD: Tensor, batch: "Batch", k_cache: Tensor, v_cache: Tensor) -> Tensor: ...
-
-
-class Staging:
-    """Named integer arrays in one piece of memory, on the host and on the device.
-
-    With one step in flight the copy to a GPU may still be waiting while the next step is filled in, so there
-    are two host sides that take turns.
-    """
-
-    def __init__(self, fields: Fields, device: torch.device):
-        self.fields = fields
-        size = sum(-(-n * np.dtype(kind).itemsize // 16) * 16 for n, kind in fields.values())
-        self.alias = device.type == "cpu"
-        pinned = not self.alias
-        self.hosts = [torch.zeros(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(1 if self.alias else 2)]
-        self.arrays = [self._views(host.numpy()) for host in self.hosts]
-        self.memory = self.hosts[0] if self.alias else torch.zeros(size, dtype=torch.uint8, device=device)
-        self.device = {name: torch.from_numpy(view) for name, view in self.arrays[0].items()}
-        if not self.alias:
-            self.device = self._device_views(self.memory)
-        self.turn = 0
-
-    def next(self) -> dict[str, np.ndarray]:
-        """The host side to fill in for the coming step."""
-        self.turn = (self.turn + 1) % len(self.hosts)
-        return self.arrays[self.turn]
-
-    def upload(self) -> None:
-        """Send what was filled in; returns at once."""
-        if not self.alias:
-            self.memory.copy_(self.hosts[self.turn], non_blocking=True)
-
-    def _views(self, memory: np.ndarray) -> dict[str, np.ndarray]:
-        views, at = {}, 0
-        for name, (n, kind) in self.fields.items():
-            nbytes = n * np.dtype(kind).itemsize
-            views[name] = memory[at : at + nbytes].view(kind)
-            at += -(-nbytes // 16) * 16
-        return views
-
-    def _device_views(self, memory: Tensor) -> dict[str, Tensor]:
-        kinds = {np.int64: torch.int64, np.int32: torch.int32}
-        views, at = {}, 0
-        for name, (n, kind) in self.fields.items():
-            nbytes = n * np.dtype(kind).itemsize
-            views[name] = memory[at : at + nbytes].view(kinds[kind])
-            at += -(-nbytes // 16) * 16
-        return views
 
 
 class Batch:
@@ -80,106 +23,170 @@ class Batch:
     ids, positions [T]; starts [R+1] offsets of the rows' queries; context [R] KV length after this step;
     tables[g] [R, B] block ids of layer group g; slots[g] [T] where each token's k and v go; sample [S] which
     tokens get logits; row_slots [R] each row's slot. Host copies end in _np.
+
+    `table` [G, slots + 1, B] and `last` [slots + 1] are kept over steps: block ids and the newest token of each
+    slot. The slot after the last one is nobody's; rows that pad a graph use it.
     """
 
     def __init__(self, max_rows: int, max_tokens: int, max_blocks: int, cache: KVCache, backend: Backend):
         groups = len(cache.layout.groups)
         self.cache, self.backend = cache, backend
         self.block_size = cache.k[0].shape[1]
-        device = cache.k[0].device
-        max_rows = min(max_rows, max_tokens)
+        self.device = device = cache.k[0].device
+        self.nobody = max_rows
         fields: Fields = {
             "row_slots": (max_rows, np.int64),
-            "sample": (max_rows, np.int64),
+            "patch_at": (max_rows * groups, np.int64),
+            "patch_to": (max_rows * groups, np.int32),
             "context": (max_rows, np.int32),
             "starts": (max_rows + 1, np.int32),
+            "sample": (max_rows, np.int64),
             "ids": (max_tokens, np.int64),
             "positions": (max_tokens, np.int64),
             **{f"slots{g}": (max_tokens, np.int64) for g in range(groups)},
         }
         self.staging = Staging(fields, device)
-        self.table_np = np.zeros((groups, max_rows, max_blocks), np.int32)
-        self.last = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.table_np = np.zeros((groups, max_rows + 1, max_blocks), np.int32)
+        self.table = torch.from_numpy(self.table_np)
+        if device.type != "cpu":
+            self.table = self.table.to(device)
+            self._row_tables = torch.zeros((groups, max_rows, max_blocks), dtype=torch.int32, device=device)
+            self._every = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
+        self.last = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.rows = self.tokens = 0
 
-    def fill(self, step: list[Row]) -> None:
-        """Lay out a step. Rows that `feed` take their input from `last`, where the device left it."""
-        host = self.staging.next()
-        n = self.rows = len(step)
-        slot = host["row_slots"][:n]
-        slot[:] = [row.slot for row in step]
-        first = np.fromiter((row.start for row in step), np.int64, n)
-        stop = np.fromiter((row.stop for row in step), np.int64, n)
-        starts = host["starts"][: n + 1]
-        np.cumsum(stop - first, out=starts[1:])
-        starts[0] = 0
-        total = self.tokens = int(starts[n])
-        host["context"][:n] = stop
-        if total == n:
-            owner, positions = np.arange(n), first
-        else:
-            owner = np.repeat(np.arange(n), stop - first)
-            positions = np.arange(total) - starts[owner] + first[owner]
-        host["positions"][:total] = positions
-        self._fill_ids(step, host["ids"], starts)
-        self._fill_slots(step, host, slot[owner], positions)
-        samples = np.fromiter((row.samples for row in step), bool, n)
-        last = starts[1:][samples] - 1
-        host["sample"][: len(last)] = last
-        self._expose(host, n, total, samples)
-        self.backend.plan(self)
+    # -- what layers see ------------------------------------------------------------------------------------
 
     def attend(self, layer: Attention, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        """QK-norm, RoPE, store into the cache, attention over the pages; returns [T, H * D]."""
-        place = self.cache.layout.places[layer.index]
-        k_cache, v_cache = self.cache.k[place.index], self.cache.v[place.index]
-        q = rotate_store(
-            q_THD,
-            k_TKD,
-            v_TKD,
-            self.positions,
-            layer.rope.table if layer.rope is not None else None,
-            layer.q_norm.weight if layer.q_norm is not None else None,
-            layer.k_norm.weight if layer.k_norm is not None else None,
-            layer.q_norm.eps if layer.q_norm is not None else 0.0,
-            layer.q_norm.offset if layer.q_norm is not None else 0.0,
-            k_cache,
-            v_cache,
-            self.slots[place.group],
-        )
-        return self.backend.run(layer, q, self, k_cache, v_cache)
+        """QK-norm, RoPE, store into the cache, attention over the pages: [T, H, D]."""
+        k_cache, v_cache = self.cache.k[layer.cache_index], self.cache.v[layer.cache_index]
+        table = None if layer.rope is None else layer.rope.table
+        q_weight = k_weight = None
+        eps, offset = 0.0, 0.0
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q_weight, k_weight = layer.q_norm.weight, layer.k_norm.weight
+            eps, offset = layer.q_norm.eps, layer.q_norm.offset
+        q_THD = rotate_store(
+            q_THD, k_TKD, v_TKD, self.positions, table, q_weight, k_weight, eps, offset,
+            k_cache, v_cache, self.slots[layer.group],
+        )  # fmt: skip
+        return self.backend.run(layer, q_THD, self, k_cache, v_cache)
 
-    def _fill_ids(self, step: list[Row], ids: np.ndarray, starts: np.ndarray) -> None:
+    # -- filling ----------------------------------------------------------------------------------------------
+
+    def fill(self, step: list[Row], pad: int | None = None) -> None:
+        """Lay out a step and send it. Rows that `feed` take their input from `last`, where the device left it.
+
+        With `pad` (only where every row feeds, on a GPU) rows of nobody are added up to that many, and nothing
+        but per-row numbers is sent: call `derive` for the rest.
+        """
+        host = self.staging.next()
+        n = len(step)
+        slot, context = host["row_slots"], host["context"]
+        slot[:n] = [row.slot for row in step]
+        context[:n] = [row.stop for row in step]
+        patches = self._note_blocks(step)
+        self.samples_np = np.fromiter((row.samples for row in step), bool, n)
+        self.row_slots_np, self.context_np = slot[:n], context[:n]
+        if pad is not None:
+            slot[n:pad] = self.nobody
+            context[n:pad] = 1
+            self._stage_patches(host, patches, pad)
+            self.staging.upload("context")
+            self._show_padded(pad)
+            return
+        self._fill_tokens(step, host)
+        self.staging.upload()
+        if patches is not None and not self.staging.alias:
+            at, to = (torch.from_numpy(a).pin_memory().to(self.device, non_blocking=True) for a in patches)
+            self.table.view(-1).index_copy_(0, at, to)
+        self._show(n, host)
+        self.backend.plan(self)
+
+    def derive(self) -> None:
+        """On the device, from per-row numbers and what is kept over steps: all that is per token. One per row."""
+        at, to = self.staging.device["patch_at"], self.staging.device["patch_to"]
+        count = self.rows * len(self.table)
+        self.table.view(-1).index_copy_(0, at[:count], to[:count])
+        torch.index_select(self.last, 0, self.row_slots, out=self.ids)
+        torch.sub(self.context, 1, out=self.positions)
+        block, offset = self.positions // self.block_size, self.positions % self.block_size
+        for table, tables, slots in zip(self.table, self.tables, self.slots, strict=True):
+            torch.index_select(table, 0, self.row_slots, out=tables)
+            found = tables.gather(1, block.unsqueeze(1)).squeeze(1).long()
+            torch.add(found * self.block_size, offset, out=slots)
+
+    def _note_blocks(self, step: list[Row]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Write new block ids into the host's table; (flat place, id) of each for the device's."""
+        news = [row for row in step if row.new is not None]
+        if not news:
+            return None
+        width = self.table_np.shape[2]
+        at, to = [], []
+        for row in news:
+            assert row.new is not None
+            for g, ids in enumerate(row.new.ids):
+                self.table_np[g, row.slot, row.new.at : row.new.at + len(ids)] = ids
+                first = (g * self.table_np.shape[1] + row.slot) * width + row.new.at
+                at.append(np.arange(first, first + len(ids)))
+                to.append(np.asarray(ids, np.int32))
+        return np.concatenate(at), np.concatenate(to)
+
+    def _stage_patches(
+        self, host: dict[str, np.ndarray], patches: tuple[np.ndarray, np.ndarray] | None, rows: int
+    ) -> None:
+        """A decoding row gets at most one block per group, so they always fit; the rest write 0 to nobody's slot."""
+        count = rows * len(self.table_np)
+        host["patch_at"][:count] = self.nobody * self.table_np.shape[2]
+        host["patch_to"][:count] = 0
+        if patches is not None:
+            at, to = patches
+            host["patch_at"][: len(at)] = at
+            host["patch_to"][: len(to)] = to
+
+    def _fill_tokens(self, step: list[Row], host: dict[str, np.ndarray]) -> None:
+        n = len(step)
+        first = np.fromiter((row.start for row in step), np.int64, n)
+        starts = host["starts"][: n + 1]
+        starts[0] = 0
+        np.cumsum(self.context_np - first, out=starts[1:])
+        total = int(starts[n])
+        owner = np.repeat(np.arange(n), np.diff(starts))
+        positions = host["positions"][:total]
+        positions[:] = np.arange(total) - starts[owner] + first[owner]
+        ids = host["ids"]
         for i, row in enumerate(step):
             if row.feeds:
                 ids[starts[i]] = -1 - row.slot
             else:
                 ids[starts[i] : starts[i + 1]] = row.seq.tokens[row.start : row.stop]
-
-    def _fill_slots(
-        self, step: list[Row], host: dict[str, np.ndarray], owner_slot: np.ndarray, positions: np.ndarray
-    ) -> None:
-        for row in step:
-            if row.new is not None:
-                for table, ids in zip(self.table_np, row.new.ids, strict=True):
-                    table[row.slot, row.new.at : row.new.at + len(ids)] = ids
         block, offset = positions // self.block_size, positions % self.block_size
+        owner_slot = self.row_slots_np[owner]
         for g, table in enumerate(self.table_np):
-            host[f"slots{g}"][: len(positions)] = table[owner_slot, block].astype(np.int64) * self.block_size + offset
+            host[f"slots{g}"][:total] = table[owner_slot, block].astype(np.int64) * self.block_size + offset
+        last = starts[1:][self.samples_np] - 1
+        host["sample"][: len(last)] = last
 
-    def _expose(self, host: dict[str, np.ndarray], n: int, total: int, samples: np.ndarray) -> None:
+    def _show(self, n: int, host: dict[str, np.ndarray]) -> None:
         """Point the public fields at the filled front of the buffers."""
-        self.staging.upload()
         device = self.staging.device
-        self.starts_np, self.context_np = host["starts"][: n + 1], host["context"][:n]
-        self.row_slots, self.row_slots_np = device["row_slots"][:n], host["row_slots"][:n]
-        self.samples_np = samples
+        self.rows, self.starts_np = n, host["starts"][: n + 1]
+        total = self.tokens = int(self.starts_np[n])
+        self.row_slots = device["row_slots"][:n]
         self.starts, self.context = device["starts"][: n + 1], device["context"][:n]
         self.positions = device["positions"][:total]
         self.slots = [device[f"slots{g}"][:total] for g in range(len(self.table_np))]
-        self.sample = device["sample"][: int(samples.sum())]
+        self.sample = device["sample"][: int(self.samples_np.sum())]
         width = -(-int(self.context_np.max()) // self.block_size)
-        tables = np.ascontiguousarray(self.table_np[:, self.row_slots_np, :width])
-        self.tables = [torch.from_numpy(table).to(self.starts.device) for table in tables]
+        self.tables = [table[:, :width].index_select(0, self.row_slots) for table in self.table]
         ids = device["ids"][:total]
         self.ids = torch.where(ids < 0, self.last[(-1 - ids).clamp_(min=0)], ids)
+
+    def _show_padded(self, rows: int) -> None:
+        device = self.staging.device
+        self.rows = self.tokens = rows
+        self.starts, self.starts_np = self._every[: rows + 1], np.arange(rows + 1, dtype=np.int32)
+        self.row_slots, self.context = device["row_slots"][:rows], device["context"][:rows]
+        self.ids, self.positions = device["ids"][:rows], device["positions"][:rows]
+        self.slots = [device[f"slots{g}"][:rows] for g in range(len(self.table_np))]
+        self.tables = [tables[:rows] for tables in self._row_tables]

@@ -1,5 +1,6 @@
 """The KV tensors. Who uses which block is the scheduler's business."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +25,16 @@ class KVCache:
     ):
         shape = (blocks + 1, block_size, kv_heads, head_dim)
         self.layout = layout
-        self.k: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layout.depth)]
-        self.v: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layout.depth)]
+        self.k: list[Tensor] = [_zeros(shape, dtype, device) for _ in range(layout.depth)]
+        self.v: list[Tensor] = [_zeros(shape, dtype, device) for _ in range(layout.depth)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU of memory that is not touched yet, which torch.zeros would do."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(int(np.prod(shape)) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 def bytes_per_block(layout: Layout, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -57,6 +57,7 @@ class Plan:
     policy: str
     prefix_cache: bool
     overlap: bool
+    graphs: bool
     seed: int
     memory: MemoryPlan
 
@@ -143,6 +144,7 @@ def resolve(
         policy=config.schedule.policy,
         prefix_cache=config.schedule.prefix_cache,
         overlap=not cpu if config.schedule.overlap == "auto" else config.schedule.overlap == "on",
+        graphs=not cpu and config.schedule.graphs,
         seed=config.model.seed,
         memory=MemoryPlan(free, int(free * share), weights, work, kv_blocks * per_block),
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headrace.engine.batch import Batch
+from headrace.engine.graphs import Graphs
 from headrace.engine.request import PromptLogprobs
 from headrace.engine.sampler import Sampler, Samples
 from headrace.engine.scheduler import Outcome, Row
@@ -20,47 +21,62 @@ Pending = Callable[[], Outcome]
 
 
 class Runner:
-    """Owns the model, the batch's buffers and the sampler of one device."""
+    """Owns the model, the batch's buffers and the sampler of one device. `graphs` only where it is a GPU."""
 
-    def __init__(self, model: Decoder, batch: Batch, sampler: Sampler):
-        self.model, self.batch, self.sampler = model, batch, sampler
+    def __init__(self, model: Decoder, batch: Batch, sampler: Sampler, graphs: Graphs | None = None):
+        self.model, self.batch, self.sampler, self.graphs = model, batch, sampler, graphs
+        self._landing = _Landing(batch.nobody) if batch.device.type == "cuda" else None
 
     @torch.inference_mode()
     def run(self, step: list[Row]) -> Pending:
         """Enqueue a step. On a GPU this returns before the step has run."""
-        self._admit(step)
+        for row in step:
+            if row.new is not None and row.new.at == 0:  # the first row of a sequence's stay in its slot
+                self.sampler.admit(row.slot, row.seq.request, row.seq.tokens)
+        pad = self.graphs.rows_for(len(step)) if self.graphs and all(row.feeds for row in step) else None
+        if pad is not None:
+            return self._replay(step, pad)
         batch = self.batch
         batch.fill(step)
         hidden_TE = self.model(batch)
         prompt = self._prompt_logprobs(step, hidden_TE)
         if not batch.samples_np.any():
             return lambda: Outcome([], None, prompt)
-        logits_SV = self.model.logits(hidden_TE[batch.sample])
-        slots_np = batch.row_slots_np[batch.samples_np]
-        positions_np = batch.context_np[batch.samples_np].astype(np.int64)
-        samples = self.sampler.sample(logits_SV, slots_np, positions_np)
-        batch.last[torch.from_numpy(slots_np.copy()).to(batch.last.device)] = samples.tokens
+        logits_SV = self.model.logits(hidden_TE.index_select(0, batch.sample))
+        return self._sample(logits_SV, prompt)
+
+    def _replay(self, step: list[Row], pad: int) -> Pending:
+        assert self.graphs is not None
+        self.batch.fill(step, pad)
+        self.sampler.flush()
+        plan = self.sampler.plan(self.batch.row_slots_np)
+        out = self.graphs.run(plan)[: len(step)]
+        return self._sample(out, None) if plan is None else self._fetch(Samples(out), None)
+
+    def _sample(self, logits_SV: Tensor, prompt: dict[int, PromptLogprobs] | None) -> Pending:
+        batch = self.batch
+        slots = batch.row_slots_np[batch.samples_np]
+        samples = self.sampler.sample(logits_SV, slots, batch.context_np[batch.samples_np].astype(np.int64))
+        every = len(slots) == len(batch.row_slots_np)
+        where = batch.row_slots[: len(slots)] if every else self._slots_that_sample()
+        batch.last.index_copy_(0, where, samples.tokens)
         return self._fetch(samples, prompt)
 
-    def _admit(self, step: list[Row]) -> None:
-        for row in step:
-            if row.new is not None and row.new.at == 0:  # the first row of a sequence's stay in its slot
-                self.sampler.admit(row.slot, row.seq.request, row.seq.tokens)
+    def _slots_that_sample(self) -> Tensor:
+        """The last token of a row belongs to the row that owns it: rows end where `sample` points."""
+        rows = torch.searchsorted(self.batch.starts, self.batch.sample.int(), right=True) - 1
+        return self.batch.row_slots.index_select(0, rows)
 
     def _fetch(self, samples: Samples, prompt: dict[int, PromptLogprobs] | None) -> Pending:
-        tokens = samples.tokens
-        if tokens.is_cuda:
-            landed = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            landed.copy_(tokens, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record()
+        if self._landing is None:
+            return lambda: Outcome(samples.tokens.tolist(), samples.lists(), prompt)
+        landed, done = self._landing.receive(samples.tokens)
 
-            def wait() -> Outcome:
-                done.synchronize()
-                return Outcome(landed.tolist(), samples.lists(), prompt)
+        def wait() -> Outcome:
+            done.synchronize()
+            return Outcome(landed.tolist(), samples.lists(), prompt)
 
-            return wait
-        return lambda: Outcome(tokens.tolist(), samples.lists(), prompt)
+        return wait
 
     def _prompt_logprobs(self, step: list[Row], hidden_TE: Tensor) -> dict[int, PromptLogprobs] | None:
         found: dict[int, PromptLogprobs] = {}
@@ -78,3 +94,20 @@ class Runner:
                 logits = self.model.logits(hidden_TE[at + a : at + b])
                 found[i] += self.sampler.prompt_logprobs(logits, targets[a:b], k)
         return found or None
+
+
+class _Landing:
+    """Pinned memory where tokens arrive: enough places that none is used again while a step may still read it."""
+
+    def __init__(self, rows: int):
+        self._places = [torch.empty(rows, dtype=torch.int64, pin_memory=True) for _ in range(4)]
+        self._events = [torch.cuda.Event() for _ in self._places]
+        self._turn = 0
+
+    def receive(self, tokens: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        """Start the copy; the event says when it is done."""
+        self._turn = (self._turn + 1) % len(self._places)
+        landed, done = self._places[self._turn][: len(tokens)], self._events[self._turn]
+        landed.copy_(tokens, non_blocking=True)
+        done.record()
+        return landed, done

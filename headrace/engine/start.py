@@ -21,6 +21,7 @@ from headrace.engine.batch import Batch
 from headrace.engine.cache import KVCache
 from headrace.engine.engine import Engine
 from headrace.engine.executor import Executor
+from headrace.engine.graphs import Graphs
 from headrace.engine.intake import Intake
 from headrace.engine.request import SamplingParams
 from headrace.engine.resolve import Plan, resolve
@@ -81,12 +82,13 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
     """The model on its device in its dtype, weights read straight into place, or random ones."""
     plan = found.plan
     with torch.device("meta"):
-        model = models.build(found.settings, plan.max_len).to(plan.dtype)
-    model.to_empty(device=plan.device)
+        model = models.build(found.settings, plan.max_len)
+    model.allocate(plan.dtype, plan.device)
     if config.model.dummy_weights:
         dummy(model, config.model.seed)
     else:
-        load(model, open_source(found.path), (lambda part: notify("loading weights", part)) if notify else None)
+        said = notify and (lambda done, total: notify("loading weights", done / total))
+        load(model, open_source(found.path), said)
     return model.eval()
 
 
@@ -145,5 +147,6 @@ def _runner(model: Decoder, plan: Plan) -> Runner:
     )
     backend = discover.module(backends, plan.attention, "attention back end").Backend()
     batch = Batch(plan.rows, plan.tokens, -(-plan.max_len // plan.block), cache, backend)
-    sampler = Sampler(plan.rows, model.shape.vocab, plan.device)
-    return Runner(model, batch, sampler)
+    sampler = Sampler(plan.rows, model.shape.vocab, plan.device, plan.seed)
+    graphs = Graphs(model, batch, sampler, plan.rows) if plan.device.type == "cuda" and plan.graphs else None
+    return Runner(model, batch, sampler, graphs)

@@ -38,12 +38,7 @@ class Stream:
         self._pieces: Detokenizer | None = None
         self._stops: StopStrings | None = None
         if tokenizer is not None and params.detokenize:
-            self._pieces = Detokenizer(
-                tokenizer,
-                request.prompt,
-                skip_special_tokens=params.skip_special_tokens,
-                spaces_between_special_tokens=params.spaces_between_special_tokens,
-            )
+            self._pieces = Detokenizer(tokenizer, request.prompt, params.skip_special_tokens)
             if params.stop:
                 self._stops = StopStrings(params.stop, include=params.include_stop_str_in_output)
 

@@ -1,7 +1,7 @@
 """Gated activations of a feed-forward block: act(gate) * up, from one fused projection."""
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from headrace.kernels import configs
 from headrace.kernels.launch import on_gpu
@@ -10,13 +10,13 @@ from headrace.kernels.launch import on_gpu
 def silu_mul_ref(gate_up_TF: Tensor) -> Tensor:
     """The definition of silu_mul."""
     gate, up = gate_up_TF.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return functional.silu(gate) * up
 
 
 def gelu_mul_ref(gate_up_TF: Tensor) -> Tensor:
     """The definition of gelu_mul."""
     gate, up = gate_up_TF.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh") * up
+    return functional.gelu(gate, approximate="tanh") * up
 
 
 def silu_mul(gate_up_TF: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Kernel configurations: measured ones by GPU generation and shape, a rule where none was measured.
 
-Nothing tunes itself at start: `python -m headrace.bench.kernels_linear` measures and prints rows to paste here.
+Nothing tunes itself at start: `python -m headrace.bench.kernels_linear` prints rows to paste here.
 Capabilities are (major, minor) as CUDA counts them; sizes are elements; K inputs, N outputs of a linear layer
 (per half where gate and up are computed together).
 """
@@ -113,13 +113,15 @@ def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) ->
 class PagedDecode:
     """Attention of single queries: tiles of 16 keys per warp, `stages` of them in flight per program.
 
-    A multiprocessor holds `programs`; rows are not cut into pieces of fewer than `split` keys.
+    A multiprocessor holds `programs`, for which `registers` caps those of a thread (None leaves them free); rows
+    are not cut into pieces of fewer than `split` keys.
     """
 
     warps: int
     stages: int
     programs: int
     split: int
+    registers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +138,25 @@ class PagedPrefill:
     registers: int | None = None
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a CUDA device has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 # Head size at most -> configuration. (0, 0) serves every generation that has no row: 48 KB of shared memory suffice.
 PAGED_DECODE: dict[Capability, dict[int, PagedDecode]] = {
-    (0, 0): {64: PagedDecode(4, 3, 3, 256), 128: PagedDecode(4, 2, 3, 256), 256: PagedDecode(2, 2, 2, 256)},
-    (8, 0): {64: PagedDecode(4, 4, 3, 256), 128: PagedDecode(4, 3, 2, 256), 256: PagedDecode(2, 3, 2, 256)},
-    (9, 0): {64: PagedDecode(4, 6, 3, 256), 128: PagedDecode(4, 4, 2, 256), 256: PagedDecode(2, 4, 2, 256)},
-    (10, 0): {64: PagedDecode(4, 6, 3, 256), 128: PagedDecode(4, 4, 2, 256), 256: PagedDecode(2, 4, 2, 256)},
+    (0, 0): {64: PagedDecode(4, 3, 2, 256), 128: PagedDecode(4, 2, 2, 256), 256: PagedDecode(2, 2, 2, 256)},
+    (8, 0): {64: PagedDecode(4, 4, 2, 256), 128: PagedDecode(4, 3, 2, 256), 256: PagedDecode(2, 3, 2, 256)},
+    (9, 0): {64: PagedDecode(4, 6, 2, 256), 128: PagedDecode(4, 4, 2, 256), 256: PagedDecode(2, 4, 2, 256)},
+    (10, 0): {64: PagedDecode(4, 6, 2, 256), 128: PagedDecode(4, 4, 2, 256), 256: PagedDecode(2, 4, 2, 256)},
 }
 
 PAGED_PREFILL: dict[Capability, dict[int, PagedPrefill]] = {
     (0, 0): {64: PagedPrefill(64, 64, 4, 2), 128: PagedPrefill(64, 32, 4, 2), 256: PagedPrefill(32, 16, 4, 2)},
     (8, 0): {64: PagedPrefill(128, 64, 4, 3), 128: PagedPrefill(128, 64, 8, 2), 256: PagedPrefill(64, 32, 4, 2)},
     (9, 0): {64: PagedPrefill(128, 128, 8, 3), 128: PagedPrefill(128, 128, 8, 2), 256: PagedPrefill(128, 64, 8, 2)},
+    (10, 0): {64: PagedPrefill(128, 64, 8, 3), 128: PagedPrefill(128, 64, 8, 3), 256: PagedPrefill(128, 64, 8, 2)},
 }
 
 

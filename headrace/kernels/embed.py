@@ -1,7 +1,7 @@
-"""Token embedding: rows of a table by id, with an optional constant factor (Gemma's sqrt of the hidden size)."""
+"""Token embedding: rows of a table by id, times an optional constant (Gemma's sqrt of the hidden size)."""
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from headrace.kernels import configs
 from headrace.kernels.launch import on_gpu
@@ -9,7 +9,7 @@ from headrace.kernels.launch import on_gpu
 
 def embed_ref(ids_T: Tensor, table_VE: Tensor, scale: float = 1.0) -> Tensor:
     """The definition of embed."""
-    rows = F.embedding(ids_T, table_VE)
+    rows = functional.embedding(ids_T, table_VE)
     return rows if scale == 1.0 else rows * scale
 
 

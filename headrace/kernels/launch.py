@@ -7,7 +7,7 @@ TENSOR_CORE_TYPES = (torch.bfloat16, torch.float16)
 
 
 def on_gpu(*tensors: Tensor | None) -> bool:
-    """Whether every tensor given lies on a CUDA device and none of them wants gradients (kernels record none)."""
+    """Whether every tensor given lies on a CUDA device and none wants gradients (kernels record none)."""
     given = [t for t in tensors if t is not None]
     if not all(t.is_cuda for t in given):
         return False
@@ -25,7 +25,7 @@ def warps_for(elements: int, per_thread: int = 8) -> int:
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """x [..., N] as rows [R, N] with a unit last stride, copied only where the strides do not allow a view."""
+    """x [..., N] as rows [R, N] with a unit last stride, copied only where strides allow no view."""
     if x.dim() == 2 and x.stride(1) == 1:
         return x
     if x.is_contiguous():

@@ -1,16 +1,16 @@
 """Linear layers, alone and fused with the norm before and the activation or residual after them.
 
-T tokens, K inputs, N outputs. Each function is defined by its composition of rms_norm, F.linear and silu_mul;
-on a GPU a few tokens go to our kernels (bound by the weights' bytes), many to the library's product. A fused
-kernel keeps float32 where the composition rounds in between: they differ by rounding only.
+T tokens, K inputs, N outputs. Each function is defined by its composition of rms_norm, torch's linear and
+silu_mul; on a GPU a few tokens go to our kernels (bound by the weights' bytes), many to the library's product.
+A fused kernel keeps float32 where the composition rounds in between: they differ by rounding only.
 
 With `deterministic` a row of the result depends on that row alone, never on how many tokens share the call
 (16-bit types on a GPU).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from headrace.kernels.activation import silu_mul
 from headrace.kernels.launch import TENSOR_CORE_TYPES, on_gpu
@@ -24,6 +24,7 @@ def kernels_fit(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
         and x.dtype == weight.dtype
         and x.dim() == 2
         and x.shape[0] > 0
+        and x.shape[1] >= 16
         and weight.is_contiguous()
         and on_gpu(x, weight, *others)
     )
@@ -38,7 +39,7 @@ def linear(
         from headrace.kernels.gpu.matmul import Fusion, product
 
         return product(x_TK, weight_NK, Fusion(bias=bias_N), out_dtype, deterministic)[0]
-    out = F.linear(x_TK, weight_NK, bias_N)
+    out = functional.linear(x_TK, weight_NK, bias_N)
     return out if out_dtype is None else out.to(out_dtype)
 
 
@@ -51,7 +52,7 @@ def linear_add(
         from headrace.kernels.gpu.matmul import Fusion, product
 
         return product(x_TK, weight_NK, Fusion(bias=bias_N, after=residual_TN), None, deterministic)[0]
-    return F.linear(x_TK, weight_NK, bias_N) + residual_TN
+    return functional.linear(x_TK, weight_NK, bias_N) + residual_TN
 
 
 def linear_silu_mul(
@@ -62,10 +63,10 @@ def linear_silu_mul(
         from headrace.kernels.gpu.matmul import Fusion, product
 
         return product(x_TK, weight_gate_up, Fusion(bias=bias, gated=True), None, deterministic)[0]
-    return silu_mul(F.linear(x_TK, weight_gate_up, bias))
+    return silu_mul(functional.linear(x_TK, weight_gate_up, bias))
 
 
-def norm_linear(  # noqa: PLR0913 - a norm's four arguments beside a product's three
+def norm_linear(
     x_TK: Tensor, residual_TK: Tensor | None, norm_weight_K: Tensor, eps: float, offset: float,
     weight_NK: Tensor, bias_N: Tensor | None = None, *,
     gated: bool = False, out_dtype: torch.dtype | None = None, deterministic: bool = False,
@@ -83,6 +84,6 @@ def norm_linear(  # noqa: PLR0913 - a norm's four arguments beside a product's t
         normed, total = rms_norm(x_TK, norm_weight_K, eps, offset), x_TK
     else:
         normed, total = add_rms_norm(x_TK, residual_TK, norm_weight_K, eps, offset)
-    out = F.linear(normed, weight_NK, bias_N)
+    out = functional.linear(normed, weight_NK, bias_N)
     out = silu_mul(out) if gated else out
     return out if out_dtype is None else out.to(out_dtype), total

@@ -1,4 +1,4 @@
-"""Root-mean-square normalization, alone and with the residual add before it (Zhang & Sennrich 2019, eq. 4)."""
+"""Root-mean-square normalization, alone or after the residual add (Zhang & Sennrich 2019, eq. 4)."""
 
 import torch
 from torch import Tensor

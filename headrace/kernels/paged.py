@@ -37,7 +37,9 @@ class Scores(NamedTuple):
     window: int | None = None
 
 
-def paged_attention(q_THD: Tensor, pages: Pages, scores: Scores, least: int = 1, most: int | None = None) -> Tensor:
+def paged_attention(
+    q_THD: Tensor, pages: Pages, scores: Scores, least: int = 1, most: int | None = None
+) -> Tensor:
     """Attention [T, H, D] in q's dtype, computed in float32, of the rows that have `least` to `most` queries.
 
     Zero for all other tokens, and for queries that see no key.
@@ -49,7 +51,9 @@ def paged_attention(q_THD: Tensor, pages: Pages, scores: Scores, least: int = 1,
         start, stop = starts[row], starts[row + 1]
         if not least <= stop - start <= (stop if most is None else most) or keys == 0:
             continue
-        position = torch.arange(keys, device=q_THD.device)
+        # What no query sees is not read: its blocks may serve others by now.
+        first = 0 if scores.window is None else max(0, keys - (stop - start) - scores.window + 1)
+        position = torch.arange(first, keys, device=q_THD.device)
         slot = pages.table[row].long()[position // size] * size + position % size
         k_SKD = pages.k.flatten(0, 1)[slot].float() * pages.k_scale
         v_SKD = pages.v.flatten(0, 1)[slot].float() * pages.v_scale

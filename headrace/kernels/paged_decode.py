@@ -20,7 +20,9 @@ def paged_decode(q_THD: Tensor, pages: Pages, scores: Scores, *, fixed: bool = F
 
     device = q_THD.device
     config = configs.paged_decode(configs.capability(device), q_THD.shape[-1])
-    programs = torch.cuda.get_device_properties(device).multi_processor_count * config.programs
+    programs = configs.multiprocessors(device) * config.programs
     out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=device)
-    gpu.decode(q_THD, pages, scores, out, gpu.Workspace(device), config=config, programs=programs, fixed=fixed)
+    gpu.decode(
+        q_THD, pages, scores, out, gpu.Workspace(device), config=config, programs=programs, fixed=fixed
+    )
     return out

@@ -1,4 +1,4 @@
-"""What happens to q, k and v before attention: optional QK-norm, rotary embedding, store into the paged cache.
+"""What happens to q, k and v before attention: optional QK-norm, rotary embedding, store into the cache.
 
 T tokens, H query heads, K kv heads, D head size, P positions in the table, R rotary size (R <= D).
 Rotary embedding: Su et al. 2021, eq. 34, in the half-rotated order of Hugging Face checkpoints.
@@ -42,12 +42,12 @@ def rotate(
 
 
 def store_kv(k_TKD: Tensor, v_TKD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
-    """Write each token's k and v into its slot = block * block_size + offset of [blocks, block_size, K, D]."""
+    """Write each token's k and v into slot = block * block_size + offset of [blocks, block_size, K, D]."""
     k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, slots_T, k_TKD.to(k_cache.dtype))
     v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slots_T, v_TKD.to(v_cache.dtype))
 
 
-def rotate_store_ref(  # noqa: PLR0913 - everything between projection and attention
+def rotate_store_ref(
     q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_T: Tensor, table_PR: Tensor | None,
     q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float, offset: float,
     k_cache: Tensor, v_cache: Tensor, slots_T: Tensor,
@@ -58,12 +58,12 @@ def rotate_store_ref(  # noqa: PLR0913 - everything between projection and atten
     return q
 
 
-def rotate_store(  # noqa: PLR0913 - everything between projection and attention
+def rotate_store(
     q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_T: Tensor, table_PR: Tensor | None,
     q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float, offset: float,
     k_cache: Tensor, v_cache: Tensor, slots_T: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Optional QK-norm and RoPE of q and k, then k and v into their slots; returns q, [T, H, D] contiguous on a GPU.
+    """Optional QK-norm and RoPE of q and k, then k and v into their slots; returns q, contiguous on a GPU.
 
     q, k, v may be strided views of one fused projection with a unit last stride. Rows that are padding should
     point their slot into block 0.
@@ -77,5 +77,16 @@ def rotate_store(  # noqa: PLR0913 - everything between projection and attention
             k_cache, v_cache, slots_T, configs.pdl(q_THD.device),
         )  # fmt: skip
     return rotate_store_ref(
-        q_THD, k_TKD, v_TKD, positions_T, table_PR, q_weight_D, k_weight_D, eps, offset, k_cache, v_cache, slots_T
+        q_THD,
+        k_TKD,
+        v_TKD,
+        positions_T,
+        table_PR,
+        q_weight_D,
+        k_weight_D,
+        eps,
+        offset,
+        k_cache,
+        v_cache,
+        slots_T,
     )

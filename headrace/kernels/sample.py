@@ -1,16 +1,16 @@
 """Draws one token per row of logits: greedy, or the Gumbel-max trick with random numbers that are a hash.
 
-S rows that sample, V vocabulary, K candidates of a row. A row's randomness is a function of its seed, the position
-of the new token and each token's id alone, so a seeded row draws the same token whatever shares its batch.
+S rows that sample, V vocabulary, K candidates of a row. A row's randomness is a function of its seed, the
+position of the new token and each token's id alone: a seeded row draws the same token whatever shares its batch.
 
 What a row may draw, in this order, z = logit / temperature and d = max(z) - z:
   min_p    tokens with d <= -log(min_p)
   top_k    of these, tokens with d <= the k-th smallest d
   top_p    of these, tokens that are preceded by less than top_p of their probability mass
-Tokens of equal d stand or fall together, and a d below 2**-23 counts as 0. Masses are sums of integers (units of
-2**-33 of the likeliest token's), so that they do not depend on the order of addition: every version of this
-function finds the same sets. Then the token with the largest z + Gumbel noise wins, the lowest id among equals.
-That is a draw from softmax over the set (Gumbel 1954; Maddison, Tarlow & Minka 2014, section 2).
+Tokens of equal d stand or fall together, and a d below 2**-23 counts as 0. Masses are sums of integers (units
+of 2**-33 of the likeliest token's), so that they do not depend on the order of addition: every version of this
+function finds the same sets. Then the token of largest z + Gumbel noise wins, the lowest id among equals. That
+is a draw from softmax over the set (Gumbel 1954; Maddison, Tarlow & Minka 2014, section 2).
 """
 
 from typing import NamedTuple
@@ -37,8 +37,8 @@ SEED_A, SEED_B = 0x9E3779B9 - 2**32, 0x7FEB352D
 """Start the two row keys off from different places."""
 
 TILE = 1 << 15
-"""Numbers a CPU works on at a time: a dozen operations in a row find them in its cache, and none is spread over
-threads, whose meeting costs more than the work where other programs run."""
+"""Numbers a CPU works on at a time: a dozen operations in a row find them in its cache, and none is spread
+over threads, whose meeting costs more than the work where other programs run."""
 
 CANDIDATES = (256, 4096)
 """How many likeliest tokens top_p looks among, first and then; rows that need more are sorted in full."""
@@ -48,7 +48,7 @@ class Settings(NamedTuple):
     """How each row draws, tensors of [S] on the logits' device.
 
     scale      float32  1 / temperature, 0 for greedy rows      reach      float32  -log(min_p), inf: off
-    top_k      int32    0 or less: off                          top_p      float32  1: off
+    top_k      int64    0 or less: off                          top_p      float32  1: off
     seeds      int64                                            positions  int64    of the token to be drawn
     """
 
@@ -65,7 +65,7 @@ class Settings(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the host knows of a batch before it launches anything; kernels are chosen by it, never by device data.
+    """What the host knows of a batch before it launches kernels; they are chosen by it, never by device data.
 
     greedy  every row takes its likeliest token     cuts    some row has top_k or top_p
     floors  some row has min_p
@@ -87,14 +87,22 @@ ANYTHING = Plan(greedy=False, cuts=True, floors=True)
 """Right for every batch, if not the fastest for most."""
 
 
-def draw(logits_SV: Tensor, settings: Settings, plan: Plan = ANYTHING) -> Tensor:
-    """Token ids int64 [S]. logits float32; -inf is never drawn unless a row has nothing else."""
-    if plan.greedy and not on_gpu(logits_SV):
-        return logits_SV.argmax(-1)
+def draw(logits_SV: Tensor, settings: Settings | None, plan: Plan = ANYTHING) -> Tensor:
+    """Token ids int64 [S]. logits float32; -inf is never drawn unless a row has nothing else.
+
+    `settings` may be None where the plan is greedy.
+    """
     if on_gpu(logits_SV):
         from headrace.kernels.gpu import sample as gpu  # needs triton, which only GPU builds of torch bring
 
         return gpu.draw(logits_SV, settings, plan)
+    return draw_ref(logits_SV, settings, plan)
+
+
+def draw_ref(logits_SV: Tensor, settings: Settings | None, plan: Plan = ANYTHING) -> Tensor:
+    """The definition of draw, which runs anywhere."""
+    if plan.greedy or settings is None:
+        return logits_SV.argmax(-1)
     drawn = settings.scale > 0
     ranked = drawn & ((settings.top_k > 0) | (settings.top_p < 1))
     tokens_S = torch.empty(len(logits_SV), dtype=torch.int64, device=logits_SV.device)
@@ -142,7 +150,7 @@ def _from_likeliest(logits_SV: Tensor, settings: Settings) -> Tensor:
 
 
 def _counts(top_k: Tensor, vocab: int) -> list[int]:
-    """How many candidates to try, ever more. A few above top_k show whether equals of the last one follow it."""
+    """How many candidates to try, ever more; a few above top_k show whether equals of the last one follow."""
     least = int(top_k.max()) + 8
     counts = {max(n, least) for n in CANDIDATES} if (top_k <= 0).any() else {least}
     return [*sorted(n for n in counts if n < vocab // 4), vocab]
@@ -158,12 +166,14 @@ def _from_candidates(logits_SV: Tensor, settings: Settings, count: int) -> tuple
     z = likely_SK * settings.scale[:, None]
     d = _distance(z[:, :1], z)
     limit = settings.reach[:, None]
-    k = torch.where(settings.top_k > 0, settings.top_k, vocab).clamp(max=count)[:, None].long()
+    k = torch.where(settings.top_k > 0, settings.top_k, vocab).clamp(max=count)[:, None]
     cut = (settings.top_k > 0)[:, None] & (k <= (d <= limit).sum(-1, keepdim=True))
     limit = torch.where(cut, torch.minimum(limit, d.gather(-1, k - 1)), limit)
     limit = torch.where((settings.top_p < 1)[:, None], _nucleus(logits_SV, settings, d, limit), limit)
     keep = d <= limit
-    score = torch.where(keep, gumbel(ids_SK.int(), row_keys(settings.seeds, settings.positions)) + z, -torch.inf)
+    score = torch.where(
+        keep, gumbel(ids_SK.int(), row_keys(settings.seeds, settings.positions)) + z, -torch.inf
+    )
     winner = score == score.amax(-1, keepdim=True)
     return torch.where(winner, ids_SK, vocab).amin(-1), ~keep[:, -1] | (count == vocab)
 
@@ -172,7 +182,9 @@ def _nucleus(logits_SV: Tensor, settings: Settings, d_SK: Tensor, limit: Tensor)
     """[S, 1] the distance to which top_p reaches, of the tokens up to `limit` [S, 1]; candidates d ascend."""
     total = torch.where(d_SK <= limit, _mass(d_SK), 0).sum(-1, keepdim=True)
     if d_SK.shape[1] < logits_SV.shape[1]:
-        beyond = (settings.top_p < 1) & (settings.top_k <= 0)  # others end among the candidates, or are sorted
+        beyond = (settings.top_p < 1) & (
+            settings.top_k <= 0
+        )  # others end among the candidates, or are sorted
         total[beyond] = _total(logits_SV[beyond], settings.rows(beyond), limit[beyond])
     reached = torch.where(d_SK <= limit, _mass(d_SK), 0).cumsum(-1)
     target = settings.top_p[:, None].double() * total
@@ -207,7 +219,7 @@ def _mass(d: Tensor) -> Tensor:
     return torch.exp(-d).mul_(MASS).long()
 
 
-# -- randomness -------------------------------------------------------------------------------------------------
+# -- randomness
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -240,6 +252,6 @@ def random_bits(ids: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def gumbel(ids: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
-    """Gumbel noise, float32 [S, n]: -log of a standard exponential, finest where it is largest, -2.9 to 22."""
+    """Gumbel noise float32 [S, n]: -log of a standard exponential, finest where it is largest, -2.9 to 22."""
     exponential = random_bits(ids, keys).float().add_(0.5).mul_(-UNIT).log1p_().neg_()
     return exponential.log_().neg_()

@@ -109,6 +109,17 @@ class Decoder(nn.Module):
             if isinstance(module, Rope):
                 module.place(device)
 
+    def allocate(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Give a model built on the meta device its memory: weights uninitialized, rope tables computed.
+
+        What `to` and `to_empty` would do, without the second of imports that meta tensors cost there.
+        """
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+                setattr(module, name, nn.Parameter(memory, requires_grad=False))
+        self.tables(device)
+
     def sources(self) -> Iterator[tuple[str, Tensor]]:
         """(name in a Hugging Face checkpoint, the tensor or rows of one to fill from it) for all weights."""
         for path, module in self.named_modules():

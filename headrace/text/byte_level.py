@@ -12,7 +12,7 @@ from headrace.base.errors import BadCheckpoint, UnknownName
 
 
 def _alphabet() -> dict[str, int]:
-    """The character that stands for each byte: itself where it can be seen, else the next one from U+0100 on."""
+    """The character that stands for each byte: itself if it can be seen, else the next one from U+0100 on."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spelled = {chr(byte): byte for byte in seen}
     hidden = [byte for byte in range(256) if byte not in set(seen)]
@@ -23,7 +23,7 @@ BYTE_OF = _alphabet()
 
 
 def spelled_bytes(token: str) -> bytes:
-    """The bytes a token stands for; a token with a character outside the alphabet stands for itself in UTF-8."""
+    """The bytes of a token; one with a character outside the alphabet stands for itself in UTF-8."""
     try:
         return bytes([BYTE_OF[c] for c in token])
     except KeyError:
@@ -55,10 +55,10 @@ def _cased(ending: str, digits: str) -> str:
 
 _LLAMA3 = rf"{_CONTRACTION}|{_LEAD}\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2 = rf"{_CONTRACTION}|{_LEAD}\p{{L}}+|\p{{N}}|{_REST}"
-_QWEN35 = rf"{_CONTRACTION}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN35 = _QWEN2.replace(r"]?\p{L}+", r"]?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 _DEEPSEEK3 = (
     r"\p{N}{1,3}",
-    "[一-龥\u3040-ゟ゠-ヿ]+",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
@@ -93,7 +93,7 @@ def family(name: str) -> Family:
 
 
 def build(tokens: Sequence[str], merges: Sequence[str], kind: Family) -> Tokenizer:
-    """A byte-level BPE tokenizer without special tokens. Raises BadCheckpoint when the merges do not fit the tokens."""
+    """A byte-level BPE tokenizer without special tokens. Raises BadCheckpoint when merges do not fit."""
     vocab = {token: index for index, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=_pairs(merges, vocab), ignore_merges=kind.whole_words))
     if kind.nfc:
@@ -110,7 +110,7 @@ def build(tokens: Sequence[str], merges: Sequence[str], kind: Family) -> Tokeniz
 
 
 def _pairs(merges: Sequence[str], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for merge in merges:
         cut = merge.find(" ", 1)
         left, right = merge[:cut], merge[cut + 1 :]

@@ -1,6 +1,7 @@
 """Turn token ids into text as they come, never showing half a character."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from headrace.text.tokenizer import Tokenizer, to_text
 
@@ -11,18 +12,18 @@ _PATIENCE = 8
 class Detokenizer:
     """The text of one growing sequence of ids.
 
-    All pieces together are what `Tokenizer.decode` makes of prompt and ids, less what it makes of the prompt. Cost per
-    token does not depend on how many came before.
+    All pieces together are what `Tokenizer.decode` makes of prompt and ids, less what it makes of the prompt.
+    Cost per token does not depend on how many came before.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True
     ):
-        """`prompt_ids` decide about the first space, and hold the beginning of a character that may be unfinished."""
+        """`prompt_ids` decide about the first space, and may end inside a character."""
         self._tokenizer = tokenizer
-        self._hidden = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._hidden: frozenset[int] = tokenizer.special_ids if skip_special_tokens else frozenset()
         if tokenizer.spelling == "other":
-            self._before = [index for index in prompt_ids[-64:] if index not in self._hidden][-_PATIENCE:]
+            self._before = [*islice(self._visible(reversed(prompt_ids)), _PATIENCE)][::-1]
             self._pending: list[int] = []
             self._shown = tokenizer.decode(self._before, False)
             return
@@ -34,7 +35,7 @@ class Detokenizer:
     def push(self, ids: Sequence[int]) -> str:
         """The text that is certain now; "" while a character is unfinished."""
         if self._tokenizer.spelling == "other":
-            return "".join([self._push_other(index) for index in ids if index not in self._hidden])
+            return "".join([self._push_other(index) for index in self._visible(ids)])
         token_bytes, hidden = self._tokenizer.token_bytes, self._hidden
         return self._text(b"".join([token_bytes(index) for index in ids if index not in hidden]))
 
@@ -59,6 +60,9 @@ class Detokenizer:
             if len(tail) >= 4:
                 break
         return tail
+
+    def _visible(self, ids: Iterable[int]) -> Iterator[int]:
+        return (i for i in ids if i not in self._hidden and self._tokenizer.id_to_piece(i) is not None)
 
     def _push_other(self, index: int) -> str:
         """A vocabulary whose decoder looks at neighbours: decode with the tokens before, keep what is new."""

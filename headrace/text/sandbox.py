@@ -1,8 +1,8 @@
 """Compile and run Jinja templates that come from strangers, within bounds of time, size and reach.
 
-Jinja's sandbox keeps a template away from Python's insides. It does not keep one from running or growing for ever, so
-every loop and macro body is given a tick that looks at the clock, and whatever can make something large out of
-something small (repeating, joining, replacing, padding, nesting) is weighed before it is made.
+Jinja's sandbox keeps a template away from Python's insides. It does not keep one from running or growing for
+ever, so every loop and macro body is given a tick that looks at the clock, and whatever can make something large
+out of something small (repeating, joining, replacing, padding, nesting) is weighed before it is made.
 """
 
 import functools
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import BuiltinMethodType
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Template, Undefined, filters, nodes, pass_environment, utils
 from jinja2.ext import Extension
@@ -28,11 +28,11 @@ MAX_WORK = 1 << 28  # characters of all strings made during one rendering
 MAX_WIDTH = 9_999  # a number that means a width or an indent
 MAX_BITS = 4_096  # of an integer
 
-# The filters that chat templates use: those with a result no larger than what they are given, of these the ones
-# that walk through it, and those that print it first.
+# The filters that chat templates use: those with a result no larger than what they are given, of these the
+# ones that walk through it, and those that print it first.
 PLAIN = (
-    "abs", "attr", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length", "reverse",
-    "round",
+    "abs", "attr", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length",
+    "reverse", "round",
 )  # fmt: skip
 WALKING = ("list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr", "sort", "unique")
 PRINTING = ("capitalize", "e", "escape", "lower", "safe", "string", "title", "trim", "upper")
@@ -51,7 +51,7 @@ def too_much(what: str) -> Refused:
 
 
 class Budget(threading.local):
-    """What the rendering in this thread may still spend. Each method raises Refused when that is not enough."""
+    """What the rendering in this thread may still spend. Each method raises Refused when it is not enough."""
 
     deadline = float("inf")
     seconds = float("inf")
@@ -77,16 +77,17 @@ class Budget(threading.local):
         """How many characters `value` has when printed, roughly, counting what it holds twice as two."""
         if isinstance(value, str):
             return len(value)
-        size, steps, waiting = 0, 0, [value]
+        size, steps = 0, 0
+        waiting: list[Any] = [value]
         while waiting:
-            item = waiting.pop()
+            item: Any = waiting.pop()
             if isinstance(item, str):
                 size += len(item)
             elif isinstance(item, Mapping):
-                waiting.extend(item.keys())
-                waiting.extend(item.values())
+                entries = cast(Mapping[Any, Any], item)
+                waiting.extend([*entries.keys(), *entries.values()])
             elif isinstance(item, Collection) and not isinstance(item, Undefined):
-                waiting.extend(item)
+                waiting.extend(cast(Collection[Any], item))
             size, steps = size + 2, steps + 1
             if size + 8 * len(waiting) > MAX_TEXT:
                 raise too_much(f"builds a value of more than {MAX_TEXT} characters")
@@ -115,19 +116,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=self.built,
         )
         self.budget = Budget()
-        self.filters = {
-            **{name: filters.FILTERS[name] for name in PLAIN},
-            **{name: self._walking(filters.FILTERS[name]) for name in WALKING},
-            **{name: self._printing(filters.FILTERS[name]) for name in PRINTING},
+        known = cast(dict[str, Callable[..., Any]], filters.FILTERS)
+        self.filters: dict[str, Callable[..., Any]] = {
+            **{name: known[name] for name in PLAIN},
+            **{name: self._walking(known[name]) for name in WALKING},
+            **{name: self._printing(known[name]) for name in PRINTING},
             "join": self._join,
             "replace": self._replace,
             "indent": self._indent,
             "format": self._format,
             "sum": self._sum,
         }
-        self.globals.pop("lipsum")
+        self.globals: dict[str, Any] = dict(self.globals)
+        del self.globals["lipsum"]
         self.globals["namespace"] = Namespace
-        self.globals["dict"] = lambda *args, **more: self.built(dict(*args, **more))
+        self.globals["dict"] = self._dict
 
     def read(self, source: str) -> nodes.Template:
         """The syntax tree. Raises what Jinja raises, and Refused for a template that is too long."""
@@ -157,7 +160,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
         """What a macro, a `set` block and the template itself return."""
-        kept, size = [], 0
+        kept: list[str] = []
+        size = 0
         for part in parts:
             kept.append(part)
             size += len(part)
@@ -175,7 +179,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "*":
             for one, times in ((left, right), (right, left)):
                 if isinstance(times, int) and isinstance(one, str | list | tuple):
-                    self.budget.spend(self.budget.weigh(one) * max(times, 0))
+                    self.budget.spend(self.budget.weigh(cast(object, one)) * max(times, 0))
             _check_bits(left, right, 1)
         elif operator == "**":
             _check_bits(left, 0, right if isinstance(right, int) else 1)
@@ -201,6 +205,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return wrapped(*args, **more)
 
         return checked
+
+    def _dict(self, *args: Any, **more: Any) -> dict[Any, Any]:
+        """`dict(...)`: a function, so that the methods of the type are out of reach."""
+        return self.built(dict(*args, **more))
 
     # -- what could grow --------------------------------------------------------------------------
 
@@ -253,7 +261,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         def walking(*args: Any, **more: Any) -> Any:
             value = args[first]
             if isinstance(value, Iterable) and not isinstance(value, Undefined):
-                args = (*args[:first], self._walked(value), *args[first + 1 :])
+                args = (*args[:first], self._walked(cast(Iterable[Any], value)), *args[first + 1 :])
             return function(*args, **more)
 
         return walking
@@ -299,7 +307,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _sum(self) -> Callable[..., Any]:
         @pass_environment
         def add(environment: Any, value: Any, attribute: str | int | None = None, start: float = 0) -> Any:
-            if not isinstance(start, int | float):
+            if not isinstance(start, int | float):  # type: ignore[reportUnnecessaryIsInstance]
                 raise too_much("adds up what are no numbers")
             return filters.sync_do_sum(environment, value, attribute, start)
 
@@ -323,7 +331,7 @@ class Watched(NodeTransformer):
         elif isinstance(node, nodes.Concat):
             return _call("joined", node.nodes)
         elif isinstance(node, nodes.List | nodes.Dict) or _is_load(node):
-            return node if _is_constant(node) else _call("built", [node])
+            return node if _is_constant(node) else _call("built", [cast(nodes.Expr, node)])
         return node
 
 
@@ -349,7 +357,7 @@ def _call(name: str, args: list[nodes.Expr]) -> nodes.Call:
 class Generation(Extension):
     """`{% generation %}` marks what the model wrote, for training; here its body stands as it is."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 -- as jinja2 declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         """The body, in a scope of its own."""

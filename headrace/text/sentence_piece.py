@@ -1,13 +1,14 @@
 """SentencePiece BPE vocabularies: pieces with scores, from GGUF metadata or a tokenizer.model file.
 
-SentencePiece: Kudo and Richardson, 2018 (arXiv:1808.06226). Its BPE merges, again and again, the neighbours whose
-joined piece has the highest score; characters without a piece fall back to one piece per byte.
+SentencePiece: Kudo and Richardson, 2018 (arXiv:1808.06226). Its BPE merges, again and again, the neighbours
+whose joined piece has the highest score; characters without a piece fall back to one piece per byte.
 """
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers
 
@@ -22,9 +23,9 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Pieces:
     """A vocabulary in the order of its ids; `types` are the constants above."""
 
-    tokens: list[str] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    types: list[int] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list[str])
+    scores: list[float] = field(default_factory=list[float])
+    types: list[int] = field(default_factory=list[int])
     add_space_prefix: bool = True
     squeeze_spaces: bool = False
 
@@ -38,8 +39,9 @@ def piece_bytes(piece: str) -> bytes:
 def build(pieces: Pieces) -> Tokenizer:
     """A tokenizer without special tokens that merges by score.
 
-    Two joins that give the same piece are tried in a fixed order rather than left to right, which can only show in
-    runs of one repeated character. Raises BadCheckpoint when the lists do not belong together.
+    Two joins that give the same piece are tried in a fixed order rather than left to right, which can only show
+    in runs of one repeated character. The space before a text also goes before text after an added token, as in
+    the tokenizer.json files of these families. Raises BadCheckpoint when the lists do not belong together.
     """
     if not len(pieces.tokens) == len(pieces.scores) == len(pieces.types):
         raise BadCheckpoint(
@@ -73,14 +75,12 @@ def _merges(pieces: Pieces) -> list[tuple[str, str]]:
         for token, score, kind in zip(pieces.tokens, pieces.scores, pieces.types, strict=True)
         if kind in (NORMAL, UNUSED)
     }
-    found = [
-        (-score, cut, whole)
-        for whole, score in joinable.items()
+    return [
+        (whole[:cut], whole[cut:])
+        for whole in sorted(joinable, key=lambda piece: -joinable[piece])
         for cut in range(1, len(whole))
         if whole[:cut] in joinable and whole[cut:] in joinable
     ]
-    found.sort()
-    return [(whole[:cut], whole[cut:]) for _, cut, whole in found]
 
 
 def read_model(data: bytes) -> Pieces:
@@ -110,7 +110,7 @@ def read_model(data: bytes) -> Pieces:
     return pieces
 
 
-def _read_normalizer(spec: dict[int, bytes | float | int], pieces: Pieces) -> None:
+def _read_normalizer(spec: dict[int, Any], pieces: Pieces) -> None:
     if spec.get(2):
         raise Refused(
             f"tokenizer.model rewrites its text ({spec.get(1)!r}), which is not read from this file",
@@ -120,7 +120,7 @@ def _read_normalizer(spec: dict[int, bytes | float | int], pieces: Pieces) -> No
     pieces.squeeze_spaces = bool(spec.get(4, 1))
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, bytes | float | int]]:
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """(field number, value) of one protobuf message: varints as int, 32-bit as float, the rest as bytes."""
     at = 0
     while at < len(data):

@@ -1,6 +1,7 @@
-"""Find stop strings in text that arrives in pieces, showing nothing that could still turn out to belong to one."""
+"""Find stop strings in text that arrives in pieces, showing nothing that could still belong to one."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from headrace.base.errors import Refused
 
@@ -9,13 +10,13 @@ class StopStrings:
     """Watches a growing text for the first of several strings.
 
     The match is the one that is complete first; of those complete at the same character, the one that began
-    first. That does not depend on how the text was cut into pieces. Without `include` the text ends before the
-    stop string, with it right after.
+    first. That does not depend on how the text was cut into pieces. Without `include` the text ends before
+    the stop string, with it right after.
     """
 
     def __init__(self, stops: Sequence[str] = (), include: bool = False):
         """Raises Refused when a stop string is empty or no string."""
-        for stop in stops:
+        for stop in cast(Sequence[object], stops):  # callers pass on what users wrote
             if not isinstance(stop, str) or not stop:
                 raise Refused(f"stop strings must be non-empty strings, not {stop!r}", param="stop")
         self.include = include

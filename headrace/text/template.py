@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jinja2
 from jinja2 import meta, nodes
@@ -16,14 +16,15 @@ Message = Mapping[str, Any]
 
 # What an expression in a template can raise, apart from a Fault.
 FAULTS = (
-    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, MemoryError,
-    RuntimeError, SyntaxError,
+    jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError,
+    MemoryError, RuntimeError, SyntaxError,
 )  # fmt: skip
 # Names that a request may not give a meaning of its own.
-RESERVED = frozenset(
-    "messages tools documents add_generation_prompt continue_final_message chat_template tokenize namespace dict range"
-    " raise_exception strftime_now cycler joiner self loop caller varargs kwargs".split()
-)
+RESERVED = {
+    "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize",
+    "namespace", "dict", "range", "raise_exception", "strftime_now", "cycler", "joiner", "self", "loop", "caller",
+    "varargs", "kwargs",
+}  # fmt: skip
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Private-use characters, so that no message holds it by chance; the space shows whether the template trims.
 _MARK = "\ue000continue\ue001here "
@@ -68,12 +69,14 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool = False,
         documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> str:
         """The prompt, special tokens included: encode it with `add_special_tokens=False`.
 
-        `add_generation_prompt` is on unless the final message is to be continued. Raises Refused for messages that are
-        none, for what the template itself refuses, for an option it would ignore, and when it does not come to an end.
+        `add_generation_prompt` is on unless the final message is to be continued. Other names for the template come
+        as keyword arguments, or, from strangers, in `chat_template_kwargs`. Raises Refused for messages that are
+        none, for what the template itself refuses, for an option it would ignore, and when it does not end.
         """
         if add_generation_prompt and continue_final_message:
             raise Refused(
@@ -81,17 +84,10 @@ class ChatTemplate:
                 param="continue_final_message",
             )
         try:
-            chat = [
-                self._message(message, f"messages[{n}]")
-                for n, message in enumerate(_list(messages, "messages"))
-            ]
-            given = {
-                "tools": None if not tools else [_object(t, f"tools[{n}]") for n, t in enumerate(tools)],
-                "documents": None
-                if not documents
-                else [_object(d, f"documents[{n}]") for n, d in enumerate(documents)],
-            }
-            more = {name: _plain(value, f"chat_template_kwargs.{name}") for name, value in kwargs.items()}
+            chat = [self._message(m, f"messages[{n}]") for n, m in enumerate(_list(messages, "messages"))]
+            given = {"tools": _objects(tools, "tools"), "documents": _objects(documents, "documents")}
+            asked = _object(chat_template_kwargs or {}, "chat_template_kwargs")
+            more = _object(kwargs, "chat_template_kwargs") | asked
         except RecursionError as error:
             raise Refused("messages, tools or documents are nested too deeply", param="messages") from error
         self._check_names(given, more)
@@ -157,7 +153,8 @@ class ChatTemplate:
                 f"{where}.content must be a string or a list of parts, not {type(content).__name__}",
                 param="messages",
             )
-        texts = [_text_of(part, f"{where}.content[{n}]") for n, part in enumerate(content)]
+        parts = cast(list[object], content)
+        texts = [_text_of(part, f"{where}.content[{n}]") for n, part in enumerate(parts)]
         return [{"type": "text", "text": text} for text in texts] if self.takes_parts else "\n".join(texts)
 
     def _tojson(
@@ -215,34 +212,42 @@ def _plain(value: object, where: str) -> Any:
     if isinstance(value, int | float):
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Mapping):
-        for key in value:
+        entries = cast(Mapping[object, object], value)
+        for key in entries:
             if not isinstance(key, str):
-                raise Refused(f"{where} has a key that is no string: {key!r}")
-        return {str.__str__(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+                raise Refused(f"{where} has a key that is no string: {key!r}", param=_field(where))
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in entries.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, where) for item in value]
-    raise Refused(f"{where} holds {type(value).__name__}, which is no JSON value")
+        return [_plain(item, where) for item in cast(Sequence[object], value)]
+    raise Refused(f"{where} holds {type(value).__name__}, which is no JSON value", param=_field(where))
+
+
+def _field(where: str) -> str:
+    """The request's field in which "messages[0].tool_calls" or "chat_template_kwargs.x" lies."""
+    return re.split(r"[.\[]", where)[0]
 
 
 def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise Refused(f"{where} must be an object, not {type(value).__name__}", param=where.partition("[")[0])
-    return _plain(value, where)
+        raise Refused(f"{where} must be an object, not {type(value).__name__}", param=_field(where))
+    return _plain(cast(object, value), where)
+
+
+def _objects(values: object, where: str) -> list[dict[str, Any]] | None:
+    return [_object(item, f"{where}[{n}]") for n, item in enumerate(_list(values, where))] if values else None
 
 
 def _list(value: object, where: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple) or not value:
-        raise Refused(
-            f"{where} must be a list that is not empty, not {value!r:.80}", param=where.partition("[")[0]
-        )
-    return value
+        raise Refused(f"{where} must be a list that is not empty, not {value!r:.80}", param=_field(where))
+    return cast(Sequence[Any], value)
 
 
 def _text_of(part: object, where: str) -> str:
     if isinstance(part, str):
         return part
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    text = part.get("text") if isinstance(part, dict) else None
+    entries = cast(dict[str, Any], part) if isinstance(part, dict) else {"type": type(part).__name__}
+    kind, text = entries.get("type"), entries.get("text")
     if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
         raise Refused(f"{where} is of type {kind!r}; only text parts are understood", param="messages")
     return text
@@ -251,8 +256,8 @@ def _text_of(part: object, where: str) -> str:
 def _tool_call(call: object, where: str) -> dict[str, Any]:
     """The API's arguments are a JSON string; templates expect the object itself."""
     copy = _object(call, where)
-    function = copy.get("function", copy)
-    arguments = function.get("arguments") if isinstance(function, dict) else None
+    function: dict[str, Any] = copy["function"] if isinstance(copy.get("function"), dict) else copy
+    arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
             function["arguments"] = json.loads(arguments or "{}")
@@ -315,7 +320,7 @@ def _unwrapped(node: nodes.Node) -> Iterator[nodes.Node]:
         yield node
         if isinstance(node, nodes.Filter) and node.node is not None:
             node = node.node
-        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
-            node = node.node
-        else:
+            continue
+        if not isinstance(node, nodes.Getitem) or not isinstance(node.arg, nodes.Slice):
             return
+        node = node.node

@@ -3,10 +3,11 @@
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tokenizers
 
@@ -17,10 +18,13 @@ from headrace.text.vocabulary import Vocabulary
 
 # Names under which models end a turn; they end generation where they are special tokens.
 ENDINGS = (
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<end_of_utterance>",
-    "<|endoftext|>", "<|end_of_text|>", "<EOT>", "[EOT]", "<|end_of_turn|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|end_of_turn|>",
+    "<end_of_utterance>", "<|endoftext|>", "<|end_of_text|>", "<EOT>", "[EOT]",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
 NO_TEMPLATE = "give one with --chat-template FILE, or send a plain prompt instead of messages"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Spelling = Literal["bytes", "pieces", "other"]
 
@@ -28,8 +32,8 @@ Spelling = Literal["bytes", "pieces", "other"]
 class Tokenizer:
     """A vocabulary with its special tokens and, if the checkpoint has one, its chat template.
 
-    `special_tokens` maps roles ("bos_token", "eos_token", "unk_token", ...) to texts. `spelling` says how tokens spell
-    text: "bytes" (byte-level), "pieces" (SentencePiece), or "other" (known to the library only).
+    `special_tokens` maps roles ("bos_token", "eos_token", "unk_token", ...) to texts. `spelling` says how tokens
+    spell text: "bytes" (byte-level), "pieces" (SentencePiece), or "other" (known to the library only).
     """
 
     def __init__(self, vocab: Vocabulary):
@@ -40,7 +44,7 @@ class Tokenizer:
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self.bos_id = self._id_of("bos_token")
         self.eos_id = self._id_of("eos_token")
-        ends = {*vocab.eos_ids} | ({self.eos_id} if self.eos_id is not None else set())
+        ends = {*vocab.eos_ids, *([] if self.eos_id is None else [self.eos_id])}
         if vocab.guess_endings:
             ends |= _endings({token.content: index for index, token in added.items() if token.special})
         self.eos_ids = frozenset(ends)
@@ -61,14 +65,14 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
         """From the `tokenizer.*` keys of a GGUF file.
 
-        Raises BadCheckpoint when keys are missing or do not fit, Refused for a kind of vocabulary not known here.
+        Raises BadCheckpoint when keys are missing or do not fit, Refused for a kind of vocabulary not known.
         """
         return cls(vocabulary.from_gguf(metadata))
 
     # -- text to ids ------------------------------------------------------------------------------
 
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
-        """Ids of `text`. With `parse_special` the text of a special token is that token; without, it is plain text.
+        """Ids of `text`. With `parse_special` the text of a special token is that token, without it is plain.
 
         Raises Refused for text that is no valid Unicode.
         """
@@ -86,9 +90,7 @@ class Tokenizer:
                 e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
             ]
         except TypeError as error:
-            for number, text in enumerate(texts):
-                _check_text(text, number, error)
-            raise
+            raise _not_text(texts) from error
 
     @cached_property
     def _literal(self) -> tokenizers.Tokenizer:
@@ -98,11 +100,12 @@ class Tokenizer:
         return copy
 
     def word_ids(self, word: str) -> list[list[int]]:
-        """The ways in which `word` can come out of the model, for `bad_words`: at a beginning, and after a space.
+        """The ways in which `word` can come out of the model, for `bad_words`: at a start, and after a space.
 
         Raises Refused for an empty word.
         """
-        bare = word.lstrip() if isinstance(word, str) else ""
+        given = cast(object, word)  # callers pass on what users wrote
+        bare = given.lstrip() if isinstance(given, str) else ""
         if not bare:
             raise Refused(f"a word must be a string that is not empty, not {word!r}", param="bad_words")
         ways = [self.encode(bare, add_special_tokens=False)]
@@ -122,15 +125,15 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids beyond the vocabulary nothing.
 
-        SentencePiece vocabularies decode a broken run of byte pieces as SentencePiece itself does, keeping the good
-        characters in it. Raises Refused for ids that are no whole numbers from 0 on.
+        SentencePiece vocabularies decode a broken run of byte pieces as SentencePiece itself does, keeping the
+        good characters in it. Raises Refused for ids that are no whole numbers from 0 on.
         """
         if self.spelling == "other":
             try:
                 return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
             except (OverflowError, TypeError) as error:
                 raise Refused(f"token ids must be whole numbers from 0 on: {error}") from error
-        hidden = self.special_ids if skip_special_tokens else frozenset()
+        hidden: frozenset[int] = self.special_ids if skip_special_tokens else frozenset()
         raw = b"".join([self.token_bytes(index) for index in ids if index not in hidden])
         text = to_text(self.decoder(), raw, final=True)
         for _ in range(self.strip_left):
@@ -156,7 +159,7 @@ class Tokenizer:
         return known
 
     def id_to_piece(self, index: int) -> str | None:
-        """The token as the vocabulary spells it; None beyond the vocabulary. Raises Refused for a negative id."""
+        """The token as the vocabulary spells it; None beyond it. Raises Refused for what is no id."""
         try:
             return self.backend.id_to_token(index)
         except (OverflowError, TypeError) as error:
@@ -234,15 +237,13 @@ def _spelling(backend: tokenizers.Tokenizer) -> tuple[Spelling, int]:
     return "other", 0
 
 
-def _check_text(text: object, number: int, cause: TypeError) -> None:
-    """Raises Refused for what cannot be encoded."""
+def _not_text(texts: Sequence[object]) -> Refused:
+    """Why one of `texts` cannot be encoded."""
+    number, text = next((n, t) for n, t in enumerate(texts) if not isinstance(t, str) or _SURROGATE.search(t))
     if not isinstance(text, str):
-        raise Refused(f"text {number} is {type(text).__name__}, not a string", param="prompt") from cause
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise Refused(
-            f"text {number} has half a surrogate pair at character {error.start}, which is no character",
-            param="prompt",
-            hint="send text that is valid Unicode",
-        ) from error
+        return Refused(f"text {number} is {type(text).__name__}, not a string", param="prompt")
+    return Refused(
+        f"text {number} holds half of a surrogate pair, which is no character",
+        param="prompt",
+        hint="send text that is valid Unicode",
+    )

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 from tokenizers import AddedToken, processors
@@ -17,12 +17,12 @@ from headrace.text import byte_level, sentence_piece
 class Vocabulary:
     """What a checkpoint says about its tokens.
 
-    `special_tokens` maps roles ("bos_token", "eos_token", "unk_token", ...) to texts. `guess_endings` asks for special
-    tokens that end a turn by their usual names, where the checkpoint does not list all that end generation.
+    `special_tokens` maps roles ("bos_token", "eos_token", "unk_token", ...) to texts. `guess_endings` asks for
+    special tokens that end a turn by their usual names, where the checkpoint does not list all endings.
     """
 
     backend: tokenizers.Tokenizer
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
     eos_ids: Sequence[int] = ()
     guess_endings: bool = True
     template_source: str | None = None
@@ -62,7 +62,7 @@ def from_folder(folder: Path) -> Vocabulary:
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
-    """Raises BadCheckpoint when keys are missing or do not fit, Refused for a kind of vocabulary not known here."""
+    """Raises BadCheckpoint when keys are missing or do not fit, Refused for a kind of vocabulary not known."""
     kind = _get(metadata, "model", str)
     tokens = _get_list(metadata, "tokens", str)
     if not tokens:
@@ -81,11 +81,12 @@ def from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
         add_bos = True
     else:
         raise Refused(
-            f"the GGUF file has a tokenizer of kind {kind!r}; known: 'gpt2' (byte-level), 'llama' (SentencePiece)",
+            f"the GGUF file has a tokenizer of kind {kind!r}; known: 'gpt2' (byte-level), "
+            "'llama' (SentencePiece)",
             hint="use the original checkpoint folder with its tokenizer.json",
         )
     _add_pieces(backend, tokens, types)
-    special = {}
+    special: dict[str, str] = {}
     for role in ("bos", "eos", "unknown", "padding"):
         index = _get_id(metadata, role, len(tokens))
         if index is not None:
@@ -127,48 +128,52 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"{file} is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise BadCheckpoint(f"{file} should hold a JSON object, not {type(value).__name__}")
-    return value
+    return cast(dict[str, Any], value)
 
 
 def _special_tokens(*files: Mapping[str, Any]) -> dict[str, str]:
-    """Role to text; the first file that names a role wins. A token may stand as text or as {"content": text}."""
+    """Role to text; the first file that names a role wins. A token is a text or {"content": text}."""
     found: dict[str, str] = {}
     for file in files:
         for role, token in file.items():
-            text = token.get("content") if isinstance(token, dict) else token
+            text: object = cast(dict[str, Any], token).get("content") if isinstance(token, dict) else token
             if role.endswith("_token") and isinstance(text, str):
                 found.setdefault(role, text)
     return found
 
 
 def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else chat_template.json, else the entry in the config; of a named list "default"."""
+    """chat_template.jinja, else chat_template.json, else the entry in the config; of a list "default"."""
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
     template = _read_json(folder / "chat_template.json").get("chat_template", config.get("chat_template"))
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        entries = [
+            cast(dict[str, Any], entry) for entry in cast(list[Any], template) if isinstance(entry, dict)
+        ]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return template if isinstance(template, str) else None
 
 
 def _add_missing(backend: tokenizers.Tokenizer, declared: object) -> None:
-    """Tokens of `added_tokens_decoder` that tokenizer.json lacks, where they would get the id they are declared with."""
+    """Tokens of `added_tokens_decoder` that tokenizer.json lacks, where they get the id they are declared with."""
     if not isinstance(declared, dict):
         return
-    for number, token in sorted(declared.items(), key=lambda item: str(item[0]).zfill(12)):
-        text = token.get("content") if isinstance(token, dict) else None
-        if not isinstance(text, str) or not text or not str(number).isdecimal():
+    tokens = cast(dict[str, Any], declared)
+    for number in sorted(tokens, key=lambda digits: digits.zfill(12)):
+        token: dict[str, Any] = tokens[number] if isinstance(tokens[number], dict) else {}
+        text = token.get("content")
+        if not isinstance(text, str) or not text or not number.isdecimal():
             raise BadCheckpoint(f"added_tokens_decoder[{number!r}] in tokenizer_config.json has no content")
         known = backend.token_to_id(text)
-        if known is None and int(number) == backend.get_vocab_size() or known == int(number):
-            backend.add_tokens([_added(text, bool(token.get("special")))])
+        if known == int(number) or (known is None and int(number) == backend.get_vocab_size()):
+            cast(Any, backend).add_tokens([_added(text, bool(token.get("special")))])
 
 
 def _as_ids(value: object) -> list[int]:
     if value is None:
         return []
-    ids = value if isinstance(value, list) else [value]
+    ids: list[Any] = cast(list[Any], value) if isinstance(value, list) else [value]
     if not all(isinstance(index, int) and index >= 0 for index in ids):
         raise BadCheckpoint(f"eos_token_id should be a token id or a list of them, not {value!r}")
     return ids
@@ -183,10 +188,11 @@ def _added(text: str, special: bool) -> AddedToken:
 
 def _add_pieces(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
     """Control tokens become special tokens; user-defined ones are taken whole but shown."""
+    library = cast(Any, backend)  # its types leave the element type of these lists out
     typed = [(t, k) for t, k in zip(tokens, types, strict=True) if t]
-    unknown_too = (sentence_piece.CONTROL, sentence_piece.UNKNOWN)
-    backend.add_special_tokens([_added(token, True) for token, kind in typed if kind in unknown_too])
-    backend.add_tokens([_added(token, False) for token, kind in typed if kind == sentence_piece.USER_DEFINED])
+    special = (sentence_piece.CONTROL, sentence_piece.UNKNOWN)
+    library.add_special_tokens([_added(token, True) for token, kind in typed if kind in special])
+    library.add_tokens([_added(token, False) for token, kind in typed if kind == sentence_piece.USER_DEFINED])
 
 
 def _frame(backend: tokenizers.Tokenizer, special: Mapping[str, str], bos: object, eos: object) -> None:
@@ -225,7 +231,7 @@ def _get_list(
 ) -> list[Any]:
     value = metadata.get(f"tokenizer.ggml.{key}", default)
     listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-    value = list(value) if listed else None
+    value = list(cast(Iterable[Any], value)) if listed else None
     kinds = (kind, int) if kind is float else kind
     if value is None or not all(isinstance(entry, kinds) for entry in value):
         raise BadCheckpoint(f"tokenizer.ggml.{key} is missing or no list of {kind.__name__}")

@@ -116,7 +116,7 @@ def test_equals_the_definition(name: str, rows: list[tuple[int, int]], shape: di
 @pytest.mark.parametrize("name", BACKENDS)
 def test_padding_after_the_last_row_is_zero(name: str):
     rows = [(1, 5), (3, 9)]
-    layer, batch, q, kv, caches = made(rows, case().values[1])
+    layer, batch, q, _, caches = made(rows, case().values[1])
     tested = backend(name, layer.head_dim).Backend()
     tested.plan(batch)
     longer = torch.cat([q, torch.randn_like(q)])
@@ -128,7 +128,7 @@ def test_padding_after_the_last_row_is_zero(name: str):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_padded_row_disturbs_no_other(name: str):
     rows = [(1, 5), (1, 1), (3, 9)]
-    layer, batch, q, kv, caches = made(rows, case().values[1])
+    layer, batch, q, _, caches = made(rows, case().values[1])
     tested = backend(name, layer.head_dim).Backend()
     tested.plan(batch)
     expected = tested.run(layer, q, batch, *caches)

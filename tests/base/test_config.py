@@ -153,7 +153,7 @@ def test_from_names_reads_the_other_dialect():
     )
     assert config.memory == Memory(share=0.5, block=32, kv_blocks=99)
     assert config.schedule == Schedule(
-        tokens=256, rows=8, policy="priority", prefix_cache=False, overlap="on"
+        tokens=256, rows=8, policy="priority", prefix_cache=False, overlap="on", graphs=False
     )
 
 

@@ -131,6 +131,7 @@ def test_what_is_missing_gets_a_default_or_a_name():
         ({"num_attention_heads": 0}, "num_attention_heads = 0"),
         ({"vocab_size": True}, "vocab_size = True"),
         ({"num_hidden_layers": 1 << 40}, "num_hidden_layers ="),
+        ({"num_hidden_layers": 1 << 20}, "1048576 layers"),
         ({"rope_theta": float("nan")}, "rope_theta nan"),
         ({"rope_scaling": 8}, "rope_scaling 8"),
         ({"rope_parameters": {"full_attention": 3}}, "rope_parameters"),

@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headrace.base.errors import BadCheckpoint
+from headrace.checkpoint.config import read_config
+from headrace.checkpoint.gguf import Gguf
 from headrace.checkpoint.load import dummy, load, open_source
 from headrace.checkpoint.save import save
 from headrace.models import build
 from headrace.models.gemma import TINY as GEMMA
 from headrace.models.qwen import TINY as QWEN
 from headrace.nn.decoder import Decoder
+from headrace.nn.step import Whole
 from tests.checkpoint.files import TINY, model
 
 
@@ -170,3 +173,21 @@ def test_damaged_in_any_place_it_is_refused_or_read(tiny: Path):
 
 def test_config_of_a_saved_folder_is_what_was_given(tiny: Path):
     assert json.loads((tiny / "config.json").read_text()) == TINY
+
+
+@pytest.mark.model
+def test_the_default_model_is_whole_and_knows_its_capitals(default_model: Path):
+    path = default_model
+    config = read_config(path)
+    built = empty(config)
+    load(built, open_source(path))
+    for name, tensor in built.sources():
+        assert tensor.isfinite().all(), name
+        assert 0.02 < tensor.std() < 2, name
+    vocabulary = Gguf(path).metadata["tokenizer.ggml.tokens"]
+    ids = [
+        vocabulary.index(token) for token in ("The", "\u0120capital", "\u0120of", "\u0120France", "\u0120is")
+    ]
+    with torch.no_grad():
+        logits = built.logits(built(Whole(torch.tensor(ids))))
+    assert vocabulary[int(logits[-1].argmax())] == "\u0120Paris"

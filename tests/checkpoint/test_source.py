@@ -11,6 +11,7 @@ import torch
 
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.checkpoint.config import read_config
+from headrace.checkpoint.gguf import Gguf
 from headrace.checkpoint.load import load, open_source
 from headrace.checkpoint.translate import FAMILIES, hf_name
 from headrace.models import build
@@ -165,3 +166,23 @@ def test_folders_without_weights_we_read(tmp_path: Path):
     (tmp_path / "b.safetensors").touch()
     with pytest.raises(BadCheckpoint, match="2 safetensors files and no model"):
         open_source(tmp_path)
+
+
+def test_flipped_bytes_are_refused_or_loaded(tmp_path: Path):
+    """From the file to the weights, with bytes before the data changed: never anything but Refused."""
+    path = write_gguf(tmp_path / "x.gguf", "llama", LLAMA, converted(TINY, "llama", model(TINY)))
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    header = min(entry.offset for entry in Gguf(path).tensors.values())
+    outcomes = {"refused": 0, "loaded": 0}
+    for _ in range(300):
+        broken = bytearray(data)
+        broken[rng.integers(24, header)] ^= 1 << rng.integers(0, 8)
+        path.write_bytes(broken)
+        try:
+            with torch.device("meta"):
+                built = build(read_config(path), 8)
+            load(built, open_source(path))
+            outcomes["loaded"] += 1
+        except Refused:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 0

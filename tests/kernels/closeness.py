@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-# Relative errors of a whole tensor; 16-bit results are rounded once or twice (Triton's interpreter truncates).
+# Relative errors of a whole tensor; 16-bit results are rounded once or twice (Triton's interpreter cuts).
 BOUND = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    """The same numbers each time: bounds on rounding errors hold for draws, not for all that could be drawn."""
+    """The same numbers each time: bounds on rounding errors hold for most draws, not for all."""
     torch.manual_seed(0)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from headrace.kernels.activation import gelu_mul, gelu_mul_ref, silu_mul, silu_mul_ref
 from tests.kernels.closeness import assert_close
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 def test_gate_comes_first():
     gate, up = torch.randn(2, 5), torch.randn(2, 5)
     fused = torch.cat([gate, up], dim=-1)
-    assert torch.equal(silu_mul(fused), F.silu(gate) * up)
-    assert torch.equal(gelu_mul(fused), F.gelu(gate, approximate="tanh") * up)
+    assert torch.equal(silu_mul(fused), functional.silu(gate) * up)
+    assert torch.equal(gelu_mul(fused), functional.gelu(gate, approximate="tanh") * up)
 
 
 @pytest.mark.parametrize("shape", [(1, 6), (3, 2050), (17, 64), (2, 3, 10)])

@@ -22,14 +22,20 @@ def table_of(positions: int, rotary: int) -> torch.Tensor:
 def step(tokens: int, heads: int, kv_heads: int, size: int, rotary: int | None, dtype: torch.dtype) -> dict:
     """Arguments of rotate_store, on the CPU: q, k, v are views of one fused projection."""
     fused = torch.randn(tokens, (heads + 2 * kv_heads) * size).to(dtype).view(tokens, -1, size)
-    return dict(
-        q_THD=fused[:, :heads], k_TKD=fused[:, heads : heads + kv_heads], v_TKD=fused[:, heads + kv_heads :],
-        positions_T=torch.randint(0, 50, (tokens,)), table_PR=None if rotary is None else table_of(50, rotary),
-        q_weight_D=None, k_weight_D=None, eps=1e-6, offset=0.0,
-        k_cache=torch.zeros(8, 4, kv_heads, size, dtype=dtype),
-        v_cache=torch.zeros(8, 4, kv_heads, size, dtype=dtype),
-        slots_T=torch.randperm(28)[:tokens] + 4,
-    )  # fmt: skip
+    return {
+        "q_THD": fused[:, :heads],
+        "k_TKD": fused[:, heads : heads + kv_heads],
+        "v_TKD": fused[:, heads + kv_heads :],
+        "positions_T": torch.randint(0, 50, (tokens,)),
+        "table_PR": None if rotary is None else table_of(50, rotary),
+        "q_weight_D": None,
+        "k_weight_D": None,
+        "eps": 1e-6,
+        "offset": 0.0,
+        "k_cache": torch.zeros(8, 4, kv_heads, size, dtype=dtype),
+        "v_cache": torch.zeros(8, 4, kv_heads, size, dtype=dtype),
+        "slots_T": torch.randperm(28)[:tokens] + 4,
+    }
 
 
 def moved(arguments: dict, device: torch.device) -> dict:
@@ -38,7 +44,7 @@ def moved(arguments: dict, device: torch.device) -> dict:
     fused = torch.cat([q, k, v], dim=1).to(device)
     out = {n: x.clone().to(device) if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
     h, kv = q.shape[1], k.shape[1]
-    return out | dict(q_THD=fused[:, :h], k_TKD=fused[:, h : h + kv], v_TKD=fused[:, h + kv :])
+    return out | {"q_THD": fused[:, :h], "k_TKD": fused[:, h : h + kv], "v_TKD": fused[:, h + kv :]}
 
 
 def test_rope_turns_pairs_and_keeps_the_rest():
@@ -67,7 +73,8 @@ def test_kernel_equals_definition(device, case, dtype, norm):
 
     wanted = step(*case, dtype)
     if norm:
-        wanted |= dict(q_weight_D=torch.randn(case[3]).to(dtype), k_weight_D=torch.randn(case[3]).to(dtype), offset=1.0)
+        q_weight, k_weight = torch.randn(2, case[3]).to(dtype)
+        wanted |= {"q_weight_D": q_weight, "k_weight_D": k_weight, "offset": 1.0}
     got = moved(wanted, device)
     q_wanted = rotate_store_ref(**wanted)
     q = kernel(*got.values())
@@ -83,7 +90,7 @@ def test_kernel_equals_definition(device, case, dtype, norm):
 def test_one_sided_norm_weights_are_ignored_as_the_definition_does():
     arguments = step(*CASES[0], torch.float32)
     plain = rotate_store(**arguments)
-    assert torch.equal(plain, rotate_store(**(arguments | dict(q_weight_D=torch.randn(16)))))
+    assert torch.equal(plain, rotate_store(**(arguments | {"q_weight_D": torch.randn(16)})))
 
 
 def test_kernel_follows_the_strides_of_an_interleaved_cache(device):
@@ -92,7 +99,7 @@ def test_kernel_follows_the_strides_of_an_interleaved_cache(device):
     wanted = step(5, 4, 2, 8, 8, torch.float32)
     got = moved(wanted, device)
     both = torch.zeros(8, 2, 4, 2, 8, device=device)
-    kernel(*(got | dict(k_cache=both[:, 0], v_cache=both[:, 1])).values())
+    kernel(*(got | {"k_cache": both[:, 0], "v_cache": both[:, 1]}).values())
     rotate_store_ref(**wanted)
     assert_close(both[:, 0].cpu(), wanted["k_cache"])
     assert torch.equal(both[:, 1].cpu(), wanted["v_cache"])

@@ -1,4 +1,4 @@
-"""The same tiny random model twice: as transformers has it and as we have it; and a step over a paged cache."""
+"""The same tiny random model twice, transformers' and ours; and a step over a paged cache."""
 
 from collections.abc import Sequence
 from copy import deepcopy

@@ -60,10 +60,10 @@ def test_biases_and_scale(config: dict[str, Any]):
 
 def test_the_embedding_scale_is_rounded_to_the_dtype():
     model = models.build(TINY | {"hidden_size": 3072, "vocab_size": 2}, 8)
-    model.embed_tokens.weight.data.fill_(1.0)
+    model.embed_tokens.weight.data.fill_(9.0)
     ids = torch.zeros(1, dtype=torch.int64)
-    assert model.embed_tokens(ids)[0, 0].item() == pytest.approx(55.4256, abs=1e-4)
-    assert model.to(torch.bfloat16).embed_tokens(ids)[0, 0].item() == 55.5
+    assert model.embed_tokens(ids)[0, 0].item() == pytest.approx(9 * 55.4256, abs=1e-3)
+    assert model.to(torch.bfloat16).embed_tokens(ids)[0, 0].item() == 500.0  # 9 * 55.5, not 9 * 55.4256
 
 
 def test_attention_to_both_sides_is_refused():

@@ -12,8 +12,8 @@ from headrace.nn.rope import Rope
 from headrace.nn.shape import Shape
 
 SHAPE = Shape(
-    vocab=9, hidden=12, intermediate=8, layers=1, heads=4, kv_heads=2, head_dim=6, eps=1e-6, act="silu", tied=True,
-    scale=0.4, softcap=3.0,
+    vocab=9, hidden=12, intermediate=8, layers=1, heads=4, kv_heads=2, head_dim=6,
+    eps=1e-6, act="silu", tied=True, scale=0.4, softcap=3.0,
 )  # fmt: skip
 
 

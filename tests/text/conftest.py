@@ -29,7 +29,9 @@ def pieces(model_file: bytes, tmp_path_factory: pytest.TempPathFactory) -> Token
 @pytest.fixture(scope="session")
 def metaspace() -> Tokenizer:
     """A vocabulary whose decoder looks at neighbours."""
-    library = Library(models.Unigram([("<unk>", 0.0), *((c, -5.0) for c in "▁abcdé"), ("▁ab", -2.0), ("cd", -2.0)], 0))
+    library = Library(
+        models.Unigram([("<unk>", 0.0), *((c, -5.0) for c in "▁abcdé"), ("▁ab", -2.0), ("cd", -2.0)], 0)
+    )
     library.pre_tokenizer = pre_tokenizers.Metaspace()
     library.decoder = decoders.Metaspace()
     library.add_special_tokens(["<s>"])

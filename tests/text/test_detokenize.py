@@ -1,5 +1,7 @@
 """Detokenizing in pieces equals detokenizing at once."""
 
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
@@ -13,7 +15,7 @@ numbers = st.lists(st.integers(0, 520), max_size=40)
 
 def cut(ids: list[int], at: list[int]) -> list[list[int]]:
     edges = sorted({0, len(ids), *(n for n in at if n < len(ids))})
-    return [ids[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [ids[a:b] for a, b in pairwise(edges)]
 
 
 def in_pieces(tokenizer: Tokenizer, prompt: list[int], parts: list[list[int]], skip: bool) -> list[str]:
@@ -55,7 +57,11 @@ def test_text_comes_back_and_no_character_is_ever_split(byte_level: Tokenizer, t
 def test_an_unfinished_character_is_held_then_flushed(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(name)
     prompt = tokenizer.encode("a", add_special_tokens=False)
-    ids = [index for index in tokenizer.encode("\U00010348", add_special_tokens=False) if tokenizer.token_bytes(index) != b" "]
+    ids = [
+        index
+        for index in tokenizer.encode("\U00010348", add_special_tokens=False)
+        if tokenizer.token_bytes(index) != b" "
+    ]
     assert len(ids) == 4
     detokenizer = Detokenizer(tokenizer, prompt)
     assert [detokenizer.push([index]) for index in ids] == ["", "", "", "\U00010348"]

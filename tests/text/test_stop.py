@@ -1,5 +1,7 @@
 """Stop strings: what is found and shown must not depend on how the text was cut."""
 
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -22,11 +24,13 @@ def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
 
 def cut(text: str, at: list[int]) -> list[str]:
     edges = sorted({0, len(text), *(n for n in at if n < len(text))})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(edges)]
 
 
 @given(letters, stop_lists, st.lists(st.integers(0, 29)), st.booleans())
-def test_any_cut_gives_what_the_definition_gives(text: str, stops: list[str], at: list[int], include: bool) -> None:
+def test_any_cut_gives_what_the_definition_gives(
+    text: str, stops: list[str], at: list[int], include: bool
+) -> None:
     watch = StopStrings(stops, include)
     shown, found = "", None
     for piece in cut(text, at):
@@ -38,7 +42,9 @@ def test_any_cut_gives_what_the_definition_gives(text: str, stops: list[str], at
 
 
 @given(letters, stop_lists)
-def test_nothing_is_shown_that_could_belong_to_a_stop_and_nothing_else_is_held(text: str, stops: list[str]) -> None:
+def test_nothing_is_shown_that_could_belong_to_a_stop_and_nothing_else_is_held(
+    text: str, stops: list[str]
+) -> None:
     watch = StopStrings(stops)
     seen = shown = ""
     for character in text:

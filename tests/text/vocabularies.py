@@ -1,5 +1,6 @@
 """How the small vocabularies of these tests are made."""
 
+import functools
 import io
 import json
 from typing import Any
@@ -19,20 +20,24 @@ CORPUS = [
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def byte_level_metadata(pre: str = "smollm", size: int = 500) -> dict[str, Any]:
-    """GGUF metadata of a byte-level vocabulary trained on CORPUS."""
+def byte_level_metadata(pre: str = "smollm") -> dict[str, Any]:
+    """GGUF metadata of a byte-level vocabulary of 500 tokens trained on CORPUS, and one user-defined token."""
+    return _trained() | {"tokenizer.ggml.pre": pre}
+
+
+@functools.cache
+def _trained() -> dict[str, Any]:
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+        vocab_size=500, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
     )
     library.train_from_iterator(CORPUS * 3, trainer)
     model = json.loads(library.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": [*tokens, "<think>"],
         "tokenizer.ggml.token_type": [3] * len(SPECIALS) + [1] * (len(tokens) - len(SPECIALS)) + [4],
         "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],

@@ -11,7 +11,7 @@ from headrace.kernels.launch import rows_of
 
 @triton.jit
 def gated_kernel(x_ptr, out_ptr, x_stride, F, KIND: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """BLOCK outputs of one row; the gate is rounded to its type after the activation, as the definition does."""
+    """BLOCK outputs of one row; the activation is rounded to the input's type, as the definition does."""
     row = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if PDL:

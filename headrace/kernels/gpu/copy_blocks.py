@@ -25,8 +25,12 @@ def copy_kernel(cache_ptr, pairs_ptr, words, BLOCK: tl.constexpr, PDL: tl.conste
 def copy_blocks(cache: Tensor, pairs: Tensor, pdl: bool = False) -> None:
     """As headrace.kernels.copy_blocks.copy_blocks; the cache is contiguous."""
     flat = cache.view(cache.shape[0], -1).view(torch.uint8)
-    size = next(t for t in (torch.int64, torch.int32, torch.int16, torch.uint8) if flat.shape[1] % t.itemsize == 0)
+    size = next(
+        t for t in (torch.int64, torch.int32, torch.int16, torch.uint8) if flat.shape[1] % t.itemsize == 0
+    )
     flat = flat.view(size)
     if pairs.shape[0]:
         grid = (pairs.shape[0], triton.cdiv(flat.shape[1], BLOCK))
-        copy_kernel[grid](flat, pairs.contiguous(), flat.shape[1], BLOCK=BLOCK, PDL=pdl, num_warps=8, launch_pdl=pdl)
+        copy_kernel[grid](
+            flat, pairs.contiguous(), flat.shape[1], BLOCK=BLOCK, PDL=pdl, num_warps=8, launch_pdl=pdl
+        )

@@ -1,7 +1,7 @@
 """Linear layers for few tokens in Triton: bound by the weights' bytes, fused with what surrounds them.
 
 M tokens, N outputs, K inputs. Where gate and up are computed together ("gated") the weight is [2N, K], gate
-first; a tile interleaves their rows (gate 0, up 0, gate 1, ...) so that a pair meets in one thread's registers.
+first; a tile interleaves their rows (gate 0, up 0, gate 1, ...) so that a pair meets in one thread.
 Weights depend on no kernel before, so under programmatic dependent launch they are requested before the wait.
 """
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from headrace.kernels import configs
@@ -59,13 +59,31 @@ def load_input(x_ptr, residual_ptr, total_ptr, k, K, first, ADD_IN: tl.constexpr
 
 
 @triton.jit
+def load_or(ptr, at, size, default, WANTED: tl.constexpr):
+    """Values at `at`, the default beyond `size` or where the whole is not wanted."""
+    if WANTED:
+        return tl.load(ptr + at, mask=at < size, other=default)
+    else:
+        return tl.full(at.shape, default, tl.float32)
+
+
+@triton.jit
 def prefetch_rows(weight_ptr, rows, live, first_k, K, LINES: tl.constexpr):
     """Ask for LINES * 64 inputs of each weight row from first_k on to be brought to L2."""
-    line = tl.minimum(first_k + tl.arange(0, LINES) * 64, K - 1)
-    where = weight_ptr + rows[:, None] + tl.where(live, 0, -rows)[:, None] + line[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; // $0", "=r,l", [where.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
+    if LINES > 0:
+        line = tl.minimum(first_k + tl.arange(0, LINES) * 64, K - 1)
+        where = (weight_ptr + tl.where(live, rows, 0)[:, None] + line[None, :]).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; // $0", "=r,l", [where], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def wait(PDL: tl.constexpr):
+    """Let the next kernel be brought in, then wait until the kernels before have ended."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
@@ -79,19 +97,17 @@ def gemv_kernel(
     rms(x) is a factor common to all inputs, so it is applied to the sums: x is read once, beside the weights.
     """
     TILE: tl.constexpr = ROWS * 2 if GATED else ROWS
-    LINES: tl.constexpr = triton.next_power_of_2(CHUNKS * CHUNK // 64)
+    LINES: tl.constexpr = triton.next_power_of_2(CHUNKS * CHUNK // 64) if PDL and CHUNKS > 1 else 0
     pid = tl.program_id(0)
     rows, n = weight_rows(pid * ROWS, TILE, N, K, GATED)
     live = n < N
     k = tl.arange(0, CHUNK)
     w = load_tile(weight_ptr, rows, k, live, K, EVEN)
-    if NORM:
-        gain = tl.load(gain_ptr + k, mask=k < K, other=0.0)
-    if PDL:
-        if CHUNKS > 1:
-            prefetch_rows(weight_ptr, rows, live, CHUNK, K, LINES)
-        gdc_launch_dependents()
-        gdc_wait()
+    gain = load_or(gain_ptr, k, K, 1.0, NORM)
+    prefetch_rows(weight_ptr, rows, live, CHUNK, K, LINES)
+    wait(PDL)
+    m = pid * ROWS + tl.arange(0, ROWS)
+    added = load_or(added_ptr, m, N, 0.0, ADD_OUT)  # now, so that it is here when the sums are
     squares = tl.zeros([CHUNK], tl.float32)
     partial = tl.zeros([TILE, CHUNK // LANES], tl.float32)
     for c in tl.static_range(CHUNKS):
@@ -99,24 +115,22 @@ def gemv_kernel(
         wide = w.to(tl.float32)
         if NORM:
             squares += x * x
-            x = x * (gain.to(tl.float32) + offset)
+            x *= gain.to(tl.float32) + offset
         if c + 1 < CHUNKS:  # the next weights are on their way while these are multiplied
             k += CHUNK
             w = load_tile(weight_ptr, rows, k, live, K, EVEN)
-            if NORM:
-                gain = tl.load(gain_ptr + k, mask=k < K, other=0.0)
+            gain = load_or(gain_ptr, k, K, 1.0, NORM)
         partial += tl.sum(tl.reshape(wide * x[None, :], [TILE, CHUNK // LANES, LANES]), 2)
     acc = tl.sum(partial, 1)
     if NORM:
         acc *= tl.rsqrt(tl.sum(squares, 0) / K + eps)
     if BIAS:
-        acc += tl.load(bias_ptr + n + (tl.arange(0, TILE) % 2) * N * GATED, mask=live, other=0.0).to(tl.float32)
+        half = (tl.arange(0, TILE) % 2) * N * GATED
+        acc += tl.load(bias_ptr + half + n, mask=live, other=0.0).to(tl.float32)
     if GATED:
         gate, up = tl.split(tl.reshape(acc, [ROWS, 2]))
         acc = gate * tl.sigmoid(gate) * up
-    m = pid * ROWS + tl.arange(0, ROWS)
-    if ADD_OUT:
-        acc += tl.load(added_ptr + m, mask=m < N, other=0.0).to(tl.float32)
+    acc += added.to(tl.float32)
     tl.store(out_ptr + m, acc.to(out_ptr.dtype.element_ty), mask=m < N)
 
 
@@ -147,6 +161,14 @@ def finish(
 
 
 @triton.jit
+def load_edge(ptr, rows, k, live, K, EVEN_K: tl.constexpr):
+    """A tile [rows, k]; rows that are not live are zero, and so are inputs beyond K unless EVEN_K."""
+    if EVEN_K:
+        return tl.load(ptr + rows + k[None, :], mask=live[:, None], other=0.0)
+    return tl.load(ptr + rows + k[None, :], mask=live[:, None] & (k < K)[None, :], other=0.0)
+
+
+@triton.jit
 def tile_of(M, N_TILES, BLOCK_M: tl.constexpr):
     """Tile indices (m, n); groups of 8 row tiles share weights in L2 where there are many."""
     pid = tl.program_id(0)
@@ -159,14 +181,18 @@ def tile_of(M, N_TILES, BLOCK_M: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def skinny_kernel(
-    x_ptr, residual_ptr, gain_ptr, weight_ptr, bias_ptr, added_ptr, out_ptr, total_ptr, partial_ptr, count_ptr,
+    x_ptr, residual_ptr, gain_ptr, weight_ptr, bias_ptr, added_ptr, out_ptr, total_ptr,
+    partial_ptr, count_ptr,
     M, N, K, x_stride, residual_stride, steps, split, eps, offset,
-    BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, EVEN_K: tl.constexpr,
-    GATED: tl.constexpr, NORM: tl.constexpr, ADD_IN: tl.constexpr, ADD_OUT: tl.constexpr, BIAS: tl.constexpr,
-    PREFETCH: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
+    EVEN_K: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr, ADD_IN: tl.constexpr,
+    ADD_OUT: tl.constexpr, BIAS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """As gemv_kernel for M tokens. With SPLIT each of `split` parts leaves its sums in `partial`; the part that ends
-    last adds them in order of the inputs, so the result never depends on timing."""
+    """As gemv_kernel for M tokens.
+
+    With SPLIT each of `split` parts leaves its sums in `partial`; the part that ends last adds them in order of
+    the inputs, so the result never depends on timing.
+    """
     outputs: tl.constexpr = TILE // 2 if GATED else TILE
     n_tiles = tl.cdiv(N, outputs)
     pid_m, pid_n = tile_of(M, n_tiles, BLOCK_M)
@@ -174,22 +200,17 @@ def skinny_kernel(
     first = pid_n * outputs
     rows, n = weight_rows(first, TILE, N, K, GATED)
     m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    if PDL:
-        if PREFETCH > 0:
-            prefetch_rows(weight_ptr, rows, n < N, part * steps * BLOCK_K, K, PREFETCH)
-        gdc_launch_dependents()
-        gdc_wait()
+    prefetch_rows(weight_ptr, rows, n < N, part * steps * BLOCK_K, K, PREFETCH)
+    wait(PDL)
     here = m.to(tl.int64)[:, None]
     acc = tl.zeros([BLOCK_M, TILE], tl.float32)
     squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
-    for step in tl.range(part * steps, tl.minimum(part * steps + steps, tl.cdiv(K, BLOCK_K)), num_stages=STAGES):
+    for step in tl.range(
+        part * steps, tl.minimum(part * steps + steps, tl.cdiv(K, BLOCK_K)), num_stages=STAGES
+    ):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
-        if EVEN_K:
-            x = tl.load(x_ptr + here * x_stride + k[None, :], mask=(m < M)[:, None], other=0.0)
-            w = tl.load(weight_ptr + rows[:, None] + k[None, :], mask=(n < N)[:, None], other=0.0)
-        else:
-            x = tl.load(x_ptr + here * x_stride + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0)
-            w = load_tile(weight_ptr, rows, k, n < N, K, False)
+        x = load_edge(x_ptr, here * x_stride, k, m < M, K, EVEN_K)
+        w = load_edge(weight_ptr, rows[:, None], k, n < N, K, EVEN_K)
         if ADD_IN:
             live = (m < M)[:, None] & (k < K)[None, :]
             other = tl.load(residual_ptr + here * residual_stride + k[None, :], mask=live, other=0.0)
@@ -258,7 +279,9 @@ def gemv(
     pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out [1, N], x + before [1, K]) for one token; the weight is contiguous."""
-    assert x_MK.shape[0] == 1 and x_MK.stride(1) == 1 and weight.is_contiguous()
+    assert x_MK.shape[0] == 1
+    assert x_MK.stride(1) == 1
+    assert weight.is_contiguous()
     n, k = fusion.outputs(weight), weight.shape[1]
     out = torch.empty((1, n), dtype=out_dtype or x_MK.dtype, device=x_MK.device)
     total = new_total(x_MK, fusion)
@@ -274,11 +297,12 @@ def gemv(
 
 
 def skinny(
-    x_MK: Tensor, weight: Tensor, config: Skinny, fusion: Fusion = PLAIN, out_dtype: torch.dtype | None = None,
-    pdl: bool = False, block_m: int | None = None,
+    x_MK: Tensor, weight: Tensor, config: Skinny, fusion: Fusion = PLAIN,
+    out_dtype: torch.dtype | None = None, pdl: bool = False, block_m: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out [M, N], x + before [M, K]); a norm inside needs config.split == 1."""
-    assert x_MK.stride(1) == 1 and weight.is_contiguous()
+    assert x_MK.stride(1) == 1
+    assert weight.is_contiguous()
     assert config.split == 1 or fusion.gain is None, "the norm needs whole rows"
     m, k = x_MK.shape
     n = fusion.outputs(weight)
@@ -290,7 +314,9 @@ def skinny(
     partial = counts = None
     if config.split > 1:
         assert tiles <= MOST_TILES
-        partial = torch.empty(tiles * config.split * block_m * config.n, dtype=torch.float32, device=x_MK.device)
+        partial = torch.empty(
+            tiles * config.split * block_m * config.n, dtype=torch.float32, device=x_MK.device
+        )
         counts = split_counters(x_MK.device)
     before_stride = 0 if fusion.before is None else fusion.before.stride(0)
     lines = triton.next_power_of_2(max(1, min(steps * config.k, 1024) // 64))
@@ -299,7 +325,7 @@ def skinny(
         m, n, k, x_MK.stride(0), before_stride, steps, config.split, fusion.eps, fusion.offset,
         BLOCK_M=block_m, TILE=config.n, BLOCK_K=config.k, SPLIT=config.split > 1, EVEN_K=k % config.k == 0,
         GATED=fusion.gated, NORM=fusion.gain is not None, ADD_IN=fusion.before is not None,
-        ADD_OUT=fusion.after is not None, BIAS=fusion.bias is not None, PREFETCH=lines if m <= 64 else 0,
+        ADD_OUT=fusion.after is not None, BIAS=fusion.bias is not None, PREFETCH=lines if pdl and m <= 64 else 0,
         PDL=pdl, STAGES=config.stages, num_warps=config.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out, total
@@ -316,7 +342,7 @@ def normed_first(x: Tensor, fusion: Fusion, pdl: bool) -> tuple[Tensor, Tensor, 
 
 def library(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype | None, pdl: bool) -> Tensor:
     """The same product by cuBLAS, what surrounds it by launches of its own."""
-    out = F.linear(x, weight, fusion.bias)
+    out = functional.linear(x, weight, fusion.bias)
     if fusion.gated:
         out = gated(out, "silu", pdl)
     if fusion.after is not None:

@@ -29,14 +29,14 @@ def norm_kernel(
         tl.store(total_ptr + row * N + n[None, :], x, mask=live)
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 1) / N + eps)
-    tl.store(out_ptr + row * N + n[None, :], (wide * scale[:, None] * gain[None, :]).to(out_ptr.dtype.element_ty),
-             mask=live)  # fmt: skip
+    normed = wide * scale[:, None] * gain[None, :]
+    tl.store(out_ptr + row * N + n[None, :], normed.to(out_ptr.dtype.element_ty), mask=live)
 
 
 def normalize(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset: float, pdl: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(normed, x + residual), both shaped like x and contiguous; the second is x itself without a residual."""
+    """(normed, x + residual), shaped like x and contiguous; the second is x itself without a residual."""
     flat = rows_of(x)
     rows, size = flat.shape
     block = power_of_two(size)

@@ -161,10 +161,10 @@ def add_pieces(part_ptr, slot, step, shift, pieces, inner, inside, g, G: tl.cons
 
 
 @triton.jit
-def clear_padding(out_ptr, starts_ptr, rows, tokens, out_stride, heads, D: tl.constexpr, D_PAD: tl.constexpr):
-    """Zero for the tokens after the last row's, so that nothing undefined goes on to later layers."""
+def clear_padding(out_ptr, token, tokens, out_stride, heads, D: tl.constexpr, D_PAD: tl.constexpr):
+    """Zero for this program's part of the tokens from `token` on, so that nothing undefined goes to later layers."""
     d = tl.arange(0, D_PAD)
-    token = tl.load(starts_ptr + rows) + tl.program_id(0)
+    token += tl.program_id(0)
     while token < tokens:
         for head in range(heads):
             where = out_ptr + token.to(tl.int64) * out_stride + head * D + d
@@ -190,10 +190,12 @@ def decode_kernel(
     g, d = tl.arange(0, G), tl.arange(0, D_PAD)
     inner = g[:, None] * D + d[None, :]
     inside = (g[:, None] < GROUP) & (d[None, :] < D)
+    taken = tl.load(starts_ptr + rows)
     if PDL:
+        # What is above comes from the host: it was there before the kernel that this launch may overlap.
         gdc_launch_dependents()
         gdc_wait()
-    clear_padding(out_ptr, starts_ptr, rows, tokens, out_stride, KV_HEADS * GROUP, D, D_PAD)
+    clear_padding(out_ptr, taken, tokens, out_stride, KV_HEADS * GROUP, D, D_PAD)
     while at < stop:
         keys, window_first, tiles = tiles_of(context_ptr, starts_ptr, row, row < rows, window, TILE, WINDOW)
         size = pieces_of(tiles, goal, whole, MOST, FIXED)
@@ -264,7 +266,9 @@ class Workspace:
         """Make room for this many at least."""
         if self.part.numel() >= elements and self.arrived.numel() >= counters:
             return
-        assert self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), "run once before capturing"
+        assert self.device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), (
+            "run once before capturing"
+        )
         self.outgrown += [self.part, self.arrived]  # captured graphs may point there
         with torch.inference_mode(False):
             if self.part.numel() < elements:
@@ -284,13 +288,19 @@ def decode(
     """
     rows, (heads, head_dim), kv_heads = pages.context.shape[0], q_THD.shape[1:], pages.k.shape[2]
     group, block = heads // kv_heads, pages.k.shape[1]
-    assert q_THD.stride(1) == out_THD.stride(1) == head_dim and pages.k.is_contiguous() and pages.v.is_contiguous()
+    assert (
+        q_THD.stride(1) == out_THD.stride(1) == head_dim
+        and pages.k.is_contiguous()
+        and pages.v.is_contiguous()
+    )
     assert block % LANE_KEYS == 0
     tile = config.warps * LANE_KEYS
     slots = rows * kv_heads * MOST_PIECES if fixed else 2 * programs
     workspace.reserve(slots * group * (head_dim + 2), rows * kv_heads)
     softcap = scores.softcap or 0.0
     score_scale = scores.scale * pages.k_scale * (2.0 / softcap if softcap else 1.0) * LOG2_E
+    options: dict[str, int] = {"launch_pdl": True} if configs.pdl(q_THD.device) else {}
+    options |= {} if config.registers is None else {"maxnreg": config.registers}
     decode_kernel[(programs,)](
         q_THD, pages.k, pages.v, pages.table, pages.starts, pages.context, out_THD, workspace.part, workspace.arrived,
         rows, q_THD.shape[0], score_scale, pages.v_scale, softcap * LOG2_E, scores.window or 0,
@@ -300,5 +310,5 @@ def decode(
         STAGES=config.stages, LEAST=max(1, config.split // tile), MOST=MOST_PIECES, FIXED=fixed,
         SOFTCAP=bool(softcap), WINDOW=scores.window is not None, WIDE=pages.k.numel() >= 1 << 31,
         PDL=configs.pdl(q_THD.device), num_warps=config.warps,
-        **({"launch_pdl": True} if configs.pdl(q_THD.device) else {}),
+        **options,
     )  # fmt: skip

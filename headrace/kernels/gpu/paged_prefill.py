@@ -6,7 +6,6 @@ the tiles on the diagonal, and at the near edge of a window, are masked. Which p
 on the host, longest first.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -133,7 +132,9 @@ def prefill_kernel(
         window, score_scale, softcap, kv_stride, BLOCK, KEYS, D, PAGED, WIDE, True, SOFTCAP, WINDOW, STAGES,
     )  # fmt: skip
     acc_MD = acc_MD * (value_scale / tl.where(mass_M == 0.0, 1.0, mass_M))[:, None]
-    tl.store(out_ptr + token_M[:, None] * out_stride + inner, acc_MD.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(
+        out_ptr + token_M[:, None] * out_stride + inner, acc_MD.to(out_ptr.dtype.element_ty), mask=inside
+    )
 
 
 def prefill(

@@ -86,11 +86,13 @@ def rotate_store_kernel(
             d = tl.arange(0, BLOCK_D)
             live = (head < kv_heads)[:, None] & (d < D)[None, :]
             v = tl.load(v_ptr + token * v_token + head[:, None] * v_head + d[None, :], mask=live, other=0.0)
-            where = v_cache_ptr + block * v_block + inside * v_slot + head[:, None] * v_cache_head + d[None, :]
+            where = (
+                v_cache_ptr + block * v_block + inside * v_slot + head[:, None] * v_cache_head + d[None, :]
+            )
             tl.store(where, v.to(v_cache_ptr.dtype.element_ty), mask=live)
 
 
-def rotate_store(  # noqa: PLR0913 - everything between projection and attention, in one launch
+def rotate_store(
     q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_T: Tensor, table_PR: Tensor | None,
     q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float, offset: float,
     k_cache: Tensor, v_cache: Tensor, slots_T: Tensor, pdl: bool = False,
@@ -107,10 +109,11 @@ def rotate_store(  # noqa: PLR0913 - everything between projection and attention
     out = torch.empty((tokens, heads, size), dtype=q_THD.dtype, device=q_THD.device)
     if tokens:
         rotate_store_kernel[(tokens, groups)](
-            q_THD, k_TKD, v_TKD, positions_T, table_PR, q_weight_D if norm else None, k_weight_D if norm else None,
-            out, k_cache, v_cache, slots_T, heads, kv_heads, q_THD.stride(0), q_THD.stride(1), k_TKD.stride(0),
-            k_TKD.stride(1), v_TKD.stride(0), v_TKD.stride(1), k_cache.shape[1], k_cache.stride(0), k_cache.stride(1),
-            k_cache.stride(2), v_cache.stride(0), v_cache.stride(1), v_cache.stride(2), eps, offset,
+            q_THD, k_TKD, v_TKD, positions_T, table_PR,
+            q_weight_D if norm else None, k_weight_D if norm else None,
+            out, k_cache, v_cache, slots_T, heads, kv_heads,
+            *q_THD.stride()[:2], *k_TKD.stride()[:2], *v_TKD.stride()[:2],
+            k_cache.shape[1], *k_cache.stride()[:3], *v_cache.stride()[:3], eps, offset,
             D=size, HALF=half, BLOCK_HALF=power_of_two(half), BLOCK_REST=power_of_two(rest) if rest else 0,
             BLOCK_D=power_of_two(size), HEADS=per_program, NORM=norm, ROPE=table_PR is not None, PDL=pdl,
             num_warps=warps_for(per_program * power_of_two(half), 4), launch_pdl=pdl,

@@ -160,9 +160,9 @@ def score_kernel(
                 n = tl.arange(0, BLOCKS)
                 maxima = tl.load(peaks_ptr + row * blocks + n, mask=n < blocks, other=-float("inf")) * scale
                 peak = tl.max(maxima, 0)
-                reach = tl.load(reach_ptr + row)
+                reach = tl.abs(tl.load(reach_ptr + row))
                 if CUTS:
-                    k = tl.load(top_k_ptr + row)
+                    k = tl.load(top_k_ptr + row).to(tl.int32)
                     cut = (k > 0) | (tl.load(top_p_ptr + row) < 1)
                     if cut:
                         collect(score, ids, live, peak, maxima, reach, k, row, count_ptr, total_ptr,
@@ -248,13 +248,13 @@ def choose_kernel(
     cut = False
     if CUTS:
         scale = tl.load(scale_ptr + row)
-        k, p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
+        k, p = tl.load(top_k_ptr + row).to(tl.int32), tl.load(top_p_ptr + row)
         cut = (scale > 0) & ((k > 0) | (p < 1))
         if cut:
             n = tl.arange(0, BLOCKS)
             maxima = tl.load(peaks_ptr + row * blocks + n, mask=n < blocks, other=-float("inf")) * scale
             peak = tl.max(maxima, 0)
-            limit = tl.minimum(tl.load(reach_ptr + row), FAR).to(tl.int32, bitcast=True)
+            limit = tl.minimum(tl.abs(tl.load(reach_ptr + row)), FAR).to(tl.int32, bitcast=True)
             first, second = row_keys(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
             count = tl.load(count_ptr + row)
             c = tl.arange(0, CAP)
@@ -274,9 +274,7 @@ def choose_kernel(
                 enough = enough & (tl.sum(weights, 0).to(tl.float64) >= target)
                 near = tl.minimum(near, least_key(keys, weights, target))
             if (count == 0) | enough:
-                score = tl.where(
-                    held & (keys <= near), z + gumbel(ids, first, second, LIBM), -float("inf")
-                )
+                score = tl.where(held & (keys <= near), z + gumbel(ids, first, second, LIBM), -float("inf"))
                 _, token = first_of_best(score, ids)
             else:
                 token = draw_from_row(
@@ -296,7 +294,7 @@ def block_for(vocab: int) -> int:
     return max(16, min(512, power_of_two(vocab // 256 + 1) // 2))
 
 
-def draw(logits_SV: Tensor, settings: sample.Settings, plan: sample.Plan, cap: int = 1024) -> Tensor:
+def draw(logits_SV: Tensor, settings: sample.Settings | None, plan: sample.Plan, cap: int = 1024) -> Tensor:
     """sample.draw on a GPU: int64 [S]. `cap`: candidates a row may have before its whole row is searched."""
     rows, vocab = logits_SV.shape
     logits_SV = logits_SV if logits_SV.stride(1) == 1 else logits_SV.contiguous()
@@ -314,7 +312,14 @@ def draw(logits_SV: Tensor, settings: sample.Settings, plan: sample.Plan, cap: i
     tokens = torch.empty(rows, dtype=torch.int64, device=device)
     if rows == 0:
         return tokens
-    shared = {"BLOCKS": power_of_two(blocks), "RANK": max(1, blocks * 3 // 4), "CAP": cap, "TILE": tile, "LIBM": COMPILED}
+    knobs = (tokens,) * 6 if settings is None else settings  # a greedy kernel reads none of them
+    shared = {
+        "BLOCKS": power_of_two(blocks),
+        "RANK": max(1, blocks * 3 // 4),
+        "CAP": cap,
+        "TILE": tile,
+        "LIBM": COMPILED,
+    }
     # A multiply and an add fused into one rounding would differ from the definition.
     exact = {"enable_fp_fusion": False} if COMPILED else {}
     if peaked:
@@ -323,11 +328,11 @@ def draw(logits_SV: Tensor, settings: sample.Settings, plan: sample.Plan, cap: i
             logits_SV, stride, peaks, count, total, vocab, blocks, BLOCKS=each, BLOCK=block, num_warps=4
         )
     score_kernel[(rows, parts)](
-        logits_SV, stride, *settings, peaks, count, total, candidates, best, at, vocab, blocks, parts,
-        GREEDY=plan.greedy, PEAKED=peaked, CUTS=plan.cuts, num_warps=4, **shared, **exact,
+        logits_SV, stride, *knobs, peaks, count, total, candidates, best, at, vocab, blocks, parts,
+        GREEDY=plan.greedy, PEAKED=peaked, CUTS=plan.cuts, num_warps=4 if tile <= 1024 else 8, **shared, **exact,
     )  # fmt: skip
     choose_kernel[(rows,)](
-        logits_SV, stride, *settings, peaks, count, total, candidates, best, at, tokens, vocab, blocks, parts,
+        logits_SV, stride, *knobs, peaks, count, total, candidates, best, at, tokens, vocab, blocks, parts,
         CUTS=plan.cuts, PARTS=power_of_two(parts), num_warps=8 if plan.cuts else 4, **shared, **exact,
     )  # fmt: skip
     return tokens

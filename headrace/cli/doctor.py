@@ -1,0 +1,211 @@
+"""Says what this machine is, what will be used, and what is missing."""
+
+import json as text_of
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from headrace import __version__
+from headrace.base.config import Config, Model
+from headrace.base.errors import Fault
+from headrace.base.hardware import Hardware, probe
+
+PACKAGES = (
+    "torch", "triton", "numpy", "safetensors", "tokenizers", "huggingface-hub", "jinja2", "msgspec", "rich",
+    "prompt_toolkit", "cyclopts",
+)  # fmt: skip
+OPTIONAL = {"triton": "kernels on an NVIDIA GPU; CUDA builds of torch bring it"}
+FLAGS = {
+    "avx2": "vectors of 256 bits",
+    "avx512f": "vectors of 512 bits",
+    "avx512_vnni": "products of 8-bit integers",
+    "avx512_bf16": "products of bfloat16",
+    "amx_bf16": "tiles of bfloat16",
+    "amx_int8": "tiles of 8-bit integers",
+    "asimd": "vectors of 128 bits",
+    "bf16": "products of bfloat16",
+    "i8mm": "products of 8-bit integers",
+}
+"""CPU features, as Linux calls them on x86 and Arm, that make a difference here."""
+HEAD_DIM = 64
+"""That of the default model; what an attention back end is asked about."""
+
+
+class Finding(NamedTuple):
+    """Something to mend, and how."""
+
+    problem: str
+    remedy: str
+
+
+def run(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
+    """Say what this machine is, what will be used, and what is missing with what to do about it.
+
+    Exits with 1 if something that is needed is missing.
+
+    Parameters
+    ----------
+    json
+        print JSON instead of tables
+    """
+    with Console(stderr=True).status("looking"):
+        report = examine()
+    if json:
+        text_of.dump(report, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    else:
+        _show(report)
+    return 1 if report["missing"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """All there is to say, in plain values; sizes in bytes."""
+    hardware = probe()
+    missing: list[Finding] = []
+    wishes: list[Finding] = []
+    report: dict[str, Any] = {
+        "headrace": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": _packages(missing, wishes),
+        "cpu": _cpu(hardware),
+        "memory": {"total": hardware.memory_bytes, "free": hardware.free_bytes},
+        "gpus": [],
+        "will_use": {},
+    }
+    if find_spec("torch") is not None:
+        report |= _torch(missing, wishes)
+    report["cache"] = _cache(wishes)
+    report["missing"] = [finding._asdict() for finding in missing]
+    report["better"] = [finding._asdict() for finding in wishes]
+    return report
+
+
+def _packages(missing: list[Finding], wishes: list[Finding]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+            if name not in OPTIONAL:
+                missing.append(Finding(f"the package {name} is not installed", f"pip install {name}"))
+    return found
+
+
+def _cpu(hardware: Hardware) -> dict[str, Any]:
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "name": hardware.cpu_name,
+        "cores": os.cpu_count(),
+        "allowed_cores": affinity,
+        "usable_cores": hardware.cores,
+        "flags": [flag for flag in FLAGS if flag in hardware.cpu_flags],
+    }
+
+
+def _torch(missing: list[Finding], wishes: list[Finding]) -> dict[str, Any]:
+    """What torch sees, and what the engine will take. A torch that cannot be loaded is a finding."""
+    try:
+        import torch
+    except (ImportError, OSError) as fault:
+        missing.append(Finding(f"torch cannot be loaded: {fault}", "install it again: pip install --force-reinstall torch"))
+        return {}
+    from headrace.engine.resolve import pick_attention, pick_device, pick_dtype
+
+    gpus = list(_gpus(wishes))
+    if not gpus and Path("/proc/driver/nvidia/version").exists():
+        wishes.append(
+            Finding(
+                f"there is an NVIDIA driver, and torch {torch.__version__} cannot use it",
+                "install a CUDA build of torch that the driver is new enough for",
+            )
+        )
+    use: dict[str, Any] = {}
+    config = Config()
+    try:
+        device = pick_device(config)
+        use = {
+            "device": str(device),
+            "dtype": str(pick_dtype(config, {}, device)).removeprefix("torch."),
+            "attention": pick_attention(config, device, HEAD_DIM),
+        }
+    except Fault as fault:
+        missing.append(Finding(fault.message, fault.hint))
+    return {"gpus": gpus, "will_use": use | {"threads": probe().cores}}
+
+
+def _gpus(wishes: list[Finding]) -> Iterator[dict[str, Any]]:
+    import torch
+
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        major, minor = torch.cuda.get_device_capability(index)
+        name = torch.cuda.get_device_name(index)
+        yield {"index": index, "name": name, "capability": f"{major}.{minor}", "total": total, "free": free}
+    if torch.cuda.is_available() and find_spec("triton") is None:
+        wishes.append(Finding("there is a GPU and no triton, so our kernels for it cannot run", "pip install triton"))
+
+
+def _cache(wishes: list[Finding]) -> dict[str, Any]:
+    from headrace.checkpoint.hub import home, place
+
+    folder, model = home(), Model().path
+    files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
+    there = place(model).is_file()
+    if not there:
+        wishes.append(Finding(f"the default model {model} is not here yet", f"headrace pull {model}, or just use it"))
+    return {"folder": str(folder), "size": sum(file.stat().st_size for file in files), "default_model": there}
+
+
+# -- for people -----------------------------------------------------------------------------------------------
+
+
+def _show(report: dict[str, Any]) -> None:
+    console = Console()
+    console.print(_machine(report))
+    for title, findings in (("missing", report["missing"]), ("could be better", report["better"])):
+        if findings:
+            table = Table(title=title)
+            table.add_column("what")
+            table.add_column("what to do")
+            for finding in findings:
+                table.add_row(finding["problem"], finding["remedy"])
+            console.print(table)
+    if not report["missing"]:
+        console.print("nothing that is needed is missing")
+
+
+def _machine(report: dict[str, Any]) -> Table:
+    cpu, memory, cache, use = report["cpu"], report["memory"], report["cache"], report["will_use"]
+    table = Table(title=f"headrace {report['headrace']}", show_header=False)
+    table.add_row("system", report["system"])
+    table.add_row("python", report["python"])
+    installed = [f"{name} {number or '-'}" for name, number in report["packages"].items()]
+    table.add_row("packages", ", ".join(installed), end_section=True)
+    table.add_row("CPU", cpu["name"])
+    table.add_row("cores", f"{cpu['usable_cores']} usable of {cpu['cores']} (affinity {cpu['allowed_cores'] or '-'})")
+    table.add_row("CPU features", ", ".join(f"{flag} ({FLAGS[flag]})" for flag in cpu["flags"]) or "none of note")
+    table.add_row("memory", f"{_gib(memory['free'])} free of {_gib(memory['total'])}")
+    for gpu in report["gpus"]:
+        said = f"{gpu['name']}, compute capability {gpu['capability']}, {_gib(gpu['free'])} free of {_gib(gpu['total'])}"
+        table.add_row(f"GPU {gpu['index']}", said)
+    if not report["gpus"]:
+        table.add_row("GPUs", "none that torch can use")
+    table.add_row("cache", f"{cache['folder']}, {_gib(cache['size'])}", end_section=True)
+    for name, value in use.items():
+        table.add_row(f"will use: {name}", str(value))
+    return table
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

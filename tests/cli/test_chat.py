@@ -1,0 +1,183 @@
+"""`headrace chat`: what it remembers, what it obeys, and how it is stopped."""
+
+import fcntl
+import io
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.cli import chat
+from headrace.cli._answer import Answer
+from headrace.cli.chat import Conversation
+from headrace.engine.request import SamplingParams
+from tests.cli.conftest import SMALL
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+class Parrot:
+    """Stands for a model of `context` tokens; a message costs as many tokens as it has characters."""
+
+    def __init__(self, context: int):
+        self.plan = type("Plan", (), {"max_len": context})
+        self.seen: list[list[dict[str, Any]]] = []
+
+    def render(self, messages: list[dict[str, Any]]) -> list[int]:
+        self.seen.append(messages)
+        return [0] * sum(len(message["content"]) for message in messages)
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Conversation]:
+    """A conversation with a parrot that says `says` and ends so."""
+
+    def make(context: int = 100, says: str = "aye", finish: str = "stop", system: str | None = None) -> Conversation:
+        def answered(llm: Parrot, prompt: list[int], params: SamplingParams, write: Callable[[str], None]) -> Answer:
+            write(says)
+            return Answer(len(prompt), text=says, tokens=len(says), finish=finish)
+
+        monkeypatch.setattr(chat, "answer", answered)
+        return Conversation(Parrot(context), SamplingParams(), system)  # type: ignore[arg-type]
+
+    return make
+
+
+def last_seen(conversation: Conversation) -> list[str]:
+    """What the model was shown at last."""
+    return [message["content"] for message in conversation.llm.seen[-1]]  # type: ignore[attr-defined]
+
+
+def test_it_remembers(talk: Callable[..., Conversation], capsys: pytest.CaptureFixture[str]):
+    conversation = talk(system="be kind")
+    conversation.say("one")
+    conversation.say("two")
+    assert last_seen(conversation) == ["be kind", "one", "aye", "two"]
+    assert capsys.readouterr().out == "aye\naye\n"
+
+
+def test_what_no_longer_fits_is_forgotten_oldest_first(
+    talk: Callable[..., Conversation], capsys: pytest.CaptureFixture[str]
+):
+    conversation = talk(context=40, says="y" * 5, system="s" * 5)  # 30 of the 40 are for what was said
+    for text in ("a" * 8, "b" * 8, "c" * 8):
+        conversation.say(text)
+    assert last_seen(conversation) == ["s" * 5, "b" * 8, "y" * 5, "c" * 8]
+    assert "its oldest 2 messages are forgotten" in capsys.readouterr().err
+
+
+def test_a_message_too_long_is_refused_and_not_remembered(command: Command):
+    code, out, err = command("chat", stdin=f"{'x' * 300}\nhi\n", small=True)
+    assert code == 0
+    assert "error: this model's maximum context length" in err
+    assert "hint: shorten the prompt" in err
+    assert out.endswith("\n")
+
+
+def test_a_stopped_answer_stays(talk: Callable[..., Conversation], capsys: pytest.CaptureFixture[str]):
+    conversation = talk(says="ay", finish="abort")
+    conversation.say("one")
+    conversation.say("two")
+    assert last_seen(conversation) == ["one", "ay", "two"]
+    assert "[stopped]" in capsys.readouterr().err
+
+
+def test_an_answer_cut_at_the_limit_says_so(talk: Callable[..., Conversation], capsys: pytest.CaptureFixture[str]):
+    talk(finish="length").say("one")
+    assert "[cut at 3 tokens" in capsys.readouterr().err
+
+
+# -- piped in -------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_conversation_from_a_pipe(command: Command):
+    lines = ["hi", "", "/system be kind", "/system", "/reset", "/what", "/help", "again \\", "and again", "/exit", "no"]
+    code, out, err = command("chat", "--max-tokens=4", "--temperature=0", stdin="\n".join(lines), small=True)
+    assert code == 0
+    assert len(out) > 2
+    for said in ("system message is set", "be kind", "[forgotten]", "unknown command /what", "Ctrl-D", "[cut at 4"):
+        assert said in err
+    assert err.count("[cut at") + err.count("[stopped]") <= 2  # "no" was never answered
+
+
+def test_lines_that_go_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\\\nb\n\nc\\"))
+    assert [chat._piped() for _ in range(4)] == ["a\nb", "", "c\n".removesuffix("\n"), None]
+
+
+def test_there_must_be_a_template(command: Command, bare: Path):
+    code, _, err = command("chat", "--model", str(bare), stdin="hi\n", small=True)
+    assert code == 2
+    assert "no chat template" in err
+
+
+# -- in a terminal --------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A program behind a pseudo-terminal."""
+
+    def __init__(self, *words: str):
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "headrace", *words],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Read until `text` is on the screen; what came before and with it is then forgotten."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, self.seen
+            if select.select([self.master], [], [], 0.5)[0]:
+                try:
+                    self.seen += os.read(self.master, 4096).decode(errors="replace")
+                except OSError:
+                    break
+        assert text in self.seen, self.seen
+        self.seen = self.seen.partition(text)[2]
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_in_a_terminal(tiny: Path):
+    with Terminal("chat", "--model", str(tiny), *SMALL, "--max-tokens=200", "--temperature=0.5") as terminal:
+        terminal.wait_for("/help for help")
+        terminal.wait_for("> ")
+        terminal.type("\x03")  # Ctrl-C where nothing runs
+        terminal.wait_for("Ctrl-D or /exit leaves")
+        terminal.wait_for("> ")
+        terminal.type("first line\x1b\rsecond line\\\rthird\r")
+        terminal.wait_for("third")
+        terminal.wait_for("> ")
+        terminal.type("/system\r")
+        terminal.wait_for("there is no system message")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0

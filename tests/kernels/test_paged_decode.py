@@ -1,0 +1,113 @@
+"""Decoding attention over pages against its definition in float32."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from headrace.kernels.configs import PagedDecode
+from headrace.kernels.paged import paged_attention
+from headrace.kernels.paged_decode import paged_decode
+from tests.kernels.closeness import assert_close
+from tests.kernels.pages import draw, hide, scores
+
+ROWS = [(1, 1), (1, 70), (0, 5), (1, 33), (3, 40), (1, 0), (1, 16), (1, 130), (2, 2)]
+TINY = PagedDecode(warps=2, stages=2, programs=2, split=32)
+SHAPES = [(1, 1, 64), (6, 2, 80), (8, 1, 96), (7, 1, 24), (16, 1, 32), (4, 4, 128), (2, 1, 256)]
+
+
+def run(q, pages, rule, programs=5, config=TINY, fixed=False):
+    """What the kernel writes, over poison; its counters must be back at zero."""
+    from headrace.kernels.gpu.paged_decode import Workspace, decode
+
+    out = torch.full_like(q, float("nan"))
+    workspace = Workspace(q.device)
+    decode(q, pages, rule, out, workspace, config=config, programs=programs, fixed=fixed)
+    assert not workspace.arrived.any()
+    return out
+
+
+def check(q, pages, rule, **options):
+    """Rows of one query and the padding after the last row; the rest stays as it was."""
+    out, wanted = run(q, pages, rule, **options), paged_attention(q, pages, rule, most=1)
+    starts = pages.starts.tolist()
+    ours = torch.zeros(len(q), dtype=torch.bool)
+    ours[starts[-1] :] = True
+    ours[[a for a, b in pairwise(starts) if b - a == 1]] = True
+    assert_close(out[ours], wanted[ours])
+    assert out[~ours].isnan().all()
+
+
+@pytest.mark.parametrize("programs", [1, 5, 24])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_any_grid_cuts_the_work_right(device, programs, fixed):
+    q, pages = draw(ROWS, (4, 2, 32), device=device, padding=3)
+    check(q, pages, scores(32), programs=programs, fixed=fixed)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(device, shape):
+    q, pages = draw([(1, 37), (1, 5), (1, 64)], shape, device=device)
+    check(q, pages, scores(shape[2]))
+
+
+@pytest.mark.parametrize("block", [32, 64])
+@pytest.mark.parametrize("warps", [1, 4])
+def test_blocks_and_tiles(device, block, warps):
+    q, pages = draw([(1, 150), (1, 5), (1, 64)], (2, 2, 16), block, device=device)
+    check(q, pages, scores(16), config=PagedDecode(warps, 3, 2, 64))
+
+
+@pytest.mark.parametrize("window", [1, 16, 50, 1000])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_windows(device, window, fixed):
+    q, pages = draw(ROWS, (2, 1, 32), device=device)
+    hide(pages, window)
+    check(q, pages, scores(32, window=window), fixed=fixed)
+
+
+def test_softcap(device):
+    q, pages = draw(ROWS, (2, 1, 32), device=device)
+    check(q * 20, pages, scores(32, softcap=3.0, window=40))
+
+
+def test_fp8_cache(device):
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("fp8 needs compute capability 8.9")
+    q, pages = draw([(1, 70), (1, 9)], (4, 2, 32), device=device)
+    k, v = (x.nan_to_num().to(torch.float8_e4m3fn) for x in (pages.k, pages.v))
+    check(q, pages._replace(k=k, v=v, k_scale=0.5, v_scale=3.0), scores(32))
+
+
+def test_fixed_cuts_make_a_row_independent_of_the_others(device):
+    q, pages = draw([(1, 130), (1, 20), (1, 77)], (4, 2, 32), device=device)
+    together = run(q, pages, scores(32), fixed=True)
+    for row in range(3):
+        alone = pages._replace(
+            table=pages.table[row : row + 1], starts=pages.starts[:2], context=pages.context[row : row + 1]
+        )
+        assert torch.equal(run(q[row : row + 1], alone, scores(32), programs=2, fixed=True)[0], together[row])
+
+
+def test_q_may_be_part_of_a_wider_tensor(device):
+    q, pages = draw([(1, 40), (1, 9)], (4, 2, 32), device=device)
+    wide = torch.cat([q.flatten(1), torch.randn(2, 128, device=device).to(q.dtype)], 1)
+    part = wide[:, :128].unflatten(1, (4, 32))
+    assert torch.equal(run(part, pages, scores(32)), run(q, pages, scores(32)))
+
+
+def test_without_a_gpu_it_is_the_definition():
+    q, pages = draw([(1, 40), (2, 9)], (4, 2, 32), dtype=torch.float32)
+    assert torch.equal(paged_decode(q, pages, scores(32)), paged_attention(q, pages, scores(32), most=1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(32, 8, 128), (16, 8, 128), (9, 3, 64), (8, 4, 256), (32, 32, 80)])
+def test_default_configuration_on_the_device(shape, dtype):
+    rows = [(1, n) for n in (1, 5000, 0, 64, 333, 16, 1025)] + [(1, 100 + 7 * i) for i in range(60)]
+    q, pages = draw(rows, shape, dtype=dtype, device="cuda", padding=2)
+    for fixed in (False, True):
+        out = paged_decode(q, pages, scores(shape[2]), fixed=fixed)
+        assert_close(out, paged_attention(q, pages, scores(shape[2]), most=1))
+        assert torch.equal(out, paged_decode(q, pages, scores(shape[2]), fixed=fixed))
