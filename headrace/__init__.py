@@ -1,5 +1,6 @@
 """Headrace runs large language models: `from headrace import LLM, SamplingParams`."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,10 @@ if TYPE_CHECKING:
     from headrace.api.outputs import CompletionOutput, RequestOutput
     from headrace.base.config import Config
     from headrace.engine.request import SamplingParams
+
+# Read by torch's thread pool when it is loaded: how long an idle thread spins before it sleeps. Its own default of
+# 300,000 turns makes two threads several times slower than one where other programs want the same cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "AsyncLLM", "CompletionOutput", "Config", "RequestOutput", "SamplingParams", "__version__"]

@@ -52,12 +52,15 @@ class Backend:
         self._workspaces: dict[torch.device, Any] = {}
         self._work: dict[int, Tensor] = {}
         self._decodes = self._prefills = False
+        self._mean_queries = configs.MANY
 
     def plan(self, batch: Batch) -> None:
         """Which kernels the step needs; the list of prompt work is made when the first layer asks for it."""
         queries = np.diff(batch.starts_np[: batch.rows + 1])
         self._prefills = bool((queries > 1).any())
         self._decodes = bool((queries == 1).any()) or not self._prefills
+        if self._prefills and not self.fixed:
+            self._mean_queries = int(queries[queries > 1].mean())
         self._work.clear()
         self._plain.plan(batch)
 
@@ -74,7 +77,8 @@ class Backend:
         )
         scores = Scores(layer.scale, layer.softcap, layer.window)
         if self._decodes:
-            config = configs.paged_decode(cap, layer.head_dim)
+            pairs = configs.MANY if self.fixed else rows * layer.kv_heads
+            config = configs.paged_decode(cap, layer.head_dim, pairs)
             programs = configs.multiprocessors(device) * config.programs
             self._decode(
                 q_THD, pages, scores, out, self._workspace(device),
@@ -83,7 +87,7 @@ class Backend:
         elif batch.tokens < len(out):
             out[batch.tokens :].zero_()
         if self._prefills:
-            config = configs.paged_prefill(cap, layer.head_dim)
+            config = configs.paged_prefill(cap, layer.head_dim, self._mean_queries)
             work = self._work_list(batch, config.rows // group, device)
             self._prefill(q_THD, pages, scores, out, work, config=config)
         return out

@@ -120,7 +120,7 @@ class Chain:
         q = rotate_store(q, k, v, self.positions, self.rope, gain, gain, 1e-6, 0.0,
                          self.k[block], self.v[block], self.slots, pdl)  # fmt: skip
         out = torch.empty_like(q)
-        config = configs.paged_decode(configs.capability(q.device), m.size)
+        config = configs.paged_decode(configs.capability(q.device), m.size, self.tokens * m.kv_heads)
         pages = Pages(self.k[block], self.v[block], self.table, self.starts, self.context)
         programs = torch.cuda.get_device_properties(q.device).multi_processor_count * config.programs
         decode(q, pages, Scores(m.size**-0.5), out, self.workspace, config=config, programs=programs)

@@ -11,6 +11,10 @@ from headrace.bench.workloads import Workload
 from headrace.engine.request import SamplingParams
 
 
+WARM = 64
+"""Requests of the warm-up."""
+
+
 class Timing(NamedTuple):
     """Seconds of each repeat of one workload."""
 
@@ -50,7 +54,7 @@ def time_workload(
         SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=n, detokenize=False) for n in work.outputs
     ]
     warm = work.again(1000, llm.intake.vocab)
-    _run(llm, warm, [_short(p) for p in params])
+    _run(llm, warm._replace(prompts=warm.prompts[:WARM]), [_short(p) for p in params[:WARM]])
     seconds = []
     for repeat in range(repeats):
         fresh = work.again(repeat, llm.intake.vocab)

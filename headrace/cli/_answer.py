@@ -72,9 +72,7 @@ def answer(llm: "LLM", prompt: Sequence[int], params: SamplingParams, write: Wri
 
     Raises Refused or TooLong before anything runs.
     """
-    (request,) = llm.intake.requests(
-        f"answer-{next(_NUMBERS)}", {"prompt_token_ids": list(prompt)}, params
-    )
+    (request,) = llm.intake.requests(f"answer-{next(_NUMBERS)}", {"prompt_token_ids": list(prompt)}, params)
     got = Answer(len(request.prompt))
     with Interrupt() as interrupt:
         began = perf_counter()

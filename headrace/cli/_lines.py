@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -55,7 +56,9 @@ def _parsed(raw: bytes, number: int, first: dict[str, int]) -> Line:
         return Line(id, None, wrong=Refused(f"line {number} is not a JSON object"))
     name = said.get("custom_id")
     if not isinstance(name, str) or not name:
-        return Line(id, None, wrong=Refused(f"line {number} has no custom_id; expected text", param="custom_id"))
+        return Line(
+            id, None, wrong=Refused(f"line {number} has no custom_id; expected text", param="custom_id")
+        )
     if name in first:
         return Line(
             id,
@@ -85,15 +88,17 @@ class Answers:
         self.done: set[str] = set()
         self.failed = 0
         try:
-            self._file = path.open("ab+", buffering=0)
-            self._keep_whole_lines()
+            with ExitStack() as closing:
+                self._file = closing.enter_context(path.open("ab+", buffering=0))
+                self._keep_whole_lines()
+                closing.pop_all()  # all is well: it stays open
         except OSError as fault:
             raise Refused(f"{path} cannot be written: {fault.strerror}", param="output") from fault
         self._synced = monotonic()
 
     def _keep_whole_lines(self) -> None:
         self._file.seek(0)
-        with open(self._file.fileno(), "rb", closefd=False) as reader:  # noqa: PTH123 - a descriptor, not a path
+        with open(self._file.fileno(), "rb", closefd=False) as reader:
             end = 0
             for number, raw in enumerate(reader, 1):
                 whole = raw.endswith(b"\n")

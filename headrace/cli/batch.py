@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from headrace.base.errors import Fault, Refused
 from headrace.cli import _lines
@@ -121,7 +128,11 @@ class Work:
                 request
                 for n, prompt in enumerate(ask.prompts)
                 for request in self.llm.intake.requests(
-                    f"{line.id}/{n}", {"prompt_token_ids": prompt}, params, salt=ask.salt, priority=ask.priority
+                    f"{line.id}/{n}",
+                    {"prompt_token_ids": prompt},
+                    params,
+                    salt=ask.salt,
+                    priority=ask.priority,
                 )
             ]
             job = Job(line, ask, left=len(requests))
@@ -144,7 +155,9 @@ class Work:
             raise Refused(f"url is {line.url!r}; expected {' or '.join(ROUTES)}", param="url")
         ask = read(line.body, self.llm.intake, self.llm.defaults)
         if ask.stream:
-            raise Refused("stream is true; answers of a batch are whole", param="stream", hint="leave stream out")
+            raise Refused(
+                "stream is true; answers of a batch are whole", param="stream", hint="leave stream out"
+            )
         for name in ask.unknown:
             self._warn(f"the field {name!r} is unknown here and ignored")
         if ask.model is not None and ask.model != self.model:
@@ -199,7 +212,11 @@ class Bar:
         console = Console(stderr=True)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bars = Progress(
-            *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
+            *columns,
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._bars.add_task("", total=total, completed=before)
         self._before, self._began = before, monotonic()

@@ -35,8 +35,9 @@ def run(
 ) -> int:
     """Talk with a model.
 
-    It remembers the conversation for as long as it fits its context. Enter sends, Alt-Enter or a backslash at the end of a line begins another one. Ctrl-C stops an answer,
-    Ctrl-D leaves. /help in the chat lists its commands. Standard input may be a pipe: one message per line.
+    It remembers the conversation for as long as it fits its context. Enter sends, Alt-Enter or a backslash at the
+    end of a line begins another one. Ctrl-C stops an answer, Ctrl-D leaves. /help in the chat lists its commands.
+    Standard input may be a pipe: one message per line.
 
     Parameters
     ----------
@@ -96,7 +97,9 @@ class Conversation:
             del self.turns[:2]  # a question and its answer: templates want them to alternate
             dropped += 2
         if dropped:
-            _note(f"[the conversation is longer than the context: its oldest {dropped} messages are forgotten]")
+            _note(
+                f"[the conversation is longer than the context: its oldest {dropped} messages are forgotten]"
+            )
         return ids
 
     def _opening(self) -> list[Message]:
@@ -120,7 +123,9 @@ def _obey(talk: Conversation, said: str) -> bool:
         case "/system":
             _note(talk.system or "[there is no system message]")
         case _:
-            _note(f"unknown command {word}; a message that begins with a slash: put a space before it\n{HELP}")
+            _note(
+                f"unknown command {word}; a message that begins with a slash: put a space before it\n{HELP}"
+            )
     return True
 
 

@@ -118,7 +118,11 @@ def _torch(missing: list[Finding], wishes: list[Finding]) -> dict[str, Any]:
     try:
         import torch
     except (ImportError, OSError) as fault:
-        missing.append(Finding(f"torch cannot be loaded: {fault}", "install it again: pip install --force-reinstall torch"))
+        missing.append(
+            Finding(
+                f"torch cannot be loaded: {fault}", "install it again: pip install --force-reinstall torch"
+            )
+        )
         return {}
     from headrace.engine.resolve import pick_attention, pick_device, pick_dtype
 
@@ -153,7 +157,9 @@ def _gpus(wishes: list[Finding]) -> Iterator[dict[str, Any]]:
         name = torch.cuda.get_device_name(index)
         yield {"index": index, "name": name, "capability": f"{major}.{minor}", "total": total, "free": free}
     if torch.cuda.is_available() and find_spec("triton") is None:
-        wishes.append(Finding("there is a GPU and no triton, so our kernels for it cannot run", "pip install triton"))
+        wishes.append(
+            Finding("there is a GPU and no triton, so our kernels for it cannot run", "pip install triton")
+        )
 
 
 def _cache(wishes: list[Finding]) -> dict[str, Any]:
@@ -163,7 +169,9 @@ def _cache(wishes: list[Finding]) -> dict[str, Any]:
     files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
     there = place(model).is_file()
     if not there:
-        wishes.append(Finding(f"the default model {model} is not here yet", f"headrace pull {model}, or just use it"))
+        wishes.append(
+            Finding(f"the default model {model} is not here yet", f"headrace pull {model}, or just use it")
+        )
     return {"folder": str(folder), "size": sum(file.stat().st_size for file in files), "default_model": there}
 
 
@@ -193,12 +201,18 @@ def _machine(report: dict[str, Any]) -> Table:
     installed = [f"{name} {number or '-'}" for name, number in report["packages"].items()]
     table.add_row("packages", ", ".join(installed), end_section=True)
     table.add_row("CPU", cpu["name"])
-    table.add_row("cores", f"{cpu['usable_cores']} usable of {cpu['cores']} (affinity {cpu['allowed_cores'] or '-'})")
-    table.add_row("CPU features", ", ".join(f"{flag} ({FLAGS[flag]})" for flag in cpu["flags"]) or "none of note")
+    table.add_row(
+        "cores", f"{cpu['usable_cores']} usable of {cpu['cores']} (affinity {cpu['allowed_cores'] or '-'})"
+    )
+    table.add_row(
+        "CPU features", ", ".join(f"{flag} ({FLAGS[flag]})" for flag in cpu["flags"]) or "none of note"
+    )
     table.add_row("memory", f"{_gib(memory['free'])} free of {_gib(memory['total'])}")
     for gpu in report["gpus"]:
-        said = f"{gpu['name']}, compute capability {gpu['capability']}, {_gib(gpu['free'])} free of {_gib(gpu['total'])}"
-        table.add_row(f"GPU {gpu['index']}", said)
+        memory = f"{_gib(gpu['free'])} free of {_gib(gpu['total'])}"
+        table.add_row(
+            f"GPU {gpu['index']}", f"{gpu['name']}, compute capability {gpu['capability']}, {memory}"
+        )
     if not report["gpus"]:
         table.add_row("GPUs", "none that torch can use")
     table.add_row("cache", f"{cache['folder']}, {_gib(cache['size'])}", end_section=True)

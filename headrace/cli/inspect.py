@@ -108,7 +108,9 @@ def at_once(plan: "Plan") -> list[tuple[int, int]]:
 
     lengths = sorted({length for length in LENGTHS if length < plan.max_len} | {plan.max_len})
     each = [blocks_for(plan.layout, length, plan.block, plan.tokens) for length in lengths]
-    return [(length, min(plan.rows, plan.kv_blocks // need)) for length, need in zip(lengths, each, strict=True)]
+    return [
+        (length, min(plan.rows, plan.kv_blocks // need)) for length, need in zip(lengths, each, strict=True)
+    ]
 
 
 def _settings(plan: "Plan") -> Table:

@@ -3,6 +3,7 @@
 import ast
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from pkgutil import iter_modules
 from types import TracebackType
@@ -31,7 +32,7 @@ def main(words: list[str] | None = None) -> None:
         sys.excepthook = _one_line
     setup("debug" if debug else "warning")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows another one
+        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a character shows another one
             stream.reconfigure(errors="replace")
     sys.exit(run(words, debug))
 

@@ -60,7 +60,9 @@ def _prompt(given: str | None) -> str:
     if given is None:
         if sys.stdin is None or sys.stdin.isatty():
             raise Refused(
-                "there is no prompt", param="prompt", hint='headrace run "What is a headrace?", or pipe a text in'
+                "there is no prompt",
+                param="prompt",
+                hint='headrace run "What is a headrace?", or pipe a text in',
             )
         try:
             given = sys.stdin.read().removesuffix("\n")  # the one that `echo` adds

@@ -5,7 +5,7 @@ anyway (ONLY), or unknown: then it is named in `Ask.unknown`, for a warning, and
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import msgspec
 
@@ -22,7 +22,17 @@ SAME = (
     "prompt_logprobs", "skip_special_tokens", "spaces_between_special_tokens", "logit_bias", "allowed_token_ids",
 )  # fmt: skip
 BOTH = frozenset(
-    {*SAME, "model", "logprobs", "max_tokens", "stream", "stream_options", "echo", "add_special_tokens", "cache_salt"}
+    {
+        *SAME,
+        "model",
+        "logprobs",
+        "max_tokens",
+        "stream",
+        "stream_options",
+        "echo",
+        "add_special_tokens",
+        "cache_salt",
+    }
     | {"priority", "return_token_ids", "return_tokens_as_token_ids"}
 )
 CHAT = BOTH | {
@@ -110,7 +120,11 @@ def read_chat(body: Body, intake: Intake, defaults: SamplingParams) -> Ask:
         raise Refused("messages must be a list of at least one message", param="messages")
     logprobs = _chat_logprobs(body)
     limit = _first(body, "max_completion_tokens", "max_tokens")
-    echo = _switch(body, "echo") and isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant"
+    echo = (
+        _switch(body, "echo")
+        and isinstance(messages[-1], Mapping)
+        and messages[-1].get("role") == "assistant"
+    )
     last = messages[-1].get("content") if echo else ""
     return Ask(
         kind="chat",
@@ -133,7 +147,8 @@ def read_completion(body: Body, intake: Intake, defaults: SamplingParams) -> Ask
     logprobs = body.get("logprobs")
     if isinstance(logprobs, bool):
         raise Refused(
-            f"logprobs is {logprobs}; expected how many likely tokens to show, a whole number", param="logprobs"
+            f"logprobs is {logprobs}; expected how many likely tokens to show, a whole number",
+            param="logprobs",
         )
     limit = _first(body, "max_tokens")
     scoring = echo and limit == 0
@@ -167,7 +182,9 @@ def _screen(body: object, known: frozenset[str]) -> tuple[str, ...]:
         raise Refused(f"the body is {_kind(body)}; expected an object", param="body")
     for name, (allowed, reason) in ONLY.items():
         given = body.get(name)
-        if not any(given == value and isinstance(given, bool) == isinstance(value, bool) for value in allowed):
+        if not any(
+            given == value and isinstance(given, bool) == isinstance(value, bool) for value in allowed
+        ):
             raise Refused(f"{name} is not supported here: {reason}", param=name, hint=f"leave {name} out")
     return tuple(str(name) for name in body if name not in known and name not in IGNORED and name not in ONLY)
 
@@ -217,7 +234,9 @@ def _rendered(body: Body, messages: Sequence[Any], intake: Intake) -> list[int]:
     tokenizer = intake.text_tokenizer
     more = body.get("chat_template_kwargs")
     if more is not None and not isinstance(more, Mapping):
-        raise Refused(f"chat_template_kwargs is {_kind(more)}; expected an object", param="chat_template_kwargs")
+        raise Refused(
+            f"chat_template_kwargs is {_kind(more)}; expected an object", param="chat_template_kwargs"
+        )
     kwargs = dict(more or {})
     if body.get("reasoning_effort") is not None:
         kwargs.setdefault("reasoning_effort", body["reasoning_effort"])
@@ -271,10 +290,17 @@ def _first(body: Body, *names: str) -> Any:
     return next((body[name] for name in names if body.get(name) is not None), None)
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, list | tuple)
 
 
 def _kind(value: object) -> str:
-    names = {str: "text", list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+    names = {
+        str: "text",
+        list: "a list",
+        dict: "an object",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
     return "missing" if value is None else names.get(type(value), type(value).__name__)

@@ -74,7 +74,9 @@ class _Spelling:
 
     def octets(self, token: int) -> list[int]:
         """Bytes, because a token may be half a character."""
-        return list(self.text(token).encode() if self.tokenizer is None else self.tokenizer.token_bytes(token))
+        return list(
+            self.text(token).encode() if self.tokenizer is None else self.tokenizer.token_bytes(token)
+        )
 
 
 def _chat_choice(ask: Ask, index: int, before: str, stream: Stream, spell: _Spelling) -> Json:
@@ -130,7 +132,10 @@ def _likely(token: int, found: Logprobs, spell: _Spelling) -> dict[str, float]:
 
 def _ending(ask: Ask, stream: Stream, spell: _Spelling) -> Json:
     """What both kinds of choice end with."""
-    end: Json = {"finish_reason": "length" if ask.scoring else stream.finish, "stop_reason": stream.stop}
+    end: Json = {
+        "finish_reason": "length" if ask.scoring else stream.finish,
+        "stop_reason": _stopped_by(stream),
+    }
     if ask.params.prompt_logprobs is not None:
         shown = zip(stream.request.prompt[1:], stream.prompt_logprobs, strict=True)
         end["prompt_logprobs"] = [None, *(_table(token, found, spell) for token, found in shown)]
@@ -138,6 +143,12 @@ def _ending(ask: Ask, stream: Stream, spell: _Spelling) -> Json:
         end["token_ids"] = [] if ask.scoring else list(stream.token_ids)
         end["prompt_token_ids"] = list(stream.request.prompt)
     return end
+
+
+def _stopped_by(stream: Stream) -> int | str | None:
+    """The stop string or token that the request named. The model's own end of sequence is not told."""
+    own = stream.stop in stream.request.eos_ids and stream.stop not in stream.request.params.stop_token_ids
+    return None if own else stream.stop
 
 
 def _table(token: int, found: Logprobs, spell: _Spelling) -> Json:

@@ -292,9 +292,11 @@ class Sampler:
         counts = self._counts.table[self._send(self._counts.of[slots])]
         repetition, presence, frequency = self._floats_PR[REPETITION:, self._send(slots)][:, :, None]
         x = logits_SV[at]
-        x = torch.where(counts > 0, torch.where(x > 0, x / repetition, x * repetition), x)
-        made = counts & (PROMPT - 1)
-        x = x - frequency * made - presence * (made > 0)
+        if (self._floats[REPETITION, slots] != 1).any():
+            x = torch.where(counts > 0, torch.where(x > 0, x / repetition, x * repetition), x)
+        if self._floats[PRESENCE:, slots].any():
+            made = counts.bitwise_and_(PROMPT - 1)
+            x.sub_(made * frequency).sub_((made > 0) * presence)
         logits_SV.index_copy_(0, at, x)
 
     def _remember(self, tokens: Tensor, features: np.ndarray, slots: np.ndarray) -> None:

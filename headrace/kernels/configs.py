@@ -39,12 +39,65 @@ class Skinny:
 PDL: dict[Capability, bool] = {(9, 0): True, (10, 0): True}
 
 # (N, K, gated) -> configuration for one token. Rows without a measurement follow gemv_rule.
-GEMV: dict[Capability, dict[tuple[int, int, bool], Gemv]] = {(8, 0): {}, (8, 9): {}, (9, 0): {}, (10, 0): {}}
+GEMV: dict[Capability, dict[tuple[int, int, bool], Gemv]] = {
+    (8, 0): {},
+    (8, 9): {},
+    (9, 0): {
+        (4096, 1024, False): Gemv(8, 1024, 8),
+        (1024, 2048, False): Gemv(4, 2048, 4),
+        (3072, 1024, True): Gemv(8, 1024, 8),
+        (1024, 3072, False): Gemv(1, 4096, 4),
+        (151936, 1024, False): Gemv(4, 1024, 4),
+        (6144, 4096, False): Gemv(4, 4096, 8),
+        (4096, 4096, False): Gemv(4, 4096, 8),
+        (14336, 4096, True): Gemv(2, 4096, 8),
+        (4096, 14336, False): Gemv(1, 16384, 8),
+        (128256, 4096, False): Gemv(4, 4096, 8),
+    },
+    (10, 0): {},
+}  # fmt: skip
 
 # (tokens at most, N, K, gated) -> configuration, None where cuBLAS was faster.
 SKINNY: dict[Capability, dict[tuple[int, int, int, bool], Skinny | None]] = {
-    (8, 0): {}, (8, 9): {}, (9, 0): {}, (10, 0): {},
+    (8, 0): {},
+    (8, 9): {},
+    (9, 0): {
+        (16, 4096, 1024, False): Skinny(32, 128, 4, 4, 5),
+        (16, 1024, 2048, False): Skinny(32, 128, 8, 4, 5),
+        (16, 3072, 1024, True): Skinny(32, 256, 1, 4, 4),
+        (16, 1024, 3072, False): Skinny(32, 128, 8, 4, 5),
+        (16, 151936, 1024, False): Skinny(32, 128, 1, 4, 5),
+        (16, 6144, 4096, False): None,
+        (16, 4096, 4096, False): None,
+        (16, 14336, 4096, True): None,
+        (16, 4096, 14336, False): None,
+        (16, 128256, 4096, False): Skinny(32, 256, 1, 4, 4),
+        (32, 4096, 1024, False): None,
+        (32, 1024, 2048, False): Skinny(32, 256, 4, 4, 4),
+        (32, 3072, 1024, True): Skinny(32, 256, 1, 4, 4),
+        (32, 1024, 3072, False): Skinny(16, 256, 4, 4, 4),
+        (32, 151936, 1024, False): None,
+        (32, 6144, 4096, False): None,
+        (32, 4096, 4096, False): None,
+        (32, 14336, 4096, True): None,
+        (32, 4096, 14336, False): None,
+        (32, 128256, 4096, False): Skinny(32, 128, 1, 4, 5),
+        (64, 4096, 1024, False): Skinny(32, 128, 1, 4, 4),
+        (64, 1024, 2048, False): Skinny(32, 128, 4, 4, 4),
+        (64, 3072, 1024, True): Skinny(32, 128, 1, 4, 4),
+        (64, 1024, 3072, False): Skinny(32, 128, 4, 4, 4),
+        (64, 151936, 1024, False): Skinny(64, 64, 1, 4, 5),
+        (64, 6144, 4096, False): None,
+        (64, 4096, 4096, False): None,
+        (64, 14336, 4096, True): None,
+        (64, 4096, 14336, False): None,
+        (64, 128256, 4096, False): Skinny(64, 64, 1, 4, 5),
+    },
+    (10, 0): {},
 }  # fmt: skip
+
+# Weights with more elements than this and no measurement are left to cuBLAS, which reads them as fast.
+SKINNY_ELEMENTS = 1 << 23
 
 # Tokens up to which a linear layer without a measurement uses our kernel, then cuBLAS.
 SKINNY_TOKENS: dict[Capability, int] = {(8, 0): 32, (8, 9): 32, (9, 0): 64, (10, 0): 32}
@@ -104,7 +157,7 @@ def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) ->
     for most in TOKEN_STEPS:
         if tokens <= most and (most, n, k, gated) in table:
             return table[most, n, k, gated]
-    if tokens > SKINNY_TOKENS.get(cap, 0):
+    if tokens > SKINNY_TOKENS.get(cap, 0) or n * k * (2 if gated else 1) > SKINNY_ELEMENTS:
         return None
     return skinny_rule(tokens, n, k, gated, MULTIPROCESSORS.get(cap, 132))
 
@@ -114,7 +167,8 @@ class PagedDecode:
     """Attention of single queries: tiles of 16 keys per warp, `stages` of them in flight per program.
 
     A multiprocessor holds `programs`, for which `registers` caps those of a thread (None leaves them free); rows
-    are not cut into pieces of fewer than `split` keys.
+    are not cut into pieces of fewer than `split` keys. With `alone`, the kernel for few rows: rows of at most so
+    many keys are not cut at all, and `prefetch` keys of a program are on their way before the kernel may start.
     """
 
     warps: int
@@ -122,6 +176,8 @@ class PagedDecode:
     programs: int
     split: int
     registers: int | None = None
+    alone: int | None = None
+    prefetch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,29 +200,78 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-# Head size at most -> configuration. (0, 0) serves every generation that has no row: 48 KB of shared memory suffice.
-PAGED_DECODE: dict[Capability, dict[int, PagedDecode]] = {
-    (0, 0): {64: PagedDecode(4, 3, 2, 256), 128: PagedDecode(4, 2, 2, 256), 256: PagedDecode(2, 2, 2, 256)},
-    (8, 0): {64: PagedDecode(4, 4, 2, 256), 128: PagedDecode(4, 3, 2, 256), 256: PagedDecode(2, 3, 2, 256)},
-    (9, 0): {64: PagedDecode(4, 6, 2, 256), 128: PagedDecode(4, 4, 2, 256), 256: PagedDecode(2, 4, 2, 256)},
-    (10, 0): {64: PagedDecode(4, 6, 2, 256), 128: PagedDecode(4, 4, 2, 256), 256: PagedDecode(2, 4, 2, 256)},
+MANY = 1 << 30
+
+# Head size at most -> (rows x kv heads) at most -> configuration, the first that serves; the last serves any number.
+# (0, 0) is for every generation that has no row: 48 KB of shared memory suffice.
+PAGED_DECODE: dict[Capability, dict[int, dict[int, PagedDecode]]] = {
+    (0, 0): {
+        64: {MANY: PagedDecode(4, 3, 2, 256)},
+        128: {MANY: PagedDecode(4, 2, 2, 256)},
+        256: {MANY: PagedDecode(2, 2, 2, 256)},
+    },
+    (8, 0): {
+        64: {MANY: PagedDecode(4, 4, 2, 256)},
+        128: {MANY: PagedDecode(4, 3, 2, 256)},
+        256: {MANY: PagedDecode(2, 3, 2, 256)},
+    },
+    (9, 0): {
+        64: {132: PagedDecode(4, 4, 2, 64, None, 512, 512), MANY: PagedDecode(4, 6, 2, 256)},
+        128: {
+            132: PagedDecode(4, 4, 2, 64, None, 256, 512),
+            264: PagedDecode(2, 4, 4, 256, None, 512, 256),
+            MANY: PagedDecode(2, 4, 4, 256),
+        },
+        256: {MANY: PagedDecode(2, 4, 2, 256)},
+    },
+    (10, 0): {
+        64: {MANY: PagedDecode(4, 6, 2, 256)},
+        128: {MANY: PagedDecode(4, 4, 2, 256)},
+        256: {MANY: PagedDecode(2, 4, 2, 256)},
+    },
 }
 
-PAGED_PREFILL: dict[Capability, dict[int, PagedPrefill]] = {
-    (0, 0): {64: PagedPrefill(64, 64, 4, 2), 128: PagedPrefill(64, 32, 4, 2), 256: PagedPrefill(32, 16, 4, 2)},
-    (8, 0): {64: PagedPrefill(128, 64, 4, 3), 128: PagedPrefill(128, 64, 8, 2), 256: PagedPrefill(64, 32, 4, 2)},
-    (9, 0): {64: PagedPrefill(128, 128, 8, 3), 128: PagedPrefill(128, 128, 8, 2), 256: PagedPrefill(128, 64, 8, 2)},
-    (10, 0): {64: PagedPrefill(128, 64, 8, 3), 128: PagedPrefill(128, 64, 8, 3), 256: PagedPrefill(128, 64, 8, 2)},
+# Head size at most -> mean queries of a prompt row at most -> configuration, as above.
+PAGED_PREFILL: dict[Capability, dict[int, dict[int, PagedPrefill]]] = {
+    (0, 0): {
+        64: {MANY: PagedPrefill(64, 64, 4, 2)},
+        128: {MANY: PagedPrefill(64, 32, 4, 2)},
+        256: {MANY: PagedPrefill(32, 16, 4, 2)},
+    },
+    (8, 0): {
+        64: {MANY: PagedPrefill(128, 64, 4, 3)},
+        128: {MANY: PagedPrefill(128, 64, 8, 2)},
+        256: {MANY: PagedPrefill(64, 32, 4, 2)},
+    },
+    (9, 0): {
+        64: {MANY: PagedPrefill(128, 128, 8, 3)},
+        128: {
+            16: PagedPrefill(64, 64, 4, 3),
+            1024: PagedPrefill(128, 32, 8, 3, 128),
+            MANY: PagedPrefill(128, 128, 8, 3),
+        },
+        256: {MANY: PagedPrefill(128, 64, 8, 2)},
+    },
+    (10, 0): {
+        64: {MANY: PagedPrefill(128, 64, 8, 3)},
+        128: {MANY: PagedPrefill(128, 64, 8, 3)},
+        256: {MANY: PagedPrefill(128, 64, 8, 2)},
+    },
 }
 
 
-def paged_decode(cap: Capability, head_dim: int) -> PagedDecode:
-    """Configuration for the smallest listed head size that is at least this one."""
+def paged_decode(cap: Capability, head_dim: int, pairs: int = MANY) -> PagedDecode:
+    """For the smallest listed head size that is at least this one; `pairs` are rows x kv heads of a step.
+
+    Leave them out where a row's result must not depend on the rest of the step.
+    """
     table = PAGED_DECODE.get(cap, PAGED_DECODE[0, 0])
-    return table[min(n for n in table if n >= head_dim)]
+    steps = table[min(n for n in table if n >= head_dim)]
+    return steps[min(n for n in steps if n >= pairs)]
 
 
-def paged_prefill(cap: Capability, head_dim: int) -> PagedPrefill:
-    """As paged_decode."""
+def paged_prefill(cap: Capability, head_dim: int, queries: int = MANY) -> PagedPrefill:
+    """As paged_decode; `queries` are those of a step's prompt rows, on average."""
     table = PAGED_PREFILL.get(cap, PAGED_PREFILL[0, 0])
-    return table[min(n for n in table if n >= head_dim)]
+    steps = table[min(n for n in table if n >= head_dim)]
+    return steps[min(n for n in steps if n >= queries)]

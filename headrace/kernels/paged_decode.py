@@ -19,7 +19,8 @@ def paged_decode(q_THD: Tensor, pages: Pages, scores: Scores, *, fixed: bool = F
     from headrace.kernels.gpu import paged_decode as gpu
 
     device = q_THD.device
-    config = configs.paged_decode(configs.capability(device), q_THD.shape[-1])
+    pairs = configs.MANY if fixed else len(pages.context) * pages.k.shape[2]
+    config = configs.paged_decode(configs.capability(device), q_THD.shape[-1], pairs)
     programs = configs.multiprocessors(device) * config.programs
     out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=device)
     gpu.decode(

@@ -46,7 +46,7 @@ def build(config: dict[str, Any], max_len: int) -> Decoder:
     bias = flag(config, "attention_bias", False)
     shape = Shape.of(
         config,
-        act=config.get("hidden_activation") or "gelu_pytorch_tanh",
+        act=str(config.get("hidden_activation") or "gelu_pytorch_tanh"),
         tied=flag(config, "tie_word_embeddings", True),
         scale=number(config, "query_pre_attn_scalar", 256) ** -0.5,
         embed_scale=count(config, "hidden_size") ** 0.5,

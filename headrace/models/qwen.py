@@ -5,7 +5,7 @@ from typing import Any
 from headrace.models.llama import RENAME as RENAME
 from headrace.nn.decoder import Decoder
 from headrace.nn.rope import Rope
-from headrace.nn.shape import Shape, flag
+from headrace.nn.shape import Shape, count, flag
 from headrace.nn.windows import windows
 
 HANDLES = ("qwen2", "qwen3")
@@ -40,6 +40,7 @@ def build(config: dict[str, Any], max_len: int) -> Decoder:
     rope = Rope.of(config, shape.head_dim, max_len)
     if not flag(config, "use_sliding_window", False):
         return Decoder(shape, [(None, rope)] * shape.layers, RENAME)
-    first = config.get("max_window_layers", 28)
+    # The number of layers below the first with a window may be 0, which `count` would not take.
+    first = 0 if config.get("max_window_layers") == 0 else count(config, "max_window_layers", 28)
     slides = windows(config, shape.layers, lambda i: i >= first)
     return Decoder(shape, [(window, rope) for window in slides], RENAME)

@@ -40,7 +40,18 @@ class Attention(nn.Module):
 
     def forward(self, x_TE: Tensor, step: Step) -> Tensor:
         """[T, hidden] to [T, hidden]."""
-        q, k, v = self.qkv_proj(x_TE).split(self.qkv_proj.outputs, dim=-1)
+        return self.mix(self.qkv_proj(x_TE), step)
+
+    def normed(
+        self, norm: RMSNorm, x_TE: Tensor, residual_TE: Tensor | None, step: Step
+    ) -> tuple[Tensor, Tensor]:
+        """(self(norm(x + residual)), x + residual)."""
+        qkv_TX, residual_TE = self.qkv_proj.normed(norm, x_TE, residual_TE)
+        return self.mix(qkv_TX, step), residual_TE
+
+    def mix(self, qkv_TX: Tensor, step: Step) -> Tensor:
+        """What comes after the first projection: [T, (H + 2K) D] to [T, hidden]."""
+        q, k, v = qkv_TX.split(self.qkv_proj.outputs, dim=-1)
         q_THD = q.unflatten(-1, (self.heads, self.head_dim))
         k_TKD = k.unflatten(-1, (self.kv_heads, self.head_dim))
         v_TKD = v.unflatten(-1, (self.kv_heads, self.head_dim))

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headrace.kernels.matmul import linear
 from headrace.nn.attention import Attention
 from headrace.nn.embed import Embedding
 from headrace.nn.linear import Linear
@@ -38,9 +38,8 @@ class Block(nn.Module):
 
     def forward(self, x_TE: Tensor, residual_TE: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
         """residual None stands for zero, before the first block."""
-        x_TE, residual_TE = self.input_layernorm.add(x_TE, residual_TE)
-        x_TE, residual_TE = self.post_attention_layernorm.add(self.self_attn(x_TE, step), residual_TE)
-        return self.mlp(x_TE), residual_TE
+        x_TE, residual_TE = self.self_attn.normed(self.input_layernorm, x_TE, residual_TE, step)
+        return self.mlp.normed(self.post_attention_layernorm, x_TE, residual_TE)
 
 
 class PostNormBlock(Block):
@@ -94,7 +93,7 @@ class Decoder(nn.Module):
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """[S, hidden] to [S, vocab] float32, soft-capped where the architecture says so."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        logits_SV = F.linear(hidden_SE, head.weight).float()
+        logits_SV = linear(hidden_SE, head.weight, out_dtype=torch.float32)
         if (cap := self.shape.logits_softcap) is None:
             return logits_SV
         return torch.tanh(logits_SV / cap) * cap

@@ -1,8 +1,9 @@
 """Token embedding: a row of the table per id, scaled where the architecture says so."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from headrace.kernels.embed import embed
 
 
 class Embedding(nn.Module):
@@ -16,10 +17,8 @@ class Embedding(nn.Module):
 
     def forward(self, ids_T: Tensor) -> Tensor:
         """[T] int64 to [T, hidden]."""
-        x_TE = F.embedding(ids_T, self.weight)
-        if self.scale == 1.0:
-            return x_TE
-        return x_TE * torch.tensor(self.scale, dtype=self.weight.dtype, device="cpu").item()
+        scale = torch.tensor(self.scale, dtype=self.weight.dtype, device="cpu").item()
+        return embed(ids_T, self.weight, scale)
 
     def extra_repr(self) -> str:
         """For printing a model."""

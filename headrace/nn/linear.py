@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from headrace.kernels.activation import silu_mul
+from headrace.kernels.launch import on_gpu
+from headrace.kernels.matmul import linear, norm_linear
+from headrace.nn.norm import RMSNorm
 
 Split = Literal["in", "out"] | None
 
@@ -38,7 +42,21 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., sum(outputs)], the projections side by side."""
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
+
+    def normed(
+        self, norm: RMSNorm, x_TE: Tensor, residual_TE: Tensor | None, gated: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(self(norm(x + residual)), x + residual), in one pass over memory where a kernel does it.
+
+        `gated`: silu of the first projection times the second. A residual of None counts as zero.
+        """
+        if on_gpu(x_TE, self.weight):
+            return norm_linear(
+                x_TE, residual_TE, norm.weight, norm.eps, norm.offset, self.weight, self.bias, gated=gated
+            )
+        x_TE, residual_TE = norm.add(x_TE, residual_TE)
+        return silu_mul(self(x_TE)) if gated else self(x_TE), residual_TE
 
     def extra_repr(self) -> str:
         """For printing a model."""

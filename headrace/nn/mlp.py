@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from headrace.base.errors import BadCheckpoint
 from headrace.kernels.activation import gelu_mul, silu_mul
 from headrace.nn.linear import Linear
+from headrace.nn.norm import RMSNorm
 
 ACTIVATIONS = {"silu": silu_mul, "swish": silu_mul, "gelu_pytorch_tanh": gelu_mul, "gelu_tanh": gelu_mul}
 
@@ -30,3 +31,11 @@ class MLP(nn.Module):
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, hidden] to [T, hidden]."""
         return self.down_proj(ACTIVATIONS[self.act](self.gate_up_proj(x_TE)))
+
+    def normed(self, norm: RMSNorm, x_TE: Tensor, residual_TE: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(self(norm(x + residual)), x + residual)."""
+        if ACTIVATIONS[self.act] is silu_mul:
+            inner_TF, residual_TE = self.gate_up_proj.normed(norm, x_TE, residual_TE, gated=True)
+            return self.down_proj(inner_TF), residual_TE
+        x_TE, residual_TE = norm.add(x_TE, residual_TE)
+        return self(x_TE), residual_TE

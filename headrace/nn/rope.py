@@ -38,7 +38,8 @@ def _yarn(frequencies: Tensor, base: float, scaling: Scaling, original: int) -> 
 
     def pair(turns: float) -> float:
         """The (fractional) pair that turns so often within the original length."""
-        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+        found = dim * (math.log(original / (2 * math.pi)) - math.log(turns)) / (2 * math.log(base))
+        return min(max(found, -1.0), float(dim))
 
     low, high = pair(number(scaling, "beta_fast", 32.0)), pair(number(scaling, "beta_slow", 1.0))
     if flag(scaling, "truncate", True):
@@ -102,6 +103,10 @@ class Rope(nn.Module):
     ):
         super().__init__()
         self.dim, self.base, self.max_len, self.original_max = dim, base, max_len, original_max
+        if not base > 1:
+            raise BadCheckpoint(
+                f"config.json: rope_theta is {base}; expected more than 1", param="rope_theta"
+            )
         scaling = scaling or {}
         self.kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if self.kind not in KNOWN:
@@ -117,6 +122,8 @@ class Rope(nn.Module):
             frequencies, self.attention_factor = SCALINGS[self.kind](frequencies, base, scaling, original)
         self.divisors = _divisors(factors, dim // 2)
         self.frequencies = frequencies / self.divisors  # on the CPU always, whatever the default device
+        if not bool(self.frequencies.isfinite().all()):
+            raise BadCheckpoint("config.json: rope_scaling gives no finite frequencies", param="rope_scaling")
         self.register_buffer("table", self._compute(torch.empty(0).device), persistent=False)
 
     @classmethod
@@ -168,10 +175,13 @@ class Rope(nn.Module):
 def _divisors(factors: Sequence[float] | None, pairs: int) -> Tensor:
     if factors is None:
         return torch.ones(pairs, device="cpu")
-    divisors = torch.as_tensor(factors, dtype=torch.float32, device="cpu").flatten()
+    try:
+        divisors = torch.as_tensor(factors, dtype=torch.float32, device="cpu").flatten()
+    except (TypeError, ValueError, RuntimeError):
+        divisors = torch.empty(0, device="cpu")
     if len(divisors) != pairs or not bool((divisors.isfinite() & (divisors > 0)).all()):
         raise BadCheckpoint(
-            f"rope frequency factors: {len(divisors)} values; expected {pairs} positive ones",
+            f"rope frequency factors: {len(divisors)} numbers; expected {pairs} positive ones",
             param="rope_freq_factors",
         )
     return divisors

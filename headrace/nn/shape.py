@@ -6,6 +6,8 @@ from typing import Any
 from headrace.base.errors import BadCheckpoint
 
 MISSING = object()
+# Sizes beyond these are damage, not models: better said here than after an allocation of their product.
+MOST, MOST_HEADS, MOST_LAYERS = 1 << 27, 1 << 16, 1000
 
 
 def number(config: dict[str, Any], key: str, default: object = MISSING) -> float:
@@ -20,11 +22,13 @@ def number(config: dict[str, Any], key: str, default: object = MISSING) -> float
     return float(value)
 
 
-def count(config: dict[str, Any], key: str, default: object = MISSING) -> int:
-    """A positive whole number, as `number`."""
+def count(config: dict[str, Any], key: str, default: object = MISSING, *, most: int = MOST) -> int:
+    """A positive whole number of at most `most`, as `number`."""
     value = number(config, key, default)
-    if not value.is_integer():
-        raise BadCheckpoint(f"config.json: {key} is {value!r}; expected a whole number", param=key)
+    if not value.is_integer() or value > most:
+        raise BadCheckpoint(
+            f"config.json: {key} is {value!r}; expected a whole number up to {most}", param=key
+        )
     return int(value)
 
 
@@ -74,9 +78,9 @@ class Shape:
 
         Raises BadCheckpoint naming the key that is missing or makes no sense.
         """
-        hidden, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
+        hidden, heads = count(config, "hidden_size"), count(config, "num_attention_heads", most=MOST_HEADS)
         kv_heads = count(config, "num_key_value_heads", heads)
-        head_dim = count(config, "head_dim", max(1, hidden // heads))
+        head_dim = count(config, "head_dim", max(1, hidden // heads), most=MOST_HEADS)
         act = config.get("hidden_act") or "silu"
         if heads % kv_heads:
             raise BadCheckpoint(
@@ -91,7 +95,7 @@ class Shape:
             vocab=count(config, "vocab_size"),
             hidden=hidden,
             intermediate=count(config, "intermediate_size"),
-            layers=count(config, "num_hidden_layers"),
+            layers=count(config, "num_hidden_layers", most=MOST_LAYERS),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,

@@ -18,7 +18,7 @@ def windows(config: dict[str, Any], layers: int, slides: Callable[[int], bool]) 
     types = config.get("layer_types")
     if types is None:
         types = [SLIDING if slides(i) else FULL for i in range(layers)]
-    if not isinstance(types, list) or len(types) != layers or not set(types) <= {FULL, SLIDING}:
+    if not isinstance(types, list) or len(types) != layers or any(t not in (FULL, SLIDING) for t in types):
         raise BadCheckpoint(
             f"config.json: layer_types is {types!r}; expected {layers} times {FULL!r} or {SLIDING!r}",
             param="layer_types",

@@ -81,7 +81,11 @@ def command(
 
     def run(*words: str, stdin: str | None = None, small: bool = False) -> Done:
         monkeypatch.setattr(sys, "stdin", Closed() if stdin is None else io.StringIO(stdin))
-        more = [*SMALL, *([] if "--model" in words or "-m" in words else ["--model", str(tiny)])] if small else []
+        more = (
+            [*SMALL, *([] if "--model" in words or "-m" in words else ["--model", str(tiny)])]
+            if small
+            else []
+        )
         at = words.index("--") if "--" in words else len(words)
         code = main.run([*words[:at], *more, *words[at:]])
         return Done(code, *capsys.readouterr())

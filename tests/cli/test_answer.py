@@ -15,7 +15,11 @@ from headrace.engine.request import SamplingParams
 @pytest.fixture(scope="module")
 def llm(tiny: Path) -> LLM:
     model = Model(path=str(tiny), dummy_weights=True, threads=1)
-    return LLM(config=Config(model=model, memory=Memory(kv_blocks=80, share=0.02), schedule=Schedule(rows=4, tokens=64)))
+    return LLM(
+        config=Config(
+            model=model, memory=Memory(kv_blocks=80, share=0.02), schedule=Schedule(rows=4, tokens=64)
+        )
+    )
 
 
 def params(tokens: int) -> SamplingParams:

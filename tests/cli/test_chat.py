@@ -41,8 +41,12 @@ class Parrot:
 def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Conversation]:
     """A conversation with a parrot that says `says` and ends so."""
 
-    def make(context: int = 100, says: str = "aye", finish: str = "stop", system: str | None = None) -> Conversation:
-        def answered(llm: Parrot, prompt: list[int], params: SamplingParams, write: Callable[[str], None]) -> Answer:
+    def make(
+        context: int = 100, says: str = "aye", finish: str = "stop", system: str | None = None
+    ) -> Conversation:
+        def answered(
+            llm: Parrot, prompt: list[int], params: SamplingParams, write: Callable[[str], None]
+        ) -> Answer:
             write(says)
             return Answer(len(prompt), text=says, tokens=len(says), finish=finish)
 
@@ -91,7 +95,9 @@ def test_a_stopped_answer_stays(talk: Callable[..., Conversation], capsys: pytes
     assert "[stopped]" in capsys.readouterr().err
 
 
-def test_an_answer_cut_at_the_limit_says_so(talk: Callable[..., Conversation], capsys: pytest.CaptureFixture[str]):
+def test_an_answer_cut_at_the_limit_says_so(
+    talk: Callable[..., Conversation], capsys: pytest.CaptureFixture[str]
+):
     talk(finish="length").say("one")
     assert "[cut at 3 tokens" in capsys.readouterr().err
 
@@ -100,11 +106,30 @@ def test_an_answer_cut_at_the_limit_says_so(talk: Callable[..., Conversation], c
 
 
 def test_a_whole_conversation_from_a_pipe(command: Command):
-    lines = ["hi", "", "/system be kind", "/system", "/reset", "/what", "/help", "again \\", "and again", "/exit", "no"]
+    lines = [
+        "hi",
+        "",
+        "/system be kind",
+        "/system",
+        "/reset",
+        "/what",
+        "/help",
+        "again \\",
+        "and again",
+        "/exit",
+        "no",
+    ]
     code, out, err = command("chat", "--max-tokens=4", "--temperature=0", stdin="\n".join(lines), small=True)
     assert code == 0
     assert len(out) > 2
-    for said in ("system message is set", "be kind", "[forgotten]", "unknown command /what", "Ctrl-D", "[cut at 4"):
+    for said in (
+        "system message is set",
+        "be kind",
+        "[forgotten]",
+        "unknown command /what",
+        "Ctrl-D",
+        "[cut at 4",
+    ):
         assert said in err
     assert err.count("[cut at") + err.count("[stopped]") <= 2  # "no" was never answered
 
@@ -169,15 +194,15 @@ class Terminal:
 def test_in_a_terminal(tiny: Path):
     with Terminal("chat", "--model", str(tiny), *SMALL, "--max-tokens=200", "--temperature=0.5") as terminal:
         terminal.wait_for("/help for help")
-        terminal.wait_for("> ")
+        terminal.wait_for(">")
         terminal.type("\x03")  # Ctrl-C where nothing runs
         terminal.wait_for("Ctrl-D or /exit leaves")
-        terminal.wait_for("> ")
+        terminal.wait_for(">")
         terminal.type("first line\x1b\rsecond line\\\rthird\r")
         terminal.wait_for("third")
-        terminal.wait_for("> ")
+        terminal.wait_for(">")
         terminal.type("/system\r")
         terminal.wait_for("there is no system message")
-        terminal.wait_for("> ")
+        terminal.wait_for(">")
         terminal.type("\x04")
         assert terminal.process.wait(60) == 0

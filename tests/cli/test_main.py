@@ -72,7 +72,9 @@ def test_the_program_has_help_and_a_version(command: Callable[..., tuple[int, st
 @pytest.mark.parametrize("words", ["--help", "run --help", "eval perplexity --help"])
 def test_help_loads_nothing_heavy(words: str):
     code = f"import sys\nfrom headrace.cli.main import run\nrun({words.split()!r})\nprint('LOADED', *sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     loaded = set(done.stdout.partition("LOADED")[2].split())
     assert "cyclopts" in loaded
     assert not loaded & {"torch", "tokenizers", "huggingface_hub", "jinja2", "prompt_toolkit"}
@@ -94,7 +96,9 @@ def test_help_loads_nothing_heavy(words: str):
         ("eval perplexity --txt x", "--text", "headrace eval perplexity --help"),
     ],
 )
-def test_words_that_make_no_sense(words: str, said: str, hint: str, command: Callable[..., tuple[int, str, str]]):
+def test_words_that_make_no_sense(
+    words: str, said: str, hint: str, command: Callable[..., tuple[int, str, str]]
+):
     code, out, err = command(*words.split())
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -102,7 +106,9 @@ def test_words_that_make_no_sense(words: str, said: str, hint: str, command: Cal
     assert f"hint: see `{hint}`\n" in err
 
 
-def test_a_knob_out_of_bounds_is_refused_before_anything_is_loaded(command: Callable[..., tuple[int, str, str]]):
+def test_a_knob_out_of_bounds_is_refused_before_anything_is_loaded(
+    command: Callable[..., tuple[int, str, str]],
+):
     code, _, err = command("run", "hi", "--memory.share", "nan")
     assert code == 2
     assert err == "error: memory.share is nan; expected a number from 0.01 to 1\n"
@@ -166,15 +172,19 @@ def test_debug_shows_where_a_refusal_is_from_too():
 
 
 def test_debug_after_two_hyphens_is_a_word_like_others():
-    done = _program(BUG.replace("ZeroDivisionError('by nought')", "ZeroDivisionError(model)"), "pull", "--", "--debug")
+    done = _program(
+        BUG.replace("ZeroDivisionError('by nought')", "ZeroDivisionError(model)"), "pull", "--", "--debug"
+    )
     assert "unexpected ZeroDivisionError: --debug" in done.stderr
 
 
 def test_a_reader_that_leaves_is_no_error():
     code = "import headrace.checkpoint.hub as hub\nhub.pull = lambda model: 'x' * 10**6"
     code += "\nfrom headrace.cli.main import main\nmain(['pull', 'x'])"
-    shell = f'"$0" -c "$1" | head -c 1; echo ${{PIPESTATUS[0]}}'
-    done = subprocess.run(["bash", "-c", shell, sys.executable, code], capture_output=True, text=True, timeout=60)
+    shell = '"$0" -c "$1" | head -c 1; echo ${PIPESTATUS[0]}'
+    done = subprocess.run(
+        ["bash", "-c", shell, sys.executable, code], capture_output=True, text=True, timeout=60
+    )
     assert (done.stdout, done.stderr) == ("x141\n", "")
 
 
@@ -190,7 +200,9 @@ def messages(file: Path) -> Iterator[str]:
             inside = ast.walk(node.value)
         else:
             continue
-        yield from (part.value for part in inside if isinstance(part, ast.Constant) and isinstance(part.value, str))
+        yield from (
+            part.value for part in inside if isinstance(part, ast.Constant) and isinstance(part.value, str)
+        )
 
 
 def test_flags_that_messages_name_exist():

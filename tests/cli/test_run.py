@@ -1,13 +1,18 @@
 """`headrace run`."""
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from headrace.cli import run
+
 Command = Callable[..., tuple[int, str, str]]
-STATS = re.compile(r"\[loaded in [\d.]+ s, prompt (\d+) tokens, first token after .* s in all, ended by (\w+)\]\n")
+STATS = re.compile(
+    r"\[loaded in [\d.]+ s, prompt (\d+) tokens, first token after .* s in all, ended by (\w+)\]\n"
+)
 
 
 def test_an_answer_and_its_statistics(command: Command):
@@ -71,6 +76,21 @@ def test_what_cannot_be_done(words: list[str], stdin: str | None, said: str, com
     code, out, err = command("run", *words, stdin=stdin, small=True)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {said}")
+
+
+def test_ctrl_c_ends_the_answer(command: Command, monkeypatch: pytest.MonkeyPatch):
+    written: list[str] = []
+
+    def pressed(text: str) -> None:
+        written.append(text)
+        if len(written) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run, "write_out", pressed)
+    code, _, err = command("run", "x", small=True)
+    assert code == 130
+    assert "ended by abort" in err
+    assert written[-1] == "\n"
 
 
 def test_no_place_for_a_system_message(command: Command, bare: Path):

@@ -27,7 +27,9 @@ def test_what_is_given_holds_above_all():
     )
 
 
-@pytest.mark.parametrize("wrong", [{"max_tokens": 0}, {"max_tokens": -1}, {"temperature": float("nan")}, {"stop": [""]}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": 0}, {"max_tokens": -1}, {"temperature": float("nan")}, {"stop": [""]}]
+)
 def test_values_are_checked(wrong: dict[str, object]):
     with pytest.raises(Refused) as caught:
         Sampling(**wrong).params(SamplingParams())  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Importing a part loads no more than the part needs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,16 @@ def test_import_loads_nothing_heavy(module: str):
 
 def test_parameters_of_a_request_load_nothing_heavy():
     assert loaded_by("from headrace import SamplingParams") == set()
+
+
+def test_threads_that_wait_do_not_hold_their_core():
+    code = "import os, headrace; print(os.environ['GOMP_SPINCOUNT'])"
+    env = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    for given, expected in [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")]:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=env | given, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == expected
 
 
 def test_this_test_can_fail():

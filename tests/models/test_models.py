@@ -8,7 +8,8 @@ import torch
 
 from headrace import models
 from headrace.base.discover import modules
-from headrace.base.errors import BadCheckpoint, UnknownName
+from headrace.base.errors import BadCheckpoint, Refused, UnknownName
+from headrace.nn.step import Whole
 from tests.models.reference import MAX_LEN, agree, ours, theirs
 
 FILES = list(modules(models))
@@ -79,8 +80,6 @@ def test_bfloat16_is_near_transformers(module: ModuleType, kind: str):
     model = ours(config, reference).to(torch.bfloat16)
     ids = torch.arange(30)
     with torch.no_grad():
-        from headrace.nn.step import Whole
-
         hidden = model(Whole(ids))
         found, wanted = model.logits(hidden), reference(ids[None]).logits[0].float()
     assert hidden.dtype == torch.bfloat16
@@ -114,3 +113,39 @@ def test_an_unknown_type_lists_the_known_ones():
 def test_no_type_is_a_bad_checkpoint(kind: Any):
     with pytest.raises(BadCheckpoint, match="model_type"):
         models.build({"model_type": kind}, MAX_LEN)
+
+
+JUNK = [None, 0, -1, 3, 0.5, 10**30, float("nan"), "x", "linear", True, [], [{}], {}, {"rope_type": []}]
+
+
+def refused(config: dict[str, Any]) -> bool:
+    """Whether build() refuses with a message; any other exception than a refusal is the test's failure."""
+    try:
+        with torch.device("meta"):
+            models.build(config, 8)
+    except Refused as fault:
+        return bool(fault.message)
+    return False
+
+
+@pytest.mark.parametrize(("module", "kind"), KINDS)
+def test_damaged_values_build_or_are_refused(module: ModuleType, kind: str):
+    """Nothing hangs, nothing asks for impossible memory, nothing but a refusal is raised."""
+    keys = [*module.TINY, "layer_types", "rope_freq_factors", "partial_rotary_factor", "attention_bias"]
+    config = module.TINY | {"model_type": kind}
+    assert sum(refused(config | {key: value}) for key in keys for value in JUNK) > 100
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "llama3", "yarn"])
+def test_damaged_rope_scalings_build_or_are_refused(kind: str):
+    llama = next(module for module in FILES if "llama" in module.HANDLES)
+    good = {"rope_type": kind, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    good |= {"original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0}
+    good |= {"mscale_all_dim": 1.0, "attention_factor": None, "truncate": True}
+    assert not refused(llama.TINY | {"rope_scaling": good})
+    values = [*JUNK, 1.0, 5e-324, 1e308]
+    found = {
+        key: sum(refused(llama.TINY | {"rope_scaling": good | {key: v}}) for v in values) for key in good
+    }
+    assert found["factor"] > 8
+    assert found["rope_type"] > 3

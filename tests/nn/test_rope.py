@@ -112,3 +112,10 @@ def test_lengths_that_a_scaling_does_not_name():
         Rope(8, 100.0, yarn, 64, 64).table, Rope(8, 100.0, yarn | {"factor": 4.0}, 64, 64).table
     )
     assert "yarn, base=100.0, table=(64, 8)" in repr(Rope(8, 100.0, yarn, 64, 64))
+
+
+def test_a_base_that_turns_nothing():
+    with pytest.raises(BadCheckpoint, match="rope_theta is 1"):
+        Rope(8, 1.0, None, 8, 8)
+    with pytest.raises(BadCheckpoint, match="no finite"):
+        Rope(8, 100.0, {"type": "linear", "factor": 5e-324}, 8, 8)

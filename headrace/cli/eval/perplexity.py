@@ -61,7 +61,9 @@ def run(
 
 
 def _table(llm: "LLM", tokens: int, found: "list[Perplexity]") -> Table:
-    table = Table(title=f"{llm.plan.model}, {str(llm.plan.dtype).removeprefix('torch.')}, windows of {tokens} tokens")
+    table = Table(
+        title=f"{llm.plan.model}, {str(llm.plan.dtype).removeprefix('torch.')}, windows of {tokens} tokens"
+    )
     table.add_column("text")
     for heading in ("windows", "tokens predicted", "perplexity", "standard error"):
         table.add_column(heading, justify="right")
@@ -87,7 +89,9 @@ def _write_json(llm: "LLM", tokens: int, windows: int, found: "list[Perplexity]"
             "tokens": tokens,
             "windows": windows,
         },
-        measures=[Measure(one.text, one.value, "perplexity", "lower", one.error / one.value) for one in found],
+        measures=[
+            Measure(one.text, one.value, "perplexity", "lower", one.error / one.value) for one in found
+        ],
     )
     json.dump(asdict(result), sys.stdout, indent=1)
     sys.stdout.write("\n")

@@ -1,0 +1,104 @@
+"""Perplexity: the arithmetic, the windows, and the known numbers of the default model."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from headrace.api.llm import LLM
+from headrace.base.config import Config, Memory, Model, Schedule
+from headrace.base.errors import Refused
+from headrace.bench.perplexity import Perplexity, measure, windows_of
+from headrace.engine.request import SamplingParams
+from headrace.models.llama import TINY
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    """A tiny random model that reads bytes, 256 at once, 64 in a step."""
+    folder = tmp_path_factory.mktemp("tiny")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = Tokenizer(models.BPE({piece: n for n, piece in enumerate(alphabet)}, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps(TINY | {"vocab_size": 256}))
+    model = Model(path=str(folder), dummy_weights=True, threads=1)
+    return LLM(
+        config=Config(
+            model=model, memory=Memory(kv_blocks=80, share=0.02), schedule=Schedule(rows=4, tokens=64)
+        )
+    )
+
+
+def test_a_fair_coin_has_perplexity_two():
+    assert Perplexity.of("coin", 1, [math.log(0.5)] * 10) == ("coin", 1, 10, pytest.approx(2), 0)
+
+
+def test_the_error_is_that_of_the_mean():
+    found = Perplexity.of("x", 1, [-1.0, -3.0])
+    assert found.value == pytest.approx(math.exp(2))
+    assert found.error == pytest.approx(math.exp(2) * math.sqrt(2) / math.sqrt(2))
+    assert Perplexity.of("x", 1, [-1.0]).error == 0
+
+
+def test_windows(llm: LLM):
+    text = "abcdefghijk"
+    ids = llm.intake.text_tokenizer.encode(text)
+
+    def cut(tokens: int, windows: int | None) -> list[list[int]]:
+        return windows_of(llm, text, "x", tokens, windows)
+
+    assert cut(4, 1) == [ids[:5]]
+    assert cut(4, None) == [ids[0:5], ids[4:9]]  # the rest is no whole window
+    assert cut(5, None) == [ids[0:6], ids[5:11]]
+    assert cut(50, 3) == [ids]
+    for window in cut(5, None):
+        assert len(window) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "param"), [("a", 4, "text"), ("", 4, "text"), ("abc", 255, "tokens")]
+)
+def test_what_cannot_be_measured(text: str, tokens: int, param: str, llm: LLM):
+    with pytest.raises(Refused) as caught:
+        windows_of(llm, text, "x", tokens, 1)
+    assert caught.value.param == param
+
+
+def test_it_is_what_generating_would_have_given(llm: LLM):
+    """The prompt's probabilities are those of the tokens, had the model been made to say them."""
+    ids = llm.intake.text_tokenizer.encode("water")
+    expected = []
+    for n in range(1, len(ids)):
+        params = SamplingParams(max_tokens=1, logprobs=0, allowed_token_ids=[ids[n]])
+        (output,) = llm.generate([{"prompt_token_ids": ids[:n]}], params, use_tqdm=False)
+        logprobs: Any = output.outputs[0].logprobs
+        expected.append(logprobs[0][ids[n]].logprob)
+    found = measure(llm, "water", "x", 4)
+    assert found.tokens == 4
+    assert found.value == pytest.approx(math.exp(-sum(expected) / 4), rel=1e-3)
+
+
+def test_windows_are_read_alone(llm: LLM):
+    """Several in one batch, longer than a step, give the mean of each by itself."""
+    text = "The water of the headrace reaches the wheel, and the wheel turns. " * 4
+    together = measure(llm, text, "x", 100, 2)
+    ids = llm.intake.text_tokenizer.encode(text)
+    parts = [llm.intake.text_tokenizer.decode(ids[a : a + 101]) for a in (0, 100)]
+    alone = [math.log(measure(llm, part, "x", 100, 1).value) for part in parts]
+    assert (together.tokens, together.windows) == (200, 2)
+    assert math.log(together.value) == pytest.approx(sum(alone) / 2, rel=1e-4)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), [("gsm8k", 5.843), ("hamlet", 38.2), ("humaneval", 5.105)])
+def test_the_default_model_has_its_known_perplexity(name: str, value: float, default_model: Path):
+    from headrace.bench import texts
+
+    llm = LLM(str(default_model), **{"memory.share": 0.1})
+    assert measure(llm, texts.read(name), name).value == pytest.approx(value, rel=1e-3)

@@ -1,0 +1,60 @@
+"""`headrace eval perplexity`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    (tmp_path / "own").write_text("The water of the headrace reaches the wheel, and the wheel turns. " * 5)
+    return str(tmp_path / "own")
+
+
+def test_a_table(command: Command, text: str):
+    code, out, err = command("eval", "perplexity", "--text", text, "--tokens", "50", small=True)
+    assert (code, err) == (0, "")
+    for said in ("perplexity", "standard error", "windows of 50 tokens"):
+        assert said in out
+
+
+def test_json(command: Command, text: str):
+    words = (
+        "eval",
+        "perplexity",
+        "--text",
+        text,
+        text.replace("own", "./own"),
+        "--tokens=50",
+        "--windows=0",
+        "--json",
+    )
+    code, out, _ = command(*words, small=True)
+    said = json.loads(out)
+    assert code == 0
+    assert said["settings"]["windows"] == 0
+    (first, again) = said["measures"]
+    assert first["name"] == text
+    assert first["value"] == pytest.approx(again["value"], rel=1e-4)
+    assert 1 < first["value"] < 10000
+    assert 0 < first["spread"] < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tokens", "0"], "--tokens is 0"),
+        (["--windows=-1"], "--windows is -1"),
+        (["--text", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["--tokens", "1000"], "can predict 254 at once"),
+    ],
+)
+def test_what_cannot_be_done(words: list[str], said: str, command: Command, text: str):
+    more = [] if "--text" in words else ["--text", text]
+    code, _, err = command("eval", "perplexity", *words, *more, small=True)
+    assert code == 2
+    assert said in err

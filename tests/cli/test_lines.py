@@ -1,0 +1,94 @@
+"""The two files of a batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from headrace.base.errors import Refused
+from headrace.cli._lines import Answers, Line, count, read
+
+
+def line(id: str, **more: object) -> str:
+    return json.dumps({"custom_id": id, "method": "POST", "url": "/v1/completions", "body": {}} | more)
+
+
+def test_reading(tmp_path: Path):
+    file = tmp_path / "in"
+    file.write_text("\n".join([line("a"), "", "{", "[]", '{"custom_id": 3}', line("a", body=1), line("b")]))
+    lines = list(read(file))
+    assert [one.id for one in lines] == [f"batch_req_{n}" for n in (1, 3, 4, 5, 6, 7)]
+    assert [one.custom_id for one in lines] == ["a", None, None, None, None, "b"]
+    said = [one.wrong.message if one.wrong else None for one in lines]
+    assert said[0] is said[5] is None
+    assert [
+        words in str(one)
+        for words, one in zip(("not JSON", "not a JSON object", "no custom_id"), said[1:4], strict=True)
+    ]
+    assert "has the custom_id 'a' of line 1" in str(said[4])
+    assert count(file) == len(lines)
+
+
+def test_half_a_character_is_a_bad_line(tmp_path: Path):
+    file = tmp_path / "in"
+    file.write_bytes(b'{"custom_id": "\xff"}\n' + line("b").encode())
+    bad, good = read(file)
+    assert bad.wrong is not None
+    assert good.custom_id == "b"
+
+
+@pytest.mark.parametrize("do", [lambda path: list(read(path)), count])
+def test_a_file_that_is_not_there(do: object, tmp_path: Path):
+    with pytest.raises(Refused, match="cannot be read: No such file"):
+        do(tmp_path / "nowhere")  # type: ignore[operator]
+
+
+def test_what_is_added_is_found_again(tmp_path: Path):
+    file = tmp_path / "out"
+    answers = Answers(file)
+    answers.add(Line("batch_req_1", "a"), {"response": {"text": "ü\n"}, "error": None})
+    answers.add(Line("batch_req_2", None), {"response": {}, "error": {"message": "no"}})
+    answers.close()
+    again = Answers(file)
+    assert again.done == {"a", "batch_req_2"}
+    assert again.failed == 1
+    again.close()
+    assert [json.loads(one)["id"] for one in file.read_text().splitlines()] == ["batch_req_1", "batch_req_2"]
+
+
+@pytest.mark.parametrize("left", ['{"custom_id": "b", "err', '{"custom_id": "b", "error": null}', "\0\0\0"])
+def test_a_torn_last_line_is_cut_off(left: str, tmp_path: Path):
+    file = tmp_path / "out"
+    whole = '{"id": "1", "custom_id": "a", "error": null}\n'
+    file.write_text(whole + left)
+    answers = Answers(file)
+    assert answers.done == {"a"}
+    answers.add(Line("2", "b"), {"error": None})
+    answers.close()
+    assert file.read_text() == whole + '{"id": "2", "custom_id": "b", "error": null}\n'
+
+
+@pytest.mark.parametrize("foreign", ["my notes\n", "[1]\n", '{"id": 3}\n'])
+def test_a_file_of_somebody_elses_is_left_as_it_is(foreign: str, tmp_path: Path):
+    file = tmp_path / "out"
+    file.write_text(foreign)
+    with pytest.raises(Refused, match="line 1 is not an answer of a batch"):
+        Answers(file)
+    assert file.read_text() == foreign
+
+
+def test_a_folder_cannot_be_written(tmp_path: Path):
+    with pytest.raises(Refused, match="cannot be written: Is a directory"):
+        Answers(tmp_path)
+
+
+def test_a_full_disk_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    answers = Answers(tmp_path / "out")
+
+    def full(raw: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(answers, "_write", full)
+    with pytest.raises(Refused, match="No space left"):
+        answers.add(Line("1", "a"), {})
+    answers.close()
