@@ -7,138 +7,59 @@ tries several configurations; the best per shape goes by hand into kernels/confi
 """
 
 import argparse
-import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import partial
 from multiprocessing import get_context
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from headrace.bench.kernels_attention_work import (
+    BLOCK,
+    DECODES,
+    PREFILLS,
+    Work,
+    alike,
+    pages_of,
+    ragged,
+    replay_us,
+    say,
+    sets_of,
+)
 from headrace.kernels import configs
 from headrace.kernels.configs import PagedDecode, PagedPrefill
 from headrace.kernels.gpu.paged_decode import Workspace, decode
 from headrace.kernels.gpu.paged_prefill import prefill
+from headrace.kernels.gpu.rotate import rotate_store
 from headrace.kernels.paged import Pages, Scores, attend
 from headrace.kernels.paged_prefill import prefill_work
 
 BANDWIDTH = 4.24e12  # bytes/s of a device copy on an H200, measured
 RATE = 587e12  # FLOP/s of cuDNN's causal attention on an H200, measured
-ROTATED_BYTES = 320e6  # over five times the L2 of an H200
-LAUNCHES = (20, 256)  # per graph: at least, so that starting it does not count; at most
-BLOCK = 16
 MODELS = {"llama-3.1-8b": (32, 8, 128), "qwen3-0.6b": (16, 8, 128)}
 
+FEW_PAIRS = 264  # (row, kv head) pairs up to which the configurations for few rows are tried
+FEW_CONFIGS = [
+    PagedDecode(4, 4, 2, 64, None, 0, 512), PagedDecode(4, 4, 2, 64, None, 256, 512),
+    PagedDecode(4, 4, 2, 64, None, 256), PagedDecode(4, 4, 2, 64, None, 512, 512),
+    PagedDecode(4, 4, 2, 128, None, 256, 512), PagedDecode(4, 6, 1, 128, None, 256, 512),
+    PagedDecode(8, 3, 1, 128, None, 0, 512), PagedDecode(8, 3, 1, 128, None, 512, 512),
+    PagedDecode(8, 2, 1, 128, None, 1024, 1024), PagedDecode(2, 4, 4, 64, None, 128, 256),
+    PagedDecode(2, 4, 4, 256, None, 512, 256),
+]  # fmt: skip
 DECODE_CONFIGS = [
-    PagedDecode(4, 4, 2, 256), PagedDecode(4, 3, 2, 256), PagedDecode(4, 3, 3, 256, 168), PagedDecode(4, 6, 1, 256),
-    PagedDecode(4, 4, 2, 128), PagedDecode(4, 4, 2, 512), PagedDecode(2, 6, 4, 256), PagedDecode(2, 4, 4, 256),
-    PagedDecode(8, 3, 1, 256),
+    PagedDecode(4, 4, 2, 256), PagedDecode(4, 6, 1, 256), PagedDecode(2, 4, 4, 256),
+    PagedDecode(2, 4, 4, 256, None, None, 64), PagedDecode(2, 4, 4, 256, None, None, 128),
+    PagedDecode(2, 3, 5, 256, 200), PagedDecode(1, 6, 8, 256),
 ]  # fmt: skip
 PREFILL_CONFIGS = [
     PagedPrefill(128, 128, 8, 2), PagedPrefill(128, 128, 8, 3), PagedPrefill(128, 64, 8, 3),
-    PagedPrefill(128, 64, 8, 4), PagedPrefill(64, 64, 4, 3), PagedPrefill(64, 64, 4, 2, 168),
-    PagedPrefill(128, 32, 8, 3, 128),
+    PagedPrefill(64, 64, 4, 3), PagedPrefill(64, 64, 4, 2, 168), PagedPrefill(128, 32, 8, 3, 128),
 ]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Rows as (queries, keys) and what they are called in the table."""
-
-    name: str
-    rows: tuple[tuple[int, int], ...]
-
-    def bytes(self, shape: tuple[int, int, int]) -> int:
-        """What must be read and written in 16 bits: keys and values once, queries and output once."""
-        heads, kv_heads, size = shape
-        return sum(4 * keys * kv_heads * size + 4 * queries * heads * size for queries, keys in self.rows)
-
-    def operations(self, shape: tuple[int, int, int]) -> int:
-        """Floating-point operations of the two products, over the scores that causality leaves."""
-        pairs = sum(q * n - q * (q - 1) // 2 for q, n in self.rows)
-        return 4 * pairs * shape[0] * shape[2]
-
-
-def alike(batch: int, keys: int, queries: int = 1) -> Work:
-    """`batch` equal rows."""
-    name = f"{batch} x {keys}" if queries == 1 else f"{batch} x {queries} of {keys}"
-    return Work(name, ((queries, keys),) * batch)
-
-
-def ragged(batch: int, least: int, most: int) -> Work:
-    """Rows of evenly drawn lengths."""
-    keys = np.random.default_rng(0).integers(least, most, batch).tolist()
-    return Work(f"{batch} x {least}-{most}", tuple((1, n) for n in keys))
-
-
-DECODES = [
-    alike(1, 300), alike(1, 2048), alike(1, 16384), alike(1, 131072), alike(8, 2048), alike(32, 384),
-    ragged(32, 100, 2048), alike(256, 192), ragged(256, 100, 2048), alike(512, 1024),
-    Work("255 x 300, 1 x 32768", ((1, 300),) * 255 + ((1, 32768),)),
-]  # fmt: skip
-PREFILLS = [
-    alike(4, 4096, 4096), alike(4, 2048, 2048), alike(1, 8192, 8192), alike(16, 512, 512), alike(64, 128, 128),
-    alike(1, 32768, 2048), alike(32, 1024, 8),
-]  # fmt: skip
-
-
-def say(text: str) -> None:
-    """A line of the report."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def pages_of(work: Work, shape: tuple[int, int, int], sets: int) -> list[Pages]:
-    """`sets` times the same rows over different blocks, in random order, of one cache of random numbers."""
-    _, kv_heads, size = shape
-    counts = [-(-keys // BLOCK) for _, keys in work.rows]
-    blocks = sum(counts) * sets
-    k, v = (torch.empty(blocks + 1, BLOCK, kv_heads, size, dtype=torch.bfloat16, device="cuda") for _ in "kv")
-    for cache in (k, v):
-        cache.normal_()
-    order = torch.from_numpy(np.random.default_rng(0).permutation(blocks).astype(np.int32) + 1)
-    starts = np.cumsum([0] + [queries for queries, _ in work.rows]).astype(np.int32)
-    context = torch.tensor([keys for _, keys in work.rows], dtype=torch.int32)
-    made = []
-    for part in order.split(sum(counts)):
-        table = torch.zeros(len(counts), max(counts), dtype=torch.int32)
-        for row, own in enumerate(part.split(counts)):
-            table[row, : len(own)] = own
-        made.append(Pages(k, v, table.cuda(), torch.from_numpy(starts).cuda(), context.cuda()))
-    return made
-
-
-def sets_of(work: Work, shape: tuple[int, int, int]) -> int:
-    """How many different sets of pages leave nothing useful in the L2."""
-    return int(min(LAUNCHES[1], max(2, ROTATED_BYTES // work.bytes(shape) + 1)))
-
-
-def replay_us(launches: list[Callable[[], object]], repeats: int = 7) -> float:
-    """Microseconds per launch in a graph of all launches, the median of some replays."""
-    launches = launches * -(-LAUNCHES[0] // len(launches))
-    for launch in launches[:2]:
-        launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        before.record()
-        graph.replay()
-        after.record()
-        after.synchronize()
-        times.append(before.elapsed_time(after) * 1e3 / len(launches))
-    return statistics.median(times)
 
 
 def decode_launch(
@@ -208,13 +129,20 @@ def tried(q: Tensor, pages: Pages, scores: Scores, decoding: bool) -> Iterator[T
     """Outputs of the kernels that serve these rows, each written over NaN and twice, equal bit for bit."""
     cap, size, group = configs.capability(q.device), q.shape[2], q.shape[1] // pages.k.shape[2]
     if decoding:
-        best, workspace = configs.paged_decode(cap, size), Workspace(q.device)
-        programs = configs.multiprocessors(q.device) * best.programs
-        launch = partial(decode, q, pages, scores, workspace=workspace, config=best, programs=programs)
-        calls = [partial(launch, fixed=fixed) for fixed in (False, True)]
+        workspace, one = Workspace(q.device), configs.multiprocessors(q.device)
+        whole = configs.paged_decode(cap, size)
+        given = configs.paged_decode(cap, size, pages.context.shape[0] * pages.k.shape[2])
+        launch = partial(decode, q, pages, scores, workspace=workspace)
+        calls = [
+            partial(launch, config=c, programs=one * c.programs, fixed=fixed)
+            for c, fixed in ((given, False), (whole, False), (whole, True))
+        ]
     else:
-        best = configs.paged_prefill(cap, size)
-        calls = [partial(prefill, q, pages, scores, work_W2=work_list(pages, best, group), config=best)]
+        tries = {configs.paged_prefill(cap, size, n) for n in (8, 128, 1024, configs.MANY)}
+        calls = [
+            partial(prefill, q, pages, scores, work_W2=work_list(pages, c, group), config=c)
+            for c in sorted(tries, key=str)
+        ]
     for call in calls:
         one, two = torch.full_like(q, float("nan")), torch.full_like(q, float("nan"))
         call(out_THD=one)
@@ -223,36 +151,78 @@ def tried(q: Tensor, pages: Pages, scores: Scores, decoding: bool) -> Iterator[T
 
 
 def time_decode(model: str, tune: bool) -> None:
-    """Microseconds, TB/s and share of the floor per shape; with `tune` the best configuration too."""
-    shape = MODELS[model]
-    default = configs.paged_decode(configs.capability(torch.device("cuda")), shape[2])
-    tries = [default, *(c for c in DECODE_CONFIGS if c != default)] if tune else [default]
-    jobs = [partial(warm_decode, shape, config, rows) for config in tries for rows in (1, 100)]
-    compile_all(jobs + [partial(warm_decode, shape, default, rows, True) for rows in (1, 100)])
+    """Microseconds and share of the floor per shape, alone and after what precedes attention in a layer."""
+    shape, cap = MODELS[model], configs.capability(torch.device("cuda"))
+    chosen = {pairs: configs.paged_decode(cap, shape[2], pairs) for pairs in (1, FEW_PAIRS, configs.MANY)}
+    wanted: list[PagedDecode] = [*chosen.values(), *(FEW_CONFIGS + DECODE_CONFIGS if tune else [])]
+    every = list(dict.fromkeys(wanted))
+    letter = {config: chr(ord("A") + i) for i, config in enumerate(every)}
+    compile_all(
+        [
+            partial(warm_decode, shape, c, rows)
+            for c in every
+            for rows in (1, 32, 100)
+            if serves(c, rows, shape)
+        ]
+    )
     workspace = Workspace(torch.device("cuda"))
-    say(f"\n{model} decode: us (TB/s, % of floor) with {default}; fixed; best of {len(tries)}")
+    say(
+        f"\n{model} decode, us alone/after rotate_store: default (% of floor), fixed, then every configuration"
+    )
+    say("  ".join(f"{name}={tuple_of(config)}" for config, name in letter.items()))
     for work in DECODES:
-        every = pages_of(work, shape, sets_of(work, shape))
-        q = torch.randn(len(work.rows), shape[0], shape[2], device="cuda").bfloat16()
-        out = torch.empty_like(q)
+        say(decode_line(work, shape, letter, workspace))
 
-        def took(config: PagedDecode, fixed: bool = False, every=every, q=q, out=out) -> float:
-            return replay_us([partial(decode_launch, q, p, out, workspace, config, fixed) for p in every])
 
-        times = {config: took(config) for config in tries}
-        best = min(times, key=lambda c: times[c])
-        us, floor = times[default], work.bytes(shape) / BANDWIDTH * 1e6
-        say(
-            f"{work.name:22s} {us:8.1f} ({work.bytes(shape) / us / 1e6:4.2f}, {floor / us:4.0%}); fixed "
-            f"{took(default, True):8.1f}; best {times[best]:8.1f} ({floor / times[best]:4.0%}) {tuple_of(best)}"
+def serves(config: PagedDecode, rows: int, shape: tuple[int, int, int]) -> bool:
+    """Whether so many rows are few enough, or many enough, for a configuration to be of interest."""
+    return rows * shape[1] <= FEW_PAIRS if config.alone is not None else True
+
+
+def decode_line(
+    work: Work, shape: tuple[int, int, int], letter: dict[PagedDecode, str], workspace: Workspace
+) -> str:
+    """One shape's line of the table."""
+    rows, cap = len(work.rows), configs.capability(torch.device("cuda"))
+    every = pages_of(work, shape, sets_of(work, shape))
+    q, k = (torch.randn(rows, heads, shape[2], device="cuda").bfloat16() for heads in shape[:2])
+    out, few = torch.empty_like(q), rows * shape[1] <= FEW_PAIRS
+    rope = torch.randn(max(keys for _, keys in work.rows), shape[2], device="cuda")
+    position = every[0].context.long() - 1
+    newest = [
+        (p.table.gather(1, position[:, None] // BLOCK)[:, 0] * BLOCK + position % BLOCK).long() for p in every
+    ]
+
+    def store(pages: Pages, slots: Tensor) -> Tensor:
+        return rotate_store(
+            q, k, k, position, rope, None, None, 1e-6, 0.0, pages.k, pages.v, slots, configs.pdl(q.device)
         )
-        if tune:
-            say("    " + "  ".join(f"{tuple_of(c)} {t:.1f}" for c, t in times.items()))
+
+    def after(pages: Pages, slots: Tensor, config: PagedDecode) -> None:
+        decode_launch(store(pages, slots), pages, out, workspace, config, False)
+
+    def took(config: PagedDecode, fixed: bool = False) -> float:
+        return replay_us([partial(decode_launch, q, p, out, workspace, config, fixed) for p in every])
+
+    def pair(config: PagedDecode) -> float:
+        return replay_us([partial(after, p, s, config) for p, s in zip(every, newest, strict=True)])
+
+    chosen = configs.paged_decode(cap, shape[2], rows * shape[1])
+    times = {c: took(c) for c in letter if serves(c, rows, shape)}
+    pairs = {c: pair(c) for c in times} if few else {}
+    us, floor = times[chosen], work.bytes(shape) / BANDWIDTH * 1e6
+    fixed = took(configs.paged_decode(cap, shape[2]), fixed=True)
+    alone = replay_us([partial(store, p, s) for p, s in zip(every, newest, strict=True)]) if few else 0.0
+    told = " ".join(f"{letter[c]}{t:.1f}" + (f"/{pairs[c]:.1f}" if few else "") for c, t in times.items())
+    return (
+        f"{work.name}: {letter[chosen]} {us:.1f} ({floor / us:.0%}) fixed {fixed:.1f}"
+        + (f" rotate {alone:.1f}" if few else "") + f" | {told}"
+    )  # fmt: skip
 
 
 def tuple_of(config: PagedDecode | PagedPrefill) -> str:
     """A configuration in few characters."""
-    return "/".join("-" if value is None else str(value) for value in astuple(config))
+    return "/".join("-" if value is None else str(value) for value in astuple(config)).removesuffix("/-/-/0")
 
 
 def warm_decode(shape: tuple[int, int, int], config: PagedDecode, rows: int, fixed: bool = False) -> None:
@@ -280,36 +250,37 @@ def compile_all(jobs: Sequence[Callable[[], None]]) -> None:
 
 
 def time_prefill(model: str, tune: bool) -> None:
-    """Microseconds and TFLOP/s per shape; with `tune` the best configuration too."""
-    shape = MODELS[model]
-    default = configs.paged_prefill(configs.capability(torch.device("cuda")), shape[2])
-    tries = [default, *(c for c in PREFILL_CONFIGS if c != default)] if tune else [default]
-    compile_all([partial(warm_prefill, shape, config) for config in tries])
+    """TFLOP/s per shape: the default for it, then every configuration."""
+    shape, cap = MODELS[model], configs.capability(torch.device("cuda"))
+    chosen = {work: configs.paged_prefill(cap, shape[2], work.queries()) for work in PREFILLS}
+    wanted: list[PagedPrefill] = [*chosen.values(), *(PREFILL_CONFIGS if tune else [])]
+    every = list(dict.fromkeys(wanted))
+    letter = {config: chr(ord("A") + i) for i, config in enumerate(every)}
+    compile_all([partial(warm_prefill, shape, config) for config in every])
     scores, group = Scores(shape[2] ** -0.5), shape[0] // shape[1]
     say(
-        f"\n{model} prefill: us (TFLOP/s, % of {RATE / 1e12:.0f}) with {default}; without pages; best of {len(tries)}"
+        f"\n{model} prefill, TFLOP/s: default (us, % of {RATE / 1e12:.0f}; without pages), then every configuration"
     )
+    say("  ".join(f"{name}={tuple_of(config)}" for config, name in letter.items()))
     for work in PREFILLS:
-        every = pages_of(work, shape, 2)
-        tokens = int(every[0].starts[-1])
+        sets = pages_of(work, shape, 2)
+        tokens, best = int(sets[0].starts[-1]), chosen[work]
         q, k = (torch.randn(tokens, heads, shape[2], device="cuda").bfloat16() for heads in shape[:2])
         out = torch.empty_like(q)
 
-        def took(config: PagedPrefill, fresh=None, every=every, q=q, out=out) -> float:
-            listed = work_list(every[0], config, group)
+        def took(config: PagedPrefill, fresh=None, sets=sets, q=q, out=out) -> float:
             launch = partial(prefill, config=config, fresh=fresh)
-            return replay_us([partial(launch, q, p, scores, out, listed) for p in every])
+            listed = work_list(sets[0], config, group)
+            return replay_us([partial(launch, q, p, scores, out, listed) for p in sets])
 
-        times = {config: took(config) for config in tries}
-        best = min(times, key=lambda c: times[c])
+        times = {config: took(config) for config in every}
         rate = {c: work.operations(shape) / t / 1e6 for c, t in times.items()}
-        plain = took(default, (k, k)) if all(a == b for a, b in work.rows) else float("nan")
+        plain = took(best, (k, k)) if all(a == b for a, b in work.rows) else float("nan")
+        told = " ".join(f"{letter[c]}{r:.0f}" for c, r in rate.items())
         say(
-            f"{work.name:22s} {times[default]:8.1f} ({rate[default]:4.0f}, {rate[default] * 1e12 / RATE:4.0%}); plain "
-            f"{work.operations(shape) / plain / 1e6:4.0f}; best {rate[best]:4.0f} {tuple_of(best)}"
+            f"{work.name}: {letter[best]} {rate[best]:.0f} ({times[best]:.1f} us, {rate[best] * 1e12 / RATE:.0%}; "
+            f"{work.operations(shape) / plain / 1e6:.0f}) | {told}"
         )
-        if tune:
-            say("    " + "  ".join(f"{tuple_of(c)} {r:.0f}" for c, r in rate.items()))
     if tune:
         say_library(shape)
 

@@ -128,7 +128,7 @@ class Answers:
         """Append one answer in a single write. Raises Refused when the disk does not take it."""
         said = {"id": line.id, "custom_id": line.custom_id, **answer}
         try:
-            self._write(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            self._write(_json(said) + b"\n")
             if monotonic() - self._synced > SYNC_EVERY:
                 self.sync()
         except OSError as fault:
@@ -147,3 +147,11 @@ class Answers:
     def close(self) -> None:
         self.sync()
         self._file.close()
+
+
+def _json(said: dict[str, Any]) -> bytes:
+    """UTF-8, with characters as they are; half a surrogate pair, which a custom_id may hold, has to stay escaped."""
+    try:
+        return json.dumps(said, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(said).encode()

@@ -167,8 +167,9 @@ class PagedDecode:
     """Attention of single queries: tiles of 16 keys per warp, `stages` of them in flight per program.
 
     A multiprocessor holds `programs`, for which `registers` caps those of a thread (None leaves them free); rows
-    are not cut into pieces of fewer than `split` keys. With `alone`, the kernel for few rows: rows of at most so
-    many keys are not cut at all, and `prefetch` keys of a program are on their way before the kernel may start.
+    are not cut into pieces of fewer than `split` keys. `prefetch` keys of what comes next are asked for early.
+    With `alone`, the kernel for few rows: rows of at most so many keys are not cut at all, and what is prefetched
+    is on its way before the kernel in front has ended.
     """
 
     warps: int
@@ -185,6 +186,7 @@ class PagedPrefill:
     """Attention of many queries: `rows` (queries x heads of a group) against `keys` at a time.
 
     `registers` caps a thread's registers so that more programs fit on a multiprocessor, None leaves them free.
+    `ahead` multiplies the next tile's scores during this tile's softmax.
     """
 
     rows: int
@@ -192,6 +194,7 @@ class PagedPrefill:
     warps: int
     stages: int
     registers: int | None = None
+    ahead: bool = False
 
 
 @cache

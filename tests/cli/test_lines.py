@@ -56,6 +56,16 @@ def test_what_is_added_is_found_again(tmp_path: Path):
     assert [json.loads(one)["id"] for one in file.read_text().splitlines()] == ["batch_req_1", "batch_req_2"]
 
 
+def test_half_a_surrogate_pair_leaves_a_file_that_others_can_read(tmp_path: Path):
+    answers = Answers(tmp_path / "out")
+    answers.add(Line("1", "\ud800"), {"error": None})
+    answers.close()
+    assert json.loads((tmp_path / "out").read_text(encoding="utf-8"))["custom_id"] == "\ud800"
+    again = Answers(tmp_path / "out")
+    assert again.done == {"\ud800"}
+    again.close()
+
+
 @pytest.mark.parametrize("left", ['{"custom_id": "b", "err', '{"custom_id": "b", "error": null}', "\0\0\0"])
 def test_a_torn_last_line_is_cut_off(left: str, tmp_path: Path):
     file = tmp_path / "out"

@@ -90,6 +90,22 @@ def page_of(line_ptr, key, keys, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def prefetch_tile(k_ptr, v_ptr, line_ptr, tile, keys, TOKEN: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+                  D: tl.constexpr, D_PAD: tl.constexpr):  # fmt: skip
+    """Ask for a tile's keys and values to be brought to the L2, 128 bytes at a time."""
+    LINE: tl.constexpr = 1024 // k_ptr.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = D_PAD // LINE if D_PAD > LINE else 1
+    key = tl.minimum(tile * TILE + tl.arange(0, TILE), tl.maximum(keys - 1, 0))
+    place = page_of(line_ptr, key, keys, BLOCK).to(tl.int64) * (BLOCK * TOKEN) + key % BLOCK * TOKEN
+    within = tl.minimum(tl.arange(0, LINES) * LINE, D - 1)
+    inner = place[:, None] + within[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; prefetch.global.L2 [$2]; // $0", "=r,l,l",
+        [(k_ptr + inner).to(tl.int64), (v_ptr + inner).to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
 def attend_tiles(
     q_GD, k_ptr, v_ptr, line_ptr, page_L, first, last, keys, window, score_scale, softcap,
     TOKEN: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr, D: tl.constexpr,
@@ -195,7 +211,8 @@ def hand_in(
         acc_GD = acc_GD * (value_scale / tl.where(mass_G == 0.0, 1.0, mass_G))[:, None]
         tl.store(out_ptr + inner, acc_GD.to(out_ptr.dtype.element_ty), mask=inside)
     else:
-        here = part_ptr + (slot + step * index + tl.where(index == 0, shift, 0)).to(tl.int64) * (GROUP * (D + 2))
+        place = slot + step * index + tl.where(index == 0, shift, 0)
+        here = part_ptr + place.to(tl.int64) * (GROUP * (D + 2))
         tl.store(here + inner, acc_GD, mask=inside)
         tl.store(here + GROUP * D + g, peak_G, mask=g < GROUP)
         tl.store(here + GROUP * (D + 1) + g, mass_G, mask=g < GROUP)
@@ -226,7 +243,7 @@ def decode_kernel(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr,
     LEAST: tl.constexpr, MOST: tl.constexpr, FIXED: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
-    WIDE: tl.constexpr, PDL: tl.constexpr, H: tl.constexpr, BUNCH: tl.constexpr,
+    WIDE: tl.constexpr, PDL: tl.constexpr, H: tl.constexpr, BUNCH: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """One program's share: see the head of this file. G, H and D_PAD are GROUP and D padded to powers of two."""
     row_R = tl.arange(0, ROWS)
@@ -272,6 +289,13 @@ def decode_kernel(
             line_ptr = table_ptr + row.to(tl.int64) * table_stride
             first += window_first
             page_L = page_of(line_ptr, first * TILE + tl.arange(0, LANES) * (TILE // LANES), keys, BLOCK)
+            if PREFETCH > 0:  # the next head starts where this one did: spare it the memory's latency
+                inside_next = (head + 1) * D
+                more = (at + units < stop) & (head + 1 < KV_HEADS)
+                wanted = tl.where(more & (whole == 0), tl.minimum(PREFETCH, tiles), 0)
+                for tile in range(window_first, window_first + wanted):
+                    prefetch_tile(k_ptr + inside_next, v_ptr + inside_next, line_ptr, tile, keys,
+                                  KV_HEADS * D, BLOCK, TILE, D, D_PAD)  # fmt: skip
             peak_G, mass_G, acc_GD = attend_tiles(
                 q_GD, k_ptr + head * D, v_ptr + head * D, line_ptr, page_L, first, window_first + last, keys, window,
                 score_scale, softcap, KV_HEADS * D, BLOCK, TILE, LANES, D, SOFTCAP, WINDOW, WIDE, STAGES,
@@ -282,22 +306,6 @@ def decode_kernel(
                 GROUP, H, D, BUNCH,
             )  # fmt: skip
             at += units
-
-
-@triton.jit
-def prefetch_tile(k_ptr, v_ptr, line_ptr, tile, keys, TOKEN: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-                  D: tl.constexpr, D_PAD: tl.constexpr):  # fmt: skip
-    """Ask for a tile's keys and values to be brought to the L2, 128 bytes at a time."""
-    LINE: tl.constexpr = 1024 // k_ptr.dtype.element_ty.primitive_bitwidth
-    LINES: tl.constexpr = D_PAD // LINE if D_PAD > LINE else 1
-    key = tl.minimum(tile * TILE + tl.arange(0, TILE), tl.maximum(keys - 1, 0))
-    place = page_of(line_ptr, key, keys, BLOCK).to(tl.int64) * (BLOCK * TOKEN) + key % BLOCK * TOKEN
-    within = tl.minimum(tl.arange(0, LINES) * LINE, D - 1)
-    inner = place[:, None] + within[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; prefetch.global.L2 [$2]; // $0", "=r,l,l",
-        [(k_ptr + inner).to(tl.int64), (v_ptr + inner).to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "tokens", "table_stride", "window"])
@@ -417,7 +425,7 @@ def decode(
     options: dict[str, int] = {"launch_pdl": True} if pdl else {}
     options |= {} if config.registers is None else {"maxnreg": config.registers}
     if spread:
-        options |= {"ALONE": (config.alone or 0) // tile, "PREFETCH": config.prefetch // tile}
+        options |= {"ALONE": (config.alone or 0) // tile}
     else:
         options |= {"MOST": MOST_PIECES, "FIXED": fixed}
     padded, padded_group = power_of_two(head_dim), power_of_two(group)
@@ -430,5 +438,5 @@ def decode(
         STAGES=config.stages, LEAST=max(1, config.split // tile), H=padded_group,
         BUNCH=max(1, config.warps * BUNCH_ELEMENTS // (padded_group * padded)),
         SOFTCAP=bool(softcap), WINDOW=scores.window is not None, WIDE=pages.k.numel() >= 1 << 31,
-        PDL=pdl, num_warps=config.warps, **options,
+        PDL=pdl, PREFETCH=config.prefetch // tile if q_THD.is_cuda else 0, num_warps=config.warps, **options,
     )  # fmt: skip
