@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, assert_never
 
-from headrace.api.llm import LLM
+from headrace.api.llm import LLM, salt_of, text_of
 from headrace.api.outputs import RequestOutput, completion, prompt_table
 from headrace.base.errors import Broken, Fault, Refused
 from headrace.engine.intake import Prompt
@@ -20,8 +21,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Mailbox:
+    """Where the events of a request go."""
+
+    loop: asyncio.AbstractEventLoop
+    queue: "asyncio.Queue[Event | Fault]"
+
+
+@dataclass(frozen=True, slots=True)
 class Add:
     request: Request
+    box: Mailbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +47,21 @@ class Stop:
 Message = Add | Cancel | Stop
 
 
-@dataclass(frozen=True, slots=True)
-class Mailbox:
-    """Where the events of a request go."""
-
-    loop: asyncio.AbstractEventLoop
-    queue: "asyncio.Queue[Event | Fault]"
-
-
 class AsyncLLM:
     """Runs an engine in a thread of its own. Takes what `LLM` takes.
 
     The engine's thread sees token ids only; text is made here, on the event loop. Call `shutdown` at the end.
+    May be used from several event loops.
     """
 
     def __init__(self, model: str | None = None, **settings: Any):
         llm = LLM(model, **settings)
         self.plan, self.intake, self.defaults = llm.plan, llm.intake, llm.defaults
-        self._engine = llm.local.engine
         self._ids = count()
-        self._inbox: SimpleQueue[Message] = SimpleQueue()
-        self._mail: dict[str, Mailbox] = {}
-        self._thread = Thread(target=self._serve, name="headrace-engine", daemon=True)
-        self._thread.start()
+        self._open: dict[str, list[Request]] = {}  # by the caller's id; the engine's ids are never used twice
+        self._lock = Lock()
+        self._stopped = False
+        self._loop = _Loop(llm)
 
     async def generate(
         self,
@@ -74,58 +76,71 @@ class AsyncLLM:
 
         Raises Refused or TooLong before anything runs. Leaving the loop, or cancelling the task, ends the request.
         """
-        if not self._thread.is_alive():
-            raise Broken("the engine has stopped", hint="its last error is in the log")
-        id = request_id if request_id is not None else f"request-{next(self._ids)}"
+        number = next(self._ids)
+        id = request_id if request_id is not None else f"request-{number}"
         requests = self.intake.requests(
-            id, prompt, sampling_params or self.defaults, salt=cache_salt, priority=priority
+            str(number),
+            prompt,
+            sampling_params or self.defaults,
+            salt=cache_salt or salt_of(prompt),
+            priority=priority,
         )
-        if any(request.id in self._mail for request in requests):
-            raise Refused(f"request id {id!r} is in use", param="request_id")
         box = Mailbox(asyncio.get_running_loop(), asyncio.Queue())
-        for request in requests:
-            self._mail[request.id] = box
-            self._inbox.put(Add(request))
+        self._submit(id, requests, box)
+        left = {request.id for request in requests}
         try:
-            async for output in self._follow(id, requests, box):
+            async for output in self._follow(id, text_of(prompt), requests, box, left):
                 yield output
         finally:
-            for request in requests:
-                if self._mail.pop(request.id, None):
-                    self._inbox.put(Cancel(request.id))
+            del self._open[id]
+            for request in left:
+                self._loop.inbox.put(Cancel(request))
 
     async def abort(self, request_id: str) -> None:
         """End a request; its iterator yields a last output with finish_reason "abort"."""
-        for id in list(self._mail):
-            if id == request_id or id.startswith(f"{request_id}/"):
-                self._inbox.put(Cancel(id))
+        for request in self._open.get(request_id, []):
+            self._loop.inbox.put(Cancel(request.id))
 
     def shutdown(self) -> None:
-        """Stop the engine's thread. Requests that still run end with an error."""
-        self._inbox.put(Stop())
-        self._thread.join()
+        """Stop the engine's thread. Requests that still run end with Broken."""
+        with self._lock:
+            self._stopped = True
+            self._loop.inbox.put(Stop())
+        self._loop.thread.join()
 
-    async def _follow(self, id: str, requests: list[Request], box: Mailbox) -> AsyncGenerator[RequestOutput]:
+    def _submit(self, id: str, requests: list[Request], box: Mailbox) -> None:
+        with self._lock:  # no Add comes after Stop, and no id is taken twice
+            if self._stopped:
+                raise Broken("the engine has been shut down")
+            if id in self._open:
+                raise Refused(f"request id {id!r} is in use", param="request_id")
+            self._open[id] = requests
+            for request in requests:
+                self._loop.inbox.put(Add(request, box))
+
+    async def _follow(
+        self, id: str, text: str | None, requests: list[Request], box: Mailbox, left: set[str]
+    ) -> AsyncGenerator[RequestOutput]:
+        """Outputs until nothing is `left`, one for all events that have come in meanwhile."""
         tokenizer = self.intake.tokenizer
         streams = {request.id: Stream(request, tokenizer) for request in requests}
         first = streams[requests[0].id]
-        left = len(requests)
         while left:
-            event = await box.queue.get()
-            if isinstance(event, Fault):
-                raise event
-            stream = streams[event.id]
-            if stream.finish:
-                continue
-            update = stream.take(event)
-            if update.cancel:
-                self._inbox.put(Cancel(event.id))
-            if update.finish:
-                left -= 1
-                self._mail.pop(event.id, None)
+            events = [await box.queue.get()]
+            while not box.queue.empty():
+                events.append(box.queue.get_nowait())
+            for event in events:
+                if isinstance(event, Fault):
+                    left.clear()  # all of them ended with it
+                    raise event
+                update = streams[event.id].take(event)
+                if update.cancel:
+                    self._loop.inbox.put(Cancel(event.id))
+                if update.finish:
+                    left.discard(event.id)
             yield RequestOutput(
                 request_id=id,
-                prompt=None,
+                prompt=text,
                 prompt_token_ids=list(requests[0].prompt),
                 outputs=[completion(i, streams[r.id], tokenizer) for i, r in enumerate(requests)],
                 finished=not left,
@@ -133,49 +148,76 @@ class AsyncLLM:
                 num_cached_tokens=first.cached,
             )
 
-    # -- the engine's thread ----------------------------------------------------------------------
+
+class _Loop:
+    """The engine's thread. Nobody else touches the engine, or knows who waits for what."""
+
+    def __init__(self, llm: LLM):
+        self.inbox: SimpleQueue[Message] = SimpleQueue()
+        self._engine = llm.local.engine
+        self._boxes: dict[str, Mailbox] = {}
+        self._fault: Broken | None = None
+        self.thread = Thread(target=self._serve, name="headrace-engine", daemon=True)
+        self.thread.start()
 
     def _serve(self) -> None:
-        fault = Broken("the engine has been shut down")
         try:
-            while self._handle_all():
-                self._post(list(self._engine.step()))
-        except Exception as error:  # noqa: BLE001 - the loop that must not die silently: tell every request
+            while self._take_all():
+                self._post(self._engine.step())
+            self._fault = Broken("the engine has been shut down")
+        except Exception as error:  # the loop that must not die silently: tell every request
             log.exception("the engine's thread failed")
-            fault = Broken(f"the engine failed: {error}")
-        for id in list(self._mail):
-            self._post_fault(id, fault)
+            self._fault = Broken(f"the engine failed: {error}", hint="the whole error is in the log")
+            self._fail_all()
+            while self._take(self.inbox.get()):
+                pass
+        self._fail_all()
 
-    def _handle_all(self) -> bool:
+    def _take_all(self) -> bool:
         """Take what came in; wait for something where there is nothing to do. False to stop."""
-        while not self._inbox.empty() or not self._engine.busy:
-            match message := self._inbox.get():
-                case Add(request):
-                    try:
-                        self._engine.add(request)
-                    except Fault as fault:
-                        self._post_fault(request.id, fault)
-                case Cancel(id):
-                    event = self._engine.cancel(id)
-                    self._post([event] if event is not None else [])
-                case Stop():
-                    return False
-                case _:
-                    assert_never(message)
+        while not self.inbox.empty() or not self._engine.busy:
+            if not self._take(self.inbox.get()):
+                return False
+        return True
+
+    def _take(self, message: Message) -> bool:
+        match message:
+            case Add(request, box):
+                self._boxes[request.id] = box
+                try:
+                    if self._fault is not None:
+                        raise self._fault
+                    self._engine.add(request)
+                except Fault as fault:
+                    self._post_fault(request.id, fault)
+            case Cancel(id):
+                event = self._engine.cancel(id)
+                self._post([event] if event is not None else [])
+            case Stop():
+                return False
+            case _:
+                assert_never(message)
         return True
 
     def _post(self, events: list[Event]) -> None:
         """Hand a step's events over, one call per event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Mailbox, Event]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Mailbox, Event | Fault]]] = {}
         for event in events:
-            if (box := self._mail.get(event.id)) is not None:
-                by_loop.setdefault(box.loop, []).append((box, event))
+            box = self._boxes[event.id]
+            by_loop.setdefault(box.loop, []).append((box, event))
+            if event.finish:
+                del self._boxes[event.id]
         for loop, mail in by_loop.items():
             _call(loop, mail)
 
     def _post_fault(self, id: str, fault: Fault) -> None:
-        if (box := self._mail.get(id)) is not None:
-            _call(box.loop, [(box, fault)])
+        box = self._boxes.pop(id)
+        _call(box.loop, [(box, fault)])
+
+    def _fail_all(self) -> None:
+        assert self._fault is not None
+        for id in list(self._boxes):
+            self._post_fault(id, self._fault)
 
 
 def _deliver(mail: list[tuple[Mailbox, Event | Fault]]) -> None:
@@ -183,6 +225,6 @@ def _deliver(mail: list[tuple[Mailbox, Event | Fault]]) -> None:
         box.queue.put_nowait(event)
 
 
-def _call(loop: asyncio.AbstractEventLoop, mail: Any) -> None:
-    if not loop.is_closed():  # nobody is left to read it
+def _call(loop: asyncio.AbstractEventLoop, mail: list[tuple[Mailbox, Event | Fault]]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody is left to read it
         loop.call_soon_threadsafe(_deliver, mail)

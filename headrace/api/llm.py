@@ -1,12 +1,21 @@
 """LLM: a model in this process, for scripts. Call shapes are vLLM's, so that changing the import is the only edit."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from os import PathLike
 from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from headrace.api.local import Local
 from headrace.api.outputs import RequestMetrics, RequestOutput, completion, prompt_table
@@ -31,20 +40,26 @@ class LLM:
     """
 
     def __init__(
-        self, model: str | None = None, *, config: Config | None = None, progress: Notify | None = None, **settings: Any
+        self,
+        model: str | PathLike[str] | None = None,
+        *,
+        config: Config | None = None,
+        progress: Notify | None = None,
+        **settings: Any,
     ):
         if config is not None and settings:
             raise Refused("give either config or single settings, not both", param="config")
         if config is None:
             config = from_names(**settings)
         if model is not None:
-            config = replace_dotted(config, {"model.path": model})
+            config = replace_dotted(config, {"model.path": str(model)})
         started = start(config, progress)
         self.plan: Plan = started.plan
         self.intake: Intake = started.intake
         self.defaults: SamplingParams = started.defaults
         self.local = Local(started.engine, started.intake.tokenizer)
         self._ids = count()
+        self._open: dict[str, deque[Update]] = {}
 
     def generate(
         self,
@@ -83,24 +98,28 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answers to one conversation or several, each a list of {"role": ..., "content": ...}."""
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        one = isinstance(messages, Sequence) and messages and isinstance(messages[0], Mapping)
+        conversations = [messages] if one else messages
         prompts = [
-            self.render(
+            self._rendered(
                 conversation,  # pyright: ignore[reportArgumentType]
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
                 tools=tools,
-                **(chat_template_kwargs or {}),
+                chat_template_kwargs=chat_template_kwargs,
             )
             for conversation in conversations
         ]
-        return self.generate([{"prompt_token_ids": ids} for ids in prompts], sampling_params, use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm)
 
     def render(self, messages: Messages, **options: Any) -> list[int]:
-        """Token ids of a conversation, through the model's chat template."""
+        """Token ids of a conversation, through the model's chat template; `options` are those of its `render`."""
+        return self._rendered(messages, **options)["prompt_token_ids"]
+
+    def _rendered(self, messages: Messages, **options: Any) -> dict[str, Any]:
         tokenizer = self.intake.text_tokenizer
         text = tokenizer.chat_template().render(messages, **options)
-        return tokenizer.encode(text, add_special_tokens=False)
+        return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Update]:
         """One answer as it comes. Closing the iterator ends the request."""
@@ -110,13 +129,16 @@ class LLM:
         job = self._job(prompt, params, 0)
         (request,) = job.requests
         self.local.submit(request)
+        mine = self._open[request.id] = deque[Update]()
         try:
             while True:
-                for _, update in self.local.step():
-                    yield update
+                while mine:
+                    yield (update := mine.popleft())
                     if update.finish:
                         return
+                self._step()
         finally:
+            del self._open[request.id]
             self.local.cancel(request.id)
 
     def get_tokenizer(self) -> Tokenizer:
@@ -145,9 +167,17 @@ class LLM:
         return given
 
     def _job(self, prompt: Prompt, params: SamplingParams, priority: int) -> "_Job":
-        salt = str(prompt.get("cache_salt") or "") if isinstance(prompt, Mapping) else ""
-        requests = self.intake.requests(str(next(self._ids)), prompt, params, salt=salt, priority=priority)
-        return _Job(_text(prompt), requests)
+        id = str(next(self._ids))
+        requests = self.intake.requests(id, prompt, params, salt=salt_of(prompt), priority=priority)
+        return _Job(text_of(prompt), requests)
+
+    def _step(self) -> list[tuple[str, Update]]:
+        """A step's updates, less those of open streams, which find theirs when they are asked next."""
+        updates = self.local.step()
+        for id, update in updates:
+            if id in self._open:
+                self._open[id].append(update)
+        return [pair for pair in updates if pair[0] not in self._open]
 
     def _run(self, requests: list[Request], jobs: "list[_Job]", show: bool) -> None:
         """Submit, and step until all have ended. Whatever happens, none of them stays behind."""
@@ -158,9 +188,10 @@ class LLM:
             with _Bar(len(requests), show) as advance:
                 left = len(requests)
                 while left:
-                    for id, update in self.local.step():
+                    for id, update in self._step():
                         job = owner[id]
-                        job.metrics.first_token_time = job.metrics.first_token_time or monotonic()
+                        if update.token_ids and job.metrics.first_token_time is None:
+                            job.metrics.first_token_time = monotonic()
                         if update.finish:
                             job.metrics.finished_time = monotonic()
                             left -= 1
@@ -228,13 +259,22 @@ class _Bar:
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A single prompt is text, a mapping, or a list of token ids."""
-    if isinstance(prompts, str | Mapping) or (prompts and isinstance(prompts[0], int)):
+    """A single prompt is text, a mapping, or a list of token ids; what is none at all is left to the intake."""
+    several = isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes | bytearray)
+    if not several or (prompts and isinstance(next(iter(prompts)), int)):
         return [prompts]  # pyright: ignore[reportReturnType]
     return list(prompts)  # pyright: ignore[reportReturnType]
 
 
-def _text(prompt: Prompt) -> str | None:
+def salt_of(prompt: Prompt) -> str:
+    """The "cache_salt" that came with a prompt. Raises Refused for one that is no text."""
+    salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
+    if salt is not None and not isinstance(salt, str):
+        raise Refused(f"cache_salt is {salt!r}; expected text", param="cache_salt")
+    return salt or ""
+
+
+def text_of(prompt: Prompt) -> str | None:
     if isinstance(prompt, str):
         return prompt
     text = prompt.get("prompt") if isinstance(prompt, Mapping) else None

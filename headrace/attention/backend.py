@@ -9,7 +9,6 @@ values live in two tensors [blocks, block_size, K, D]; a row's tables say which 
 Block 0 is void: it is never handed out, and padded rows write there.
 """
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -44,8 +43,8 @@ class Batch(Protocol):
     tokens: int
     starts: Tensor
     context: Tensor
-    tables: Sequence[Tensor]
-    slots: Sequence[Tensor]
+    tables: list[Tensor]
+    slots: list[Tensor]
     positions: Tensor
     starts_np: np.ndarray
     context_np: np.ndarray

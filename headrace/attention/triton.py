@@ -52,7 +52,7 @@ class Backend:
         self._workspaces: dict[torch.device, Any] = {}
         self._work: dict[int, Tensor] = {}
         self._decodes = self._prefills = False
-        self._mean_queries = configs.MANY
+        self._means = configs.MANY, configs.MANY
 
     def plan(self, batch: Batch) -> None:
         """Which kernels the step needs; the list of prompt work is made when the first layer asks for it."""
@@ -60,7 +60,9 @@ class Backend:
         self._prefills = bool((queries > 1).any())
         self._decodes = bool((queries == 1).any()) or not self._prefills
         if self._prefills and not self.fixed:
-            self._mean_queries = int(queries[queries > 1].mean())
+            prompts = queries > 1
+            keys = batch.context_np[: batch.rows][prompts]
+            self._means = int(queries[prompts].mean()), int(keys.mean())
         self._work.clear()
         self._plain.plan(batch)
 
@@ -87,7 +89,7 @@ class Backend:
         elif batch.tokens < len(out):
             out[batch.tokens :].zero_()
         if self._prefills:
-            config = configs.paged_prefill(cap, layer.head_dim, self._mean_queries)
+            config = configs.paged_prefill(cap, layer.head_dim, *self._means)
             work = self._work_list(batch, config.rows // group, device)
             self._prefill(q_THD, pages, scores, out, work, config=config)
         return out

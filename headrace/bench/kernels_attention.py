@@ -7,11 +7,13 @@ tries several configurations; the best per shape goes by hand into kernels/confi
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple
 from functools import partial
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +60,8 @@ DECODE_CONFIGS = [
 ]  # fmt: skip
 PREFILL_CONFIGS = [
     PagedPrefill(128, 128, 8, 2), PagedPrefill(128, 128, 8, 3), PagedPrefill(128, 64, 8, 3),
-    PagedPrefill(64, 64, 4, 3), PagedPrefill(64, 64, 4, 2, 168), PagedPrefill(128, 32, 8, 3, 128),
+    PagedPrefill(64, 64, 4, 3), PagedPrefill(64, 64, 4, 2, 168), PagedPrefill(64, 32, 4, 3),
+    PagedPrefill(128, 32, 8, 3, 128), PagedPrefill(128, 64, 8, 2, 128),
 ]  # fmt: skip
 
 
@@ -99,30 +102,26 @@ def reference(q: Tensor, pages: Pages, scores: Scores) -> Tensor:
     return out
 
 
-def check(models: list[str]) -> None:
-    """Errors against the definition: bf16 inputs, so about 2e-3 is what rounding leaves; the worst is marked."""
+CHECKED_DECODES = [
+    alike(1, 300), ragged(70, 1, 900), alike(2, 20000), Work("with 0 and 1", ((1, 1), (1, 17), (1, 5000))),
+]  # fmt: skip
+CHECKED_PREFILLS = [
+    Work("mixed", ((700, 700), (33, 1500), (2, 2), (129, 129), (1, 77))), alike(1, 3000, 3000),
+]  # fmt: skip
+RULES = [{}, {"softcap": 20.0}, {"window": 333}]
+
+
+def check(name: str, work: Work, rule: dict[str, Any]) -> str:
+    """Errors against the definition: bf16 inputs, so about 2e-3 is what rounding leaves."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    decodes = [
-        alike(1, 300),
-        ragged(70, 1, 900),
-        alike(2, 20000),
-        Work("with 0 and 1", ((1, 1), (1, 17), (1, 5000))),
-    ]
-    prefills = [Work("mixed", ((700, 700), (33, 1500), (2, 2), (129, 129), (1, 77))), alike(1, 3000, 3000)]
-    rules = [{}, {"softcap": 20.0}, {"window": 333}]
-    for name in models:
-        shape = MODELS[name]
-        for work, rule in [(w, r) for w in decodes + prefills for r in rules]:
-            pages = pages_of(work, shape, 1)[0]
-            q = torch.randn(int(pages.starts[-1]), shape[0], shape[2], device="cuda").bfloat16()
-            scores = Scores(shape[2] ** -0.5, **rule)
-            wanted = reference(q, pages, scores)
-            errors = [error(out, wanted) for out in tried(q, pages, scores, work in decodes)]
-            good = all(e < 5e-3 for e in errors)
-            say(
-                f"{'ok ' if good else 'BAD'} {name:13s} {work.name:18s} {rule} "
-                + " ".join(f"{e:.1e}" for e in errors)
-            )
+    shape = MODELS[name]
+    pages = pages_of(work, shape, 1)[0]
+    q = torch.randn(int(pages.starts[-1]), shape[0], shape[2], device="cuda").bfloat16()
+    scores = Scores(shape[2] ** -0.5, **rule)
+    wanted = reference(q, pages, scores)
+    errors = [error(out, wanted) for out in tried(q, pages, scores, work in CHECKED_DECODES)]
+    mark = "ok " if all(e < 5e-3 for e in errors) else "BAD"
+    return f"{mark} {name} {work.name} {rule} " + " ".join(f"{e * 1e3:.1f}" for e in errors)
 
 
 def tried(q: Tensor, pages: Pages, scores: Scores, decoding: bool) -> Iterator[Tensor]:
@@ -135,10 +134,10 @@ def tried(q: Tensor, pages: Pages, scores: Scores, decoding: bool) -> Iterator[T
         launch = partial(decode, q, pages, scores, workspace=workspace)
         calls = [
             partial(launch, config=c, programs=one * c.programs, fixed=fixed)
-            for c, fixed in ((given, False), (whole, False), (whole, True))
+            for c, fixed in (*((c, False) for c in (given, *FEW_CONFIGS[-5::2], whole)), (whole, True))
         ]
     else:
-        tries = {configs.paged_prefill(cap, size, n) for n in (8, 128, 1024, configs.MANY)}
+        tries = {configs.paged_prefill(cap, size, *n) for n in ((8, 8), (99, 999), (9999, 9999))}
         calls = [
             partial(prefill, q, pages, scores, work_W2=work_list(pages, c, group), config=c)
             for c in sorted(tries, key=str)
@@ -150,33 +149,37 @@ def tried(q: Tensor, pages: Pages, scores: Scores, decoding: bool) -> Iterator[T
         yield one if torch.equal(one, two) else torch.full_like(q, float("nan"))
 
 
+def decode_configs(model: str, tune: bool) -> list[PagedDecode]:
+    """Those of the tables, then those to try."""
+    cap, shape = configs.capability(torch.device("cuda")), MODELS[model]
+    chosen = [configs.paged_decode(cap, shape[2], pairs) for pairs in (1, FEW_PAIRS, configs.MANY)]
+    return list(dict.fromkeys(chosen + (FEW_CONFIGS + DECODE_CONFIGS if tune else [])))
+
+
+def prefill_configs(model: str, tune: bool) -> list[PagedPrefill]:
+    """As decode_configs."""
+    cap, shape = configs.capability(torch.device("cuda")), MODELS[model]
+    chosen = [configs.paged_prefill(cap, shape[2], *work.means()) for work in PREFILLS]
+    return list(dict.fromkeys(chosen + (PREFILL_CONFIGS if tune else [])))
+
+
 def time_decode(model: str, tune: bool) -> None:
     """Microseconds and share of the floor per shape, alone and after what precedes attention in a layer."""
-    shape, cap = MODELS[model], configs.capability(torch.device("cuda"))
-    chosen = {pairs: configs.paged_decode(cap, shape[2], pairs) for pairs in (1, FEW_PAIRS, configs.MANY)}
-    wanted: list[PagedDecode] = [*chosen.values(), *(FEW_CONFIGS + DECODE_CONFIGS if tune else [])]
-    every = list(dict.fromkeys(wanted))
+    every = decode_configs(model, tune)
     letter = {config: chr(ord("A") + i) for i, config in enumerate(every)}
-    compile_all(
-        [
-            partial(warm_decode, shape, c, rows)
-            for c in every
-            for rows in (1, 32, 100)
-            if serves(c, rows, shape)
-        ]
-    )
     workspace = Workspace(torch.device("cuda"))
     say(
         f"\n{model} decode, us alone/after rotate_store: default (% of floor), fixed, then every configuration"
     )
     say("  ".join(f"{name}={tuple_of(config)}" for config, name in letter.items()))
     for work in DECODES:
-        say(decode_line(work, shape, letter, workspace))
+        say(decode_line(work, MODELS[model], letter, workspace))
 
 
 def serves(config: PagedDecode, rows: int, shape: tuple[int, int, int]) -> bool:
-    """Whether so many rows are few enough, or many enough, for a configuration to be of interest."""
-    return rows * shape[1] <= FEW_PAIRS if config.alone is not None else True
+    """Whether a configuration for few rows has the programs for so many; those for many serve any number."""
+    programs = configs.multiprocessors(torch.device("cuda")) * config.programs
+    return config.alone is None or 2 * rows * shape[1] <= programs
 
 
 def decode_line(
@@ -241,22 +244,40 @@ def warm_prefill(shape: tuple[int, int, int], config: PagedPrefill) -> None:
         prefill(q, pages, Scores(1.0), torch.empty_like(q), work, config=config, fresh=fresh)
 
 
-def compile_all(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run jobs in processes of their own, which leave what they compiled in Triton's cache."""
-    if len(jobs) > 4:
-        with ProcessPoolExecutor(min(len(jobs), 12), get_context("spawn")) as pool:
-            for done in [pool.submit(job) for job in jobs]:
-                done.result()
+def prepare(models: list[str], parts: list[str], tune: bool) -> list[str]:
+    """Compile everything in processes of their own, which leave it in Triton's cache; returns what checks say."""
+    jobs: list[Callable[[], str | None]] = []
+    for name in models:
+        shape = MODELS[name]
+        if "check" in parts:
+            works = CHECKED_PREFILLS + CHECKED_DECODES
+            jobs += [partial(check, name, work, rule) for work in works for rule in RULES]
+        if "decode" in parts:
+            chosen = [(c, n) for c in decode_configs(name, tune) for n in (1, 32, 100) if serves(c, n, shape)]
+            jobs += [partial(warm_decode, shape, config, rows) for config, rows in chosen]
+            jobs += [
+                partial(
+                    warm_decode,
+                    shape,
+                    configs.paged_decode(configs.capability(torch.device("cuda")), shape[2]),
+                    rows,
+                    True,
+                )
+                for rows in (1, 32, 100)
+            ]
+        if "prefill" in parts:
+            jobs += [partial(warm_prefill, shape, config) for config in prefill_configs(name, tune)]
+    with ProcessPoolExecutor(14, get_context("spawn")) as pool:
+        done = [pool.submit(job) for job in jobs]
+        return [text for text in (job.result() for job in done) if text is not None]
 
 
 def time_prefill(model: str, tune: bool) -> None:
     """TFLOP/s per shape: the default for it, then every configuration."""
     shape, cap = MODELS[model], configs.capability(torch.device("cuda"))
-    chosen = {work: configs.paged_prefill(cap, shape[2], work.queries()) for work in PREFILLS}
-    wanted: list[PagedPrefill] = [*chosen.values(), *(PREFILL_CONFIGS if tune else [])]
-    every = list(dict.fromkeys(wanted))
+    chosen = {work: configs.paged_prefill(cap, shape[2], *work.means()) for work in PREFILLS}
+    every = prefill_configs(model, tune)
     letter = {config: chr(ord("A") + i) for i, config in enumerate(every)}
-    compile_all([partial(warm_prefill, shape, config) for config in every])
     scores, group = Scores(shape[2] ** -0.5), shape[0] // shape[1]
     say(
         f"\n{model} prefill, TFLOP/s: default (us, % of {RATE / 1e12:.0f}; without pages), then every configuration"
@@ -310,13 +331,16 @@ def main() -> None:
     given = parser.parse_args()
     models, parts = given.models.split(","), given.parts.split(",")
     torch.manual_seed(0)
-    if "check" in parts:
-        check(models)
+    started = time.perf_counter()
+    for line in prepare(models, parts, given.tune):
+        say(line)
+    say(f"prepared in {time.perf_counter() - started:.0f} s")
     for model in models:
         if "decode" in parts:
             time_decode(model, given.tune)
         if "prefill" in parts:
             time_prefill(model, given.tune)
+    say(f"done in {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ class Work:
         heads, kv_heads, size = shape
         return sum(4 * keys * kv_heads * size + 4 * queries * heads * size for queries, keys in self.rows)
 
-    def queries(self) -> int:
-        """Of a row, on average."""
-        return sum(queries for queries, _ in self.rows) // len(self.rows)
+    def means(self) -> tuple[int, int]:
+        """Queries and keys of a row, on average."""
+        queries, keys = (sum(n) // len(self.rows) for n in zip(*self.rows, strict=True))
+        return queries, keys
 
     def operations(self, shape: tuple[int, int, int]) -> int:
         """Floating-point operations of the two products, over the scores that causality leaves."""

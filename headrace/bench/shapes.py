@@ -42,7 +42,9 @@ _QWEN3: dict[str, Any] = {
 }
 
 
-def _sized(like: dict[str, Any], hidden: int, inner: int, layers: int, heads: int, kv: int, tied: bool) -> dict[str, Any]:
+def _sized(
+    like: dict[str, Any], hidden: int, inner: int, layers: int, heads: int, kv: int, tied: bool
+) -> dict[str, Any]:
     return like | {
         "hidden_size": hidden,
         "intermediate_size": inner,

@@ -10,7 +10,6 @@ from headrace.bench.result import Measure
 from headrace.bench.workloads import Workload
 from headrace.engine.request import SamplingParams
 
-
 WARM = 64
 """Requests of the warm-up."""
 
@@ -51,7 +50,8 @@ def time_workload(
 ) -> Timing:
     """Run a workload `repeats` times, each with fresh token ids, after a short warm-up of the same shape."""
     params = [
-        SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=n, detokenize=False) for n in work.outputs
+        SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=n, detokenize=False)
+        for n in work.outputs
     ]
     warm = work.again(1000, llm.intake.vocab)
     _run(llm, warm._replace(prompts=warm.prompts[:WARM]), [_short(p) for p in params[:WARM]])
@@ -67,11 +67,18 @@ def time_workload(
 
 def _short(params: SamplingParams) -> SamplingParams:
     return SamplingParams(
-        temperature=params.temperature, ignore_eos=True, max_tokens=min(8, params.max_tokens or 8), detokenize=False
+        temperature=params.temperature,
+        ignore_eos=True,
+        max_tokens=min(8, params.max_tokens or 8),
+        detokenize=False,
     )
 
 
 def _run(llm: LLM, work: Workload, params: list[SamplingParams]) -> None:
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in work.prompts], params, use_tqdm=False)
-    wrong = [o.request_id for o, p in zip(outputs, params, strict=True) if len(o.outputs[0].token_ids) != p.max_tokens]
+    wrong = [
+        o.request_id
+        for o, p in zip(outputs, params, strict=True)
+        if len(o.outputs[0].token_ids) != p.max_tokens
+    ]
     assert not wrong, f"requests {wrong[:5]} did not get all their tokens"

@@ -24,7 +24,9 @@ class Workload(NamedTuple):
 
     def again(self, repeat: int, vocab: int) -> "Workload":
         """The same lengths with other tokens, so that nothing of an earlier repeat is found in the prefix cache."""
-        shifted = [[(token + 977 * repeat) % (vocab - 40) + 20 for token in prompt] for prompt in self.prompts]
+        shifted = [
+            [(token + 977 * repeat) % (vocab - 40) + 20 for token in prompt] for prompt in self.prompts
+        ]
         return self._replace(prompts=shifted)
 
 
@@ -93,4 +95,6 @@ def workload(name: str, vocab: int, gpu: bool) -> Workload:
 
 def custom(count: int, tokens_in: int, tokens_out: int, vocab: int) -> Workload:
     """Requests of given lengths."""
-    return Workload(f"{count}x{tokens_in}+{tokens_out}", *_same(count, tokens_in, tokens_out)(Random(0), vocab))
+    return Workload(
+        f"{count}x{tokens_in}+{tokens_out}", *_same(count, tokens_in, tokens_out)(Random(0), vocab)
+    )

@@ -72,7 +72,7 @@ class BlockPool:
                 n = min(n, ids.index(VOID) if VOID in ids else len(ids))
         while n and not all(self._visible(g, ids, n) for g, ids in zip(self.groups, found, strict=True)):
             n -= 1
-        matched = []
+        matched: list[list[int]] = []
         for group, ids in zip(self.groups, found, strict=True):
             first = group.first_visible(n * self.size) // self.size
             matched.append([VOID] * min(first, n) + ids[first:n])

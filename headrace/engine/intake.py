@@ -29,8 +29,13 @@ class Intake:
             return self.ids(given)
         if isinstance(prompt, str):
             ids = self.text_tokenizer.encode(prompt)
-        else:
+        elif hasattr(prompt, "__getitem__") and not isinstance(prompt, bytes | bytearray):
             ids = self._checked(prompt)
+        else:
+            raise Refused(
+                f"a prompt is of type {type(prompt).__name__}; expected text, token ids, or a mapping with one of them",
+                param="prompt",
+            )
         if not ids:
             raise Refused("the prompt is empty", param="prompt", hint="give at least one token of text")
         return ids
@@ -51,7 +56,7 @@ class Intake:
                 param="prompt",
             )
         check_vocab(params, self.vocab)
-        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids)
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset[int]() if params.ignore_eos else self.eos_ids)
         request = Request(
             id=id,
             prompt=ids,
@@ -91,8 +96,10 @@ class Intake:
         return tuple(tuple(ids) for word in params.bad_words for ids in tokenizer.word_ids(word))
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
+        if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < self.vocab:
+            return list(ids)  # the usual case, without a step of Python per token
         for n, token in enumerate(ids):
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab:
+            if type(token) is not int or not 0 <= token < self.vocab:
                 raise Refused(
                     f"token {n} of the prompt is {token!r}; expected a whole number from 0 to {self.vocab - 1}",
                     param="prompt",

@@ -18,7 +18,7 @@ class Place(NamedTuple):
     """Where a layer's keys and values are: its group's table, and which of the cache's tensors."""
 
     group: int
-    index: int
+    tensor: int
 
 
 class Layout(NamedTuple):
@@ -38,7 +38,7 @@ def lay_out(windows: Sequence[int | None]) -> Layout:
         first[kind] = len(groups)
         groups += [Group(kind)] * -(-count // depth)
     seen = dict.fromkeys(kinds, 0)
-    places = []
+    places: list[Place] = []
     for kind in windows:
         n = seen[kind]
         seen[kind] += 1

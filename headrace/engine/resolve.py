@@ -113,7 +113,7 @@ def resolve(
     tokens = config.schedule.tokens or (512 if cpu else 8192)
     rows = min(config.schedule.rows or (64 if cpu else 512), tokens)
     model = build(max_len)
-    attention = [block.attention for block in model.blocks]
+    attention = model.attentions
     layout = lay_out([layer.window for layer in attention])
     sizes = {(layer.kv_heads, layer.head_dim) for layer in attention}
     if len(sizes) > 1:
@@ -202,9 +202,9 @@ class _Room:
         """(longest request, blocks). Raises Refused with the setting that would fit."""
         block, asked = self.config.memory.block, self.config.memory.kv_blocks
         fit = (self.allowed - self.weights - self.work) // self.per_block
-        one = blocks_for(layout, min(SHORTEST, max_len), block, tokens)
-        if fit < one:
-            raise self._too_small(one)
+        smallest = blocks_for(layout, min(SHORTEST, max_len), block, tokens)
+        if fit < (smallest if asked is None else min(asked, smallest)):
+            raise self._too_small(layout, max_len, tokens)
         if asked is not None and asked > fit:
             raise Refused(
                 f"memory.kv_blocks {asked} needs {gib(asked * self.per_block)}; {gib(fit * self.per_block)} is left"
@@ -216,18 +216,19 @@ class _Room:
         if blocks_for(layout, max_len, block, tokens) <= blocks:
             return max_len, blocks
         longest = self._longest(layout, max_len, blocks, tokens)
+        if longest < 2:  # one token of prompt, one of answer
+            raise Refused(
+                f"memory.kv_blocks {blocks} cannot hold a single request of two tokens",
+                param="memory.kv_blocks",
+                hint=f"use {blocks_for(layout, 2, block, tokens)} or more",
+            )
         if self.config.model.max_len is not None:
+            more = "give more memory with --memory.share" if asked is None else "raise --memory.kv-blocks"
             raise Refused(
                 f"one request of model.max_len {max_len} needs"
                 f" {blocks_for(layout, max_len, block, tokens)} KV blocks; {blocks} are there",
                 param="model.max_len",
-                hint=f"use --max-len {longest} or less, or give more memory with --memory.share",
-            )
-        if longest < 1:
-            raise Refused(
-                f"memory.kv_blocks {blocks} cannot hold a single token of every layer group",
-                param="memory.kv_blocks",
-                hint=f"use {blocks_for(layout, 1, block, tokens)} or more",
+                hint=f"use --max-len {longest} or less, or {more}",
             )
         return longest, blocks
 
@@ -239,17 +240,24 @@ class _Room:
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
-    def _too_small(self, one: int) -> Refused:
-        needed = self.weights + self.work + one * self.per_block
+    def _too_small(self, layout: Layout, max_len: int, tokens: int) -> Refused:
+        """What would fit: a larger share, with a shorter model.max_len where the one asked for is too much."""
+        asked, block = self.config.model.max_len, self.config.memory.block
+        shortest = min(SHORTEST, max_len)
+        for length in (asked or shortest, shortest):
+            kv = blocks_for(layout, length, block, tokens) * self.per_block
+            needed = self.weights + self.work + kv
+            if fits := needed <= self.free * 0.98:
+                break
         said = (
-            f"the model needs {gib(needed)} (weights {gib(self.weights)}, workspace {gib(self.work)}, smallest KV"
-            f" cache {gib(one * self.per_block)}); memory.share {self.share:g} of {gib(self.free)} free is"
+            f"the model needs {gib(needed)} (weights {gib(self.weights)}, workspace {gib(self.work)}, KV cache of"
+            f" {length} tokens {gib(kv)}); memory.share {self.share:g} of {gib(self.free)} free is"
             f" {gib(self.allowed)}"
         )
-        if needed <= self.free * 0.98:
+        hint = "use a smaller model, --dtype bfloat16 where it runs in float32, or a machine with more memory"
+        if fits:
             hint = f"use --memory.share {min(0.98, needed / self.free + 0.01):.2f}"
-        else:
-            hint = "use a smaller model, --dtype bfloat16 where it runs in float32, or a machine with more memory"
+            hint += f" --max-len {length}" if asked is not None and length < asked else ""
         return Refused(said, param="memory.share", hint=hint)
 
 

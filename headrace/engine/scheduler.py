@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from headrace.base.errors import TooLong
+from headrace.base.errors import Refused, TooLong
 from headrace.engine.blocks import VOID, BlockPool
 from headrace.engine.policy import Key, arrival
 from headrace.engine.request import Event, Logprobs, PromptLogprobs, Request
@@ -81,7 +81,9 @@ class Scheduler:
         self._orders = 0
 
     def add(self, request: Request) -> None:
-        """Put a request in line. Raises TooLong if it could not run even alone."""
+        """Put a request in line. Raises TooLong if it could not run even alone, Refused if its id is in use."""
+        if request.id in self.live:
+            raise Refused(f"request id {request.id!r} is in use", param="request_id")
         seq = Sequence(request, self._orders, len(self.pool.groups))
         if (need := self._worst(seq, request.longest)) > self.pool.count:
             raise TooLong(
@@ -121,17 +123,17 @@ class Scheduler:
             if row.epoch == seq.epoch:  # else its memory was taken away meanwhile
                 self._confirm(seq, row.stop)
             if outcome.prompt_logprobs and n in outcome.prompt_logprobs and not seq.finished:
-                events.append(Event(seq.request.id, None, None, prompt_logprobs=outcome.prompt_logprobs[n]))
+                events += self._score(seq, row.start, outcome.prompt_logprobs[n])
             if row.samples:
                 token = outcome.tokens[sampled]
                 logprobs = outcome.logprobs[sampled] if outcome.logprobs else None
                 sampled += 1
                 seq.owed -= 1
                 if not seq.finished:
-                    seq.append(token)
-                    stop = token if seq.finished == "stop" else None
-                    events.append(Event(seq.request.id, token, seq.finished, stop, logprobs, cached=seq.cached))
-                    if seq.finished:
+                    finish = seq.append(token)
+                    stop = token if finish == "stop" else None
+                    events.append(Event(seq.request.id, token, finish, stop, logprobs, cached=seq.cached))
+                    if finish:
                         self._retire(seq)
         return events
 
@@ -144,6 +146,12 @@ class Scheduler:
         return Event(id, None, finish, cached=seq.cached)
 
     # -- one sequence ---------------------------------------------------------------------------
+
+    def _score(self, seq: Sequence, start: int, found: PromptLogprobs) -> list[Event]:
+        """Tell what a row learned of the prompt, less what was told before an eviction."""
+        new = found[max(0, seq.scored - start) :]
+        seq.scored += len(new)
+        return [Event(seq.request.id, None, prompt_logprobs=new)] if new else []
 
     def _admit(self, budget: int) -> Sequence | None:
         seq = self.waiting[0]

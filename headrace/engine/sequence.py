@@ -18,6 +18,7 @@ class Sequence:
     blocks    per layer group, one id per block of positions, VOID where out of the window
     passed    per layer group, how many leading blocks were given back already
     shown     how many blocks of each group the device has been told of
+    scored    tokens of the prompt whose log-probabilities were reported
     """
 
     request: Request
@@ -32,6 +33,7 @@ class Sequence:
     slot: int = -1
     fed: bool = False
     shown: int = 0
+    scored: int = 0
     cached: int = 0
     evictions: int = 0
     blocks: list[list[int]] = field(init=False)
@@ -52,8 +54,8 @@ class Sequence:
         """How far behind it is; not at all once everything it may make is on its way."""
         return self.length - self.issued if self.length < self.request.longest else 0
 
-    def append(self, token: int) -> None:
-        """Take a sampled token, and note whether it is the last."""
+    def append(self, token: int) -> str | None:
+        """Take a sampled token; why it is the last, if it is."""
         self.tokens.append(token)
         request = self.request
         made = len(self.tokens) - len(request.prompt)
@@ -61,6 +63,7 @@ class Sequence:
             self.finished = "stop"
         elif len(self.tokens) >= request.longest:
             self.finished = "length"
+        return self.finished
 
     def name_blocks(self, size: int) -> list[bytes]:
         """Content names of all blocks that are full of known tokens."""

@@ -139,7 +139,7 @@ def _eos_ids(settings: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset
 
 
 def _runner(model: Decoder, plan: Plan) -> Runner:
-    layers = [block.attention for block in model.blocks]
+    layers = model.attentions
     for layer, place in zip(layers, plan.layout.places, strict=True):
         layer.group, layer.cache_index = place
     cache = KVCache(

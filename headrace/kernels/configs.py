@@ -186,7 +186,6 @@ class PagedPrefill:
     """Attention of many queries: `rows` (queries x heads of a group) against `keys` at a time.
 
     `registers` caps a thread's registers so that more programs fit on a multiprocessor, None leaves them free.
-    `ahead` multiplies the next tile's scores during this tile's softmax.
     """
 
     rows: int
@@ -194,7 +193,6 @@ class PagedPrefill:
     warps: int
     stages: int
     registers: int | None = None
-    ahead: bool = False
 
 
 @cache
@@ -234,31 +232,31 @@ PAGED_DECODE: dict[Capability, dict[int, dict[int, PagedDecode]]] = {
     },
 }
 
-# Head size at most -> mean queries of a prompt row at most -> configuration, as above.
-PAGED_PREFILL: dict[Capability, dict[int, dict[int, PagedPrefill]]] = {
+# Head size at most -> (queries, keys) at most of a prompt row, on average -> configuration, as above.
+PAGED_PREFILL: dict[Capability, dict[int, dict[tuple[int, int], PagedPrefill]]] = {
     (0, 0): {
-        64: {MANY: PagedPrefill(64, 64, 4, 2)},
-        128: {MANY: PagedPrefill(64, 32, 4, 2)},
-        256: {MANY: PagedPrefill(32, 16, 4, 2)},
+        64: {(MANY, MANY): PagedPrefill(64, 64, 4, 2)},
+        128: {(MANY, MANY): PagedPrefill(64, 32, 4, 2)},
+        256: {(MANY, MANY): PagedPrefill(32, 16, 4, 2)},
     },
     (8, 0): {
-        64: {MANY: PagedPrefill(128, 64, 4, 3)},
-        128: {MANY: PagedPrefill(128, 64, 8, 2)},
-        256: {MANY: PagedPrefill(64, 32, 4, 2)},
+        64: {(MANY, MANY): PagedPrefill(128, 64, 4, 3)},
+        128: {(MANY, MANY): PagedPrefill(128, 64, 8, 2)},
+        256: {(MANY, MANY): PagedPrefill(64, 32, 4, 2)},
     },
     (9, 0): {
-        64: {MANY: PagedPrefill(128, 128, 8, 3)},
+        64: {(MANY, MANY): PagedPrefill(128, 128, 8, 3)},
         128: {
-            16: PagedPrefill(64, 64, 4, 3),
-            1024: PagedPrefill(128, 32, 8, 3, 128),
-            MANY: PagedPrefill(128, 128, 8, 3),
+            (16, MANY): PagedPrefill(64, 64, 4, 3),
+            (MANY, 2048): PagedPrefill(128, 32, 8, 3, 128),
+            (MANY, MANY): PagedPrefill(128, 128, 8, 3),
         },
-        256: {MANY: PagedPrefill(128, 64, 8, 2)},
+        256: {(MANY, MANY): PagedPrefill(128, 64, 8, 2)},
     },
     (10, 0): {
-        64: {MANY: PagedPrefill(128, 64, 8, 3)},
-        128: {MANY: PagedPrefill(128, 64, 8, 3)},
-        256: {MANY: PagedPrefill(128, 64, 8, 2)},
+        64: {(MANY, MANY): PagedPrefill(128, 64, 8, 3)},
+        128: {(MANY, MANY): PagedPrefill(128, 64, 8, 3)},
+        256: {(MANY, MANY): PagedPrefill(128, 64, 8, 2)},
     },
 }
 
@@ -273,8 +271,8 @@ def paged_decode(cap: Capability, head_dim: int, pairs: int = MANY) -> PagedDeco
     return steps[min(n for n in steps if n >= pairs)]
 
 
-def paged_prefill(cap: Capability, head_dim: int, queries: int = MANY) -> PagedPrefill:
-    """As paged_decode; `queries` are those of a step's prompt rows, on average."""
+def paged_prefill(cap: Capability, head_dim: int, queries: int = MANY, keys: int = MANY) -> PagedPrefill:
+    """As paged_decode; `queries` and `keys` are those of a step's prompt rows, on average."""
     table = PAGED_PREFILL.get(cap, PAGED_PREFILL[0, 0])
     steps = table[min(n for n in table if n >= head_dim)]
-    return steps[min(n for n in steps if n >= queries)]
+    return next(config for most, config in steps.items() if queries <= most[0] and keys <= most[1])

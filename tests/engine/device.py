@@ -63,7 +63,10 @@ class FakeDevice:
 
 
 def serve(
-    scheduler: Scheduler, requests: Iterable[Request], depth: int, cancel_at: dict[int, list[str]] | None = None
+    scheduler: Scheduler,
+    requests: Iterable[Request],
+    depth: int,
+    cancel_at: dict[int, list[str]] | None = None,
 ) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
     """Run to the end with up to `depth` steps in flight: tokens and terminal events of each request."""
     device, flight = FakeDevice(scheduler), deque()

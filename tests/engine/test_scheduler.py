@@ -13,9 +13,9 @@ from tests.engine.device import FakeDevice, alone, ask, serve
 
 SIZE = 4
 prompts = st.lists(st.integers(0, 2), min_size=1, max_size=20).map(tuple)
-groups = st.sampled_from(
-    [(None,), (None,), (5,), (None, 3), (3, None), (None, 1, 9), (2, 2), (4, 8)]
-).map(lambda windows: tuple(Group(w) for w in windows))
+groups = st.sampled_from([(None,), (None,), (5,), (None, 3), (3, None), (None, 1, 9), (2, 2), (4, 8)]).map(
+    lambda windows: tuple(Group(w) for w in windows)
+)
 works = st.lists(
     st.tuples(prompts, st.integers(1, 12), st.sampled_from(["", "", "a", "b"]), st.integers(-1, 1)),
     min_size=1,
@@ -35,9 +35,7 @@ works = st.lists(
     cache=st.booleans(),
     cancels=st.dictionaries(st.integers(1, 30), st.lists(st.integers(0, 7).map(str), max_size=2), max_size=3),
 )
-def test_no_schedule_changes_what_is_generated(
-    work, groups, extra, budget, rows, depth, key, cache, cancels
-):
+def test_no_schedule_changes_what_is_generated(work, groups, extra, budget, rows, depth, key, cache, cancels):
     requests = [ask(i, prompt, n, salt, priority) for i, (prompt, n, salt, priority) in enumerate(work)]
     blocks = max(fits_alone(r, groups, budget) for r in requests) + extra
     scheduler = Scheduler(BlockPool(blocks, SIZE, groups), budget, rows, policy(key), cache)

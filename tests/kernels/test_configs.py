@@ -45,3 +45,27 @@ def test_unknown_generations_leave_few_tokens_to_the_library_and_never_overlap()
     assert configs.skinny((7, 5), 2, 1024, 1024) is None
     assert configs.capability(torch.device("cpu")) == (0, 0)
     assert not configs.pdl(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("cap", list(configs.PAGED_DECODE))
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 256])
+def test_attention_has_a_configuration_for_any_step(cap, head_dim):
+    listed = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
+    decodes, prefills = configs.PAGED_DECODE[cap][listed], configs.PAGED_PREFILL[cap][listed]
+    assert configs.paged_decode(cap, head_dim) == decodes[configs.MANY]
+    assert configs.paged_prefill(cap, head_dim) == prefills[configs.MANY, configs.MANY]
+    for most, config in decodes.items():
+        assert configs.paged_decode(cap, head_dim, most) == config
+        assert most == configs.MANY or configs.paged_decode(cap, head_dim, most + 1) != config
+    for (queries, keys), config in prefills.items():
+        assert configs.paged_prefill(cap, head_dim, queries, keys) == config
+
+
+def test_long_rows_and_short_chunks_of_prompts_differ_on_hopper():
+    chosen = [configs.paged_prefill((9, 0), 128, *n) for n in ((8, 1024), (512, 512), (2048, 32768))]
+    assert len(set(chosen)) == 3
+
+
+def test_any_number_of_rows_is_not_served_by_what_few_rows_need():
+    for table in configs.PAGED_DECODE.values():
+        assert all(steps[configs.MANY].alone is None for steps in table.values())

@@ -276,6 +276,52 @@ def test_kernel_equals_definition_without_cuts(device, shape):
     assert torch.equal(kernel(logits, floored, ANYTHING), draw_ref(logits, floored))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, which interprets kernels, warns of infinities
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("tile", "span"), [(16, 64), (64, 128), (512, 1024)])
+def test_race_equals_definition(device, monkeypatch, shape, tile, span):
+    from headrace.kernels.gpu import sample as gpu
+
+    monkeypatch.setattr(gpu, "RACE_TILE", tile)
+    g = torch.Generator().manual_seed(7)
+    logits = SHAPES[shape](g).to(device)
+    s = choose(
+        ROWS,
+        temperature=torch.linspace(0, 2, ROWS),
+        seeds=torch.randint(-(2**63), 2**63 - 1, (ROWS,), generator=g),
+    )
+    s = on(device, s)
+    free = Plan(False, False, False)
+    assert torch.equal(gpu.draw(logits, s, free, span=span), draw_ref(logits, s))
+    assert torch.equal(gpu.draw(logits * 1e4, s, free, span=span), draw_ref(logits * 1e4, s))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_race_ends_on_broken_rows(device):
+    from headrace.kernels.gpu.sample import draw as kernel
+
+    logits = torch.zeros(5, 200, device=device)
+    logits[0] = math.nan
+    logits[1, ::2] = math.nan
+    logits[2] = -INF
+    logits[3, 5:9] = INF
+    logits[4, :190] = -INF  # whole tiles without anything to draw come first
+    tokens = kernel(logits, on(device, choose(5)), Plan(False, False, False), span=64).tolist()
+    assert all(0 <= token < 200 for token in tokens)
+    assert 5 <= tokens[3] < 9
+    assert tokens[4] == int(draw_ref(logits[4:], on(device, choose(5)).rows(torch.tensor([4], device=device)))[0])
+
+
+def test_race_shares_the_work():
+    from headrace.kernels.gpu.sample import RACE_TILE, race_span
+
+    for rows, vocab, programs in ((256, 151936, 2112), (4, 151936, 2112), (300, 500, 100)):
+        span = race_span(rows, vocab, programs)
+        assert span % RACE_TILE == 0
+        assert span >= min(vocab, 4 * RACE_TILE)
+        assert rows * -(-vocab // span) <= max(2 * rows, programs + rows)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, which interprets kernels, warns of NaN
 def test_kernel_ends_on_broken_rows(device):
     from headrace.kernels.gpu.sample import draw as kernel

@@ -328,6 +328,8 @@ def spread_kernel(
     asked for here and loaded, as everything else is, after the wait.
     """
     at, row_R = tl.program_id(0), tl.arange(0, ROWS)
+    if PDL:
+        gdc_launch_dependents()
     _, _, tiles_R = tiles_of(context_ptr, starts_ptr, row_R, row_R < rows, window, TILE, WINDOW)
     # Rounding up adds less than one piece to each pair, so with this goal all pieces find a program.
     room = tl.num_programs(0) - rows * KV_HEADS
@@ -350,7 +352,6 @@ def spread_kernel(
     line_ptr = table_ptr + row.to(tl.int64) * table_stride
     page_L = page_of(line_ptr, first * TILE + tl.arange(0, LANES) * (TILE // LANES), keys, BLOCK)
     if PDL:
-        gdc_launch_dependents()
         if PREFETCH > 0:
             for tile in range(first, tl.minimum(last, first + PREFETCH)):
                 prefetch_tile(k_ptr, v_ptr, line_ptr, tile, keys, KV_HEADS * D, BLOCK, TILE, D, D_PAD)

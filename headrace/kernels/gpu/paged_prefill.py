@@ -76,54 +76,13 @@ def attend_tiles(
     return peak_M, mass_M, acc_MD
 
 
-@triton.jit
-def place_of(block_N, key_N, kv_stride, d, BLOCK: tl.constexpr, PAGED: tl.constexpr, WIDE: tl.constexpr):
-    """Where keys and values [KEYS, D_PAD] lie, from their blocks."""
-    base_N = block_N.to(tl.int64) if WIDE else block_N
-    place_N = base_N * (BLOCK * kv_stride) + (key_N % BLOCK if PAGED else key_N) * kv_stride
-    return place_N[:, None] + d[None, :]
-
-
-@triton.jit
-def attend_clear_tiles(
-    q_MD, peak_M, mass_M, acc_MD, k_ptr, v_ptr, line_ptr, first, last, keys, score_scale, kv_stride,
-    BLOCK: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr, PAGED: tl.constexpr, WIDE: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    """attend_tiles where nothing is masked, with the next tile's scores multiplied during this tile's softmax."""
-    n = tl.arange(0, KEYS)
-    d = tl.arange(0, q_MD.shape[1])
-    where_ND = place_of(block_of(line_ptr, first * KEYS + n, keys, BLOCK, PAGED), first * KEYS + n, kv_stride, d,
-                        BLOCK, PAGED, WIDE)  # fmt: skip
-    live_N = n < tl.where(first < last, KEYS, 0)
-    k_ND = load_keys(k_ptr, where_ND, live_N, d, True, D)
-    score = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision="ieee")
-    for tile in tl.range(first, last, num_stages=STAGES):
-        # The tile after the last one is read for nothing, but from a block that is there.
-        key_N = tl.minimum(tile + 1, last - 1) * KEYS + n
-        next_ND = place_of(block_of(line_ptr, key_N, keys, BLOCK, PAGED), key_N, kv_stride, d, BLOCK, PAGED, WIDE)
-        k_ND = load_keys(k_ptr, next_ND, live_N, d, False, D)
-        ahead = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision="ieee")
-        new_M = tl.maximum(peak_M, tl.max(score, 1) * score_scale)
-        p = tl.exp2(score * score_scale - new_M[:, None])
-        fade_M = tl.exp2(peak_M - new_M)
-        mass_M = mass_M * fade_M + tl.sum(p, 1)
-        acc_MD = acc_MD * fade_M[:, None]
-        v_ND = load_keys(v_ptr, where_ND, live_N, d, False, D)
-        acc_MD = tl.dot(p.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc_MD, input_precision="ieee")
-        peak_M = new_M
-        score = ahead
-        where_ND = next_ND
-    return peak_M, mass_M, acc_MD
-
-
 @triton.jit(do_not_specialize=["table_stride", "window"])
 def prefill_kernel(
     q_ptr, k_ptr, v_ptr, table_ptr, starts_ptr, context_ptr, work_ptr, out_ptr,
     score_scale, value_scale, softcap, window, table_stride, q_stride, kv_stride, out_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, PAGED: tl.constexpr, WIDE: tl.constexpr, SOFTCAP: tl.constexpr,
-    WINDOW: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
+    WINDOW: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One item of the work list, one kv head: queries first .. first + ROWS // GROUP of a row."""
     item, head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
@@ -164,16 +123,10 @@ def prefill_kernel(
         )  # fmt: skip
         begin = edge
     clear = tl.maximum(clear, begin)
-    if AHEAD and not SOFTCAP:
-        peak_M, mass_M, acc_MD = attend_clear_tiles(
-            q_MD, peak_M, mass_M, acc_MD, k_ptr, v_ptr, line_ptr, begin, clear, keys, score_scale, kv_stride,
-            BLOCK, KEYS, D, PAGED, WIDE, STAGES,
-        )  # fmt: skip
-    else:
-        peak_M, mass_M, acc_MD = attend_tiles(
-            q_MD, peak_M, mass_M, acc_MD, position_M, k_ptr, v_ptr, line_ptr, begin, clear, nearest, keys, window,
-            score_scale, softcap, kv_stride, BLOCK, KEYS, D, PAGED, WIDE, False, SOFTCAP, WINDOW, STAGES,
-        )  # fmt: skip
+    peak_M, mass_M, acc_MD = attend_tiles(
+        q_MD, peak_M, mass_M, acc_MD, position_M, k_ptr, v_ptr, line_ptr, begin, clear, nearest, keys, window,
+        score_scale, softcap, kv_stride, BLOCK, KEYS, D, PAGED, WIDE, False, SOFTCAP, WINDOW, STAGES,
+    )  # fmt: skip
     peak_M, mass_M, acc_MD = attend_tiles(
         q_MD, peak_M, mass_M, acc_MD, position_M, k_ptr, v_ptr, line_ptr, clear, final // KEYS + 1, nearest, keys,
         window, score_scale, softcap, kv_stride, BLOCK, KEYS, D, PAGED, WIDE, True, SOFTCAP, WINDOW, STAGES,
@@ -209,5 +162,5 @@ def prefill(
         KV_HEADS=kv_heads, GROUP=heads // kv_heads, D=head_dim, D_PAD=power_of_two(head_dim),
         BLOCK=pages.k.shape[1], ROWS=config.rows, KEYS=config.keys, PAGED=fresh is None,
         WIDE=k.numel() >= 1 << 31, SOFTCAP=bool(softcap), WINDOW=scores.window is not None, STAGES=config.stages,
-        AHEAD=config.ahead, num_warps=config.warps, **options,
+        num_warps=config.warps, **options,
     )  # fmt: skip

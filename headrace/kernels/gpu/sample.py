@@ -1,7 +1,7 @@
 """Drawing tokens in Triton: a row is cut into parts so that one row uses the whole GPU, and nothing is sorted.
 
 Rows without top_k and top_p take two kernels (score every part, pick the best part), min_p one more for the largest
-logit. Rows with top_k or top_p: the r-th largest of the maxima of small blocks is a bound that at least r tokens
+logit. Where nothing is cut and there is much to do, the first rules out most tokens by a bound on their noise. Rows with top_k or top_p: the r-th largest of the maxima of small blocks is a bound that at least r tokens
 reach, so a few hundred candidates that reach it are collected, and one program per row finds the exact sets among
 them, bit by bit. Where they do not suffice (a flat row, a large top_k) that program falls back on the whole row: it
 takes the winner of all tokens and accepts it if its rank and the mass above it allow, else looks only above it. That
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from headrace.kernels import sample
+from headrace.kernels import configs, sample
 from headrace.kernels.launch import power_of_two
 
 NEAR = tl.constexpr(sample.NEAR)
@@ -28,6 +28,7 @@ SEED_B = tl.constexpr(sample.SEED_B)
 FAR = tl.constexpr(32.0)
 """A token this far below the likeliest never wins: the noise spans less than 26."""
 KEY_BITS = tl.constexpr(31)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -54,16 +55,21 @@ def row_keys(seed, position):
 
 
 @triton.jit
-def gumbel(ids, first, second, LIBM: tl.constexpr):
-    """sample.gumbel for token ids int32."""
+def random_bits(ids, first, second):
+    """sample.random_bits for token ids int32, as uint32."""
     x = ids.to(tl.uint32) + first
     x = x ^ (x >> 16)
     x = x * MIX_A
     x = x ^ second
     x = x ^ (x >> 15)
     x = x * MIX_B
-    x = x ^ (x >> 15)
-    uniform = ((x & 0x7FFFFFFF).to(tl.float32) + 0.5) * UNIT
+    return (x ^ (x >> 15)) & 0x7FFFFFFF
+
+
+@triton.jit
+def gumbel(ids, first, second, LIBM: tl.constexpr):
+    """sample.gumbel for token ids int32."""
+    uniform = (random_bits(ids, first, second).to(tl.float32) + 0.5) * UNIT
     if LIBM:
         noise = -libdevice.log(-libdevice.log1p(-uniform))
     else:
@@ -173,6 +179,70 @@ def score_kernel(
                 first, second = row_keys(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
                 score += gumbel(ids, first, second, LIBM)
     best, at = first_of_best(score, ids)
+    tl.store(best_ptr + row * parts + part, best)
+    tl.store(at_ptr + row * parts + part, at)
+
+
+@triton.jit
+def power(x, LIBM: tl.constexpr):
+    """2**x to a few parts in 2**22; 0 where that is too small for a normal number."""
+    if LIBM:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.exp2(x)
+
+
+@triton.jit
+def race_kernel(
+    logits_ptr, stride, scale_ptr, seeds_ptr, positions_ptr, best_ptr, at_ptr, V, span,
+    TILE: tl.constexpr, LIBM: tl.constexpr,
+):  # fmt: skip
+    """As score_kernel for rows without any cut: `span` tokens of one row, TILE at a time, by one warp.
+
+    With u the uniform number behind a token's noise g = -log(-log1p(-u)), -log(u / (1 - u)) < g < -log(u). So a
+    token whose u is not below exp(z - best so far) cannot win: a hash, a power and a comparison rule out nearly
+    all, and the exact noise is computed only for the few that are left, one after the other.
+    """
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    scale = tl.load(scale_ptr + row)
+    first, second = row_keys(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
+    base = logits_ptr + row * stride
+    start = part * span
+    end = tl.minimum(start + span, V)
+    ids = start + tl.arange(0, TILE)
+    ahead = tl.load(base + ids, mask=ids < end, other=-float("inf"))
+    best, bound, at = -float("inf"), -float("inf"), start
+    for _ in range(start, end, TILE):
+        x = ahead
+        ahead = tl.load(base + ids + TILE, mask=ids + TILE < end, other=-float("inf"))
+        if scale > 0:
+            bits = random_bits(ids, first, second).to(tl.int32).to(tl.float32)
+            if bound == -float("inf"):
+                u = (bits + 0.5) * UNIT
+                bound = tl.max(x * scale - 0.6931471805599453 * (tl.log2(u) - tl.log2(1.0 - u)), 0)
+            # The margin is many times what rounding can do to either side.
+            least = tl.minimum(bound - (1e-3 + tl.abs(bound) * 1e-6), 1e38)
+            possible = bits < power(tl.fma(x, scale * LOG2_E, 31.0 - least * LOG2_E), LIBM)
+        else:
+            possible = x > best
+            most = tl.max(x, 0)
+            possible = possible & (x == most)
+        left = tl.where(possible, ids, 0x7FFFFFFF)
+        token = tl.min(left, 0)
+        while token < end:
+            score = tl.load(base + token)
+            if scale > 0:
+                score = score * scale + gumbel(token, first, second, LIBM)
+            at = tl.where(score > best, token, at)
+            best = tl.maximum(best, score)
+            left = tl.where(left > token, left, 0x7FFFFFFF)
+            token = tl.min(left, 0)
+            if (scale <= 0) | (best == float("inf")):
+                token = end
+        bound = tl.maximum(bound, best)
+        ids += TILE
+    parts = tl.num_programs(1)
     tl.store(best_ptr + row * parts + part, best)
     tl.store(at_ptr + row * parts + part, at)
 
@@ -294,24 +364,45 @@ def block_for(vocab: int) -> int:
     return max(16, min(512, power_of_two(vocab // 256 + 1) // 2))
 
 
-def draw(logits_SV: Tensor, settings: sample.Settings | None, plan: sample.Plan, cap: int = 1024) -> Tensor:
-    """sample.draw on a GPU: int64 [S]. `cap`: candidates a row may have before its whole row is searched."""
+RACE_TILE = 512
+RACE_PROGRAMS = 16
+"""Tokens that a warp of race_kernel looks at together; such warps per multiprocessor."""
+
+
+def race_span(rows: int, vocab: int, programs: int) -> int:
+    """Tokens of a row that one program of race_kernel takes so that `programs` share the work; whole tiles."""
+    parts = max(1, min(-(-programs // rows), vocab // (RACE_TILE * 4)))
+    return triton.cdiv(triton.cdiv(vocab, parts), RACE_TILE) * RACE_TILE
+
+
+def draw(
+    logits_SV: Tensor, settings: sample.Settings | None, plan: sample.Plan, cap: int = 1024, span: int = 0
+) -> Tensor:
+    """sample.draw on a GPU: int64 [S]. `cap`: candidates a row may have before its whole row is searched.
+
+    `span`: tokens of a row per program of race_kernel where no row has a cut; 0 chooses, or leaves it to
+    score_kernel where there is little to do.
+    """
     rows, vocab = logits_SV.shape
+    tokens = torch.empty(rows, dtype=torch.int64, device=logits_SV.device)
+    if rows == 0:
+        return tokens
     logits_SV = logits_SV if logits_SV.stride(1) == 1 else logits_SV.contiguous()
     device, stride = logits_SV.device, logits_SV.stride(0)
     block = block_for(vocab)
     tile = min(1024 if rows * vocab <= 1 << 19 else 4096, max(16, power_of_two(vocab)))
-    blocks, parts = triton.cdiv(vocab, block), triton.cdiv(vocab, tile)
     peaked = plan.cuts or plan.floors
+    free = settings is not None and not plan.greedy and not peaked
+    if free and not span and rows * vocab > 1 << 19 and logits_SV.is_cuda:
+        span = race_span(rows, vocab, RACE_PROGRAMS * configs.multiprocessors(device))
+    span = span if free else 0
+    blocks, parts = triton.cdiv(vocab, block), triton.cdiv(vocab, span or tile)
     peaks = torch.empty(rows, blocks if peaked else 1, device=device)
     best = torch.empty(rows, parts, device=device)
     at = torch.empty(rows, parts, dtype=torch.int32, device=device)
     count = torch.empty(rows, dtype=torch.int32, device=device)
     total = torch.empty(rows, dtype=torch.int64, device=device)
     candidates = torch.empty(rows, cap if plan.cuts else 1, dtype=torch.int32, device=device)
-    tokens = torch.empty(rows, dtype=torch.int64, device=device)
-    if rows == 0:
-        return tokens
     knobs = (tokens,) * 6 if settings is None else settings  # a greedy kernel reads none of them
     shared = {
         "BLOCKS": power_of_two(blocks),
@@ -327,10 +418,17 @@ def draw(logits_SV: Tensor, settings: sample.Settings | None, plan: sample.Plan,
         peaks_kernel[(rows, triton.cdiv(blocks, each))](
             logits_SV, stride, peaks, count, total, vocab, blocks, BLOCKS=each, BLOCK=block, num_warps=4
         )
-    score_kernel[(rows, parts)](
-        logits_SV, stride, *knobs, peaks, count, total, candidates, best, at, vocab, blocks, parts,
-        GREEDY=plan.greedy, PEAKED=peaked, CUTS=plan.cuts, num_warps=4 if tile <= 1024 else 8, **shared, **exact,
-    )  # fmt: skip
+    if settings is not None and span:
+        race_kernel[(rows, parts)](
+            logits_SV, stride, settings.scale, settings.seeds, settings.positions, best, at, vocab, span,
+            TILE=min(RACE_TILE, span), LIBM=COMPILED, num_warps=1, **exact,
+        )  # fmt: skip
+    else:
+        score_kernel[(rows, parts)](
+            logits_SV, stride, *knobs, peaks, count, total, candidates, best, at, vocab, blocks, parts,
+            GREEDY=plan.greedy, PEAKED=peaked, CUTS=plan.cuts, num_warps=4 if tile <= 1024 else 8,
+            **shared, **exact,
+        )  # fmt: skip
     choose_kernel[(rows,)](
         logits_SV, stride, *knobs, peaks, count, total, candidates, best, at, tokens, vocab, blocks, parts,
         CUTS=plan.cuts, PARTS=power_of_two(parts), num_warps=8 if plan.cuts else 4, **shared, **exact,

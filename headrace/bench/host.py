@@ -1,0 +1,93 @@
+"""What a step costs on the host, per row: planning, filling the batch, committing, and turning tokens into text.
+
+No model runs: an executor answers every step at once with tokens of its own, so only our own work is timed.
+"""
+
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+
+from headrace.bench.result import Measure
+from headrace.engine.batch import Batch
+from headrace.engine.blocks import BlockPool
+from headrace.engine.cache import KVCache
+from headrace.engine.layout import lay_out
+from headrace.engine.request import Event, Request, SamplingParams
+from headrace.engine.scheduler import Outcome, Row, Scheduler
+from headrace.engine.stream import Stream
+from headrace.text.tokenizer import Tokenizer
+
+
+class Costs(NamedTuple):
+    """Seconds spent in each part, and what for."""
+
+    rows: int
+    tokens: int
+    steps: int
+    plan: float
+    fill: float
+    commit: float
+    text: float
+
+    def measures(self, name: str) -> list[Measure]:
+        """Microseconds per row of a step, or per token where a row is many."""
+        per = self.tokens if self.tokens > 2 * self.rows else self.rows
+        unit = "us/token" if per == self.tokens else "us/row"
+        parts = (("plan", self.plan), ("fill", self.fill), ("commit", self.commit), ("text", self.text))
+        return [
+            Measure(f"{name}: {part}", spent / per * 1e6, unit, "lower") for part, spent in parts if spent
+        ]
+
+
+class _NoAttention:
+    def plan(self, batch: object) -> None:
+        pass
+
+
+def measure(
+    rows: int, tokens_in: int, tokens_out: int, step_tokens: int, tokenizer: Tokenizer | None
+) -> Costs:
+    """Run `rows` requests of these lengths through scheduler, batch and streams, with nothing behind them."""
+    block, most = 16, tokens_in + tokens_out
+    layout = lay_out([None])
+    scheduler = Scheduler(BlockPool(rows * (most // block + 2), block, layout.groups), step_tokens, rows)
+    cache = KVCache(layout, 1, block, 1, 16, torch.float32, torch.device("cpu"))
+    batch = Batch(rows, step_tokens, most // block + 1, cache, _NoAttention())  # pyright: ignore[reportArgumentType]
+    params = SamplingParams(max_tokens=tokens_out, ignore_eos=True)
+    streams: dict[str, Stream] = {}
+    for n in range(rows):
+        prompt = tuple((n * 7919 + i) % 30000 + 100 for i in range(tokens_in))
+        request = Request(id=str(n), prompt=prompt, params=params, max_tokens=tokens_out)
+        streams[request.id] = Stream(request, tokenizer)
+        scheduler.add(request)
+    spent = [0.0] * 4
+    counted = [0] * 3
+    while True:
+        began = perf_counter()
+        step = scheduler.plan()
+        planned = perf_counter()
+        if not step:
+            break
+        batch.fill(step)
+        filled = perf_counter()
+        events = scheduler.commit(step, _answer(step))
+        committed = perf_counter()
+        if tokenizer is not None:
+            _read(events, streams)
+        ended = perf_counter()
+        for i, (a, b) in enumerate(
+            ((began, planned), (planned, filled), (filled, committed), (committed, ended))
+        ):
+            spent[i] += b - a
+        counted = [counted[0] + len(step), counted[1] + batch.tokens, counted[2] + 1]
+    return Costs(*counted, *spent)
+
+
+def _answer(step: list[Row]) -> Outcome:
+    return Outcome([1000 + len(row.seq.tokens) % 5000 for row in step if row.samples])
+
+
+def _read(events: list[Event], streams: dict[str, Stream]) -> None:
+    for event in events:
+        streams[event.id].take(event)

@@ -1,0 +1,63 @@
+"""What every benchmark command prints and writes: a table, a JSON file, a comparison with an earlier one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from headrace.base.hardware import probe
+from headrace.bench.result import Measure, Result, commit, compare, versions
+
+if TYPE_CHECKING:
+    from headrace.engine.resolve import Plan
+
+WORDS = {"better": "green", "worse": "red"}
+
+
+def result(
+    benchmark: str, settings: dict[str, Any], measures: list[Measure], plan: "Plan | None" = None
+) -> Result:
+    """The result of a benchmark on this machine."""
+    hardware = probe()
+    machine: dict[str, Any] = {"cpu": hardware.cpu_name, "cores": hardware.cores}
+    if plan is not None and plan.device.type == "cuda":
+        import torch
+
+        machine["gpu"] = torch.cuda.get_device_name(plan.device)
+    return Result(benchmark, machine, versions("headrace", "torch", "triton"), commit(), settings, measures)
+
+
+def report(found: Result, output: Path | None, before: Path | None) -> None:
+    """Print the table; write the JSON where asked; say what changed against an earlier result."""
+    table = Table(title=found.benchmark, caption=_where(found))
+    for heading in ("measure", "value", "unit"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    for measure in found.measures:
+        table.add_row(measure.name, _number(measure.value), measure.unit)
+    console = Console()
+    console.print(table)
+    if before is not None:
+        console.print(_comparison(Result.read(before), found))
+    if output is not None:
+        found.write(output)
+
+
+def _comparison(before: Result, after: Result) -> Table:
+    table = Table(title=f"against {before.commit or 'an unnamed commit'}")
+    for heading in ("measure", "before", "after", "gain", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("measure", "verdict") else "right")
+    for row in compare(before, after):
+        gain = "" if row.gain is None else f"{row.gain:+.1%}"
+        word = f"[{WORDS[row.word]}]{row.word}[/]" if row.word in WORDS else row.word
+        table.add_row(f"{row.name} ({row.unit})", _number(row.before), _number(row.after), gain, word)
+    return table
+
+
+def _where(found: Result) -> str:
+    machine = found.machine.get("gpu") or f"{found.machine['cpu']}, {found.machine['cores']} cores"
+    return f"{machine}; torch {found.versions.get('torch', '?')}; commit {found.commit or 'unknown'}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.3f}" if value < 100 else f"{value:,.0f}"

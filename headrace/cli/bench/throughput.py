@@ -1,0 +1,98 @@
+"""Times named workloads through the whole engine: token ids in, token ids out."""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from headrace.base.config import Config
+from headrace.base.errors import Refused
+from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli._load import load
+from headrace.cli.bench._report import report, result
+
+
+def run(
+    workloads: Annotated[list[str] | None, Parameter(name="WORKLOAD", negative=())] = None,
+    /,
+    *,
+    shape: str | None = None,
+    requests: int | None = None,
+    tokens_in: int = 512,
+    tokens_out: int = 128,
+    repeats: int = 2,
+    temperature: float = 0.8,
+    output: Path | None = None,
+    compare: Path | None = None,
+    engine: EngineFlags = Engine(),
+) -> None:
+    """Time workloads: all requests are there from the start, answers have fixed lengths, text is not made.
+
+    On a GPU: single, batch32, batch256, mixed, prefill, long, prefix. On a CPU: single, prefill, batch16, mixed64,
+    prefix32. The same name is always the same work for a vocabulary; repeats use other tokens of the same lengths.
+
+    Parameters
+    ----------
+    workloads
+        names of workloads; single if none is named
+    shape
+        a real model's shape with random weights, such as llama-3.1-8b or qwen3-0.6b, instead of a model
+    requests
+        instead of named workloads: that many requests of --tokens-in and --tokens-out
+    tokens_in
+        tokens of each prompt
+    tokens_out
+        tokens of each answer
+    repeats
+        how often each workload is timed; the best counts
+    temperature
+        of the sampling; 0 takes the likeliest token
+    output
+        JSON file to write
+    compare
+        earlier JSON file to compare with
+    """
+    if repeats < 1:
+        raise Refused(f"--repeats is {repeats}; expected at least 1", param="repeats")
+    if requests is not None and workloads:
+        raise Refused(
+            "both workloads and --requests are given", param="requests", hint="leave one of them out"
+        )
+    from headrace.bench.throughput import time_workload
+    from headrace.bench.workloads import custom, workload
+
+    with tempfile.TemporaryDirectory() as folder:
+        llm = load(_config(engine.config, shape, Path(folder)))
+    vocab, gpu = llm.intake.vocab, llm.plan.device.type == "cuda"
+    if requests is not None:
+        work = [custom(requests, tokens_in, tokens_out, vocab)]
+    else:
+        work = [workload(name, vocab, gpu) for name in workloads or ["single"]]
+    measures = []
+    for one in work:
+        timing = time_workload(llm, one, repeats, temperature, lambda said: print(said, file=sys.stderr))  # noqa: T201
+        measures += timing.measures()
+    settings = {
+        "model": shape or llm.plan.model,
+        "dtype": str(llm.plan.dtype).removeprefix("torch."),
+        "temperature": temperature,
+        "repeats": repeats,
+        "kv_tokens": llm.plan.kv_tokens,
+        "rows": llm.plan.rows,
+        "tokens": llm.plan.tokens,
+    }
+    report(result("throughput", settings, measures, llm.plan), output, compare)
+
+
+def _config(config: Config, shape: str | None, folder: Path) -> Config:
+    if shape is None:
+        return config
+    from headrace.bench.shapes import write_shape
+
+    model = replace(config.model, path=str(write_shape(shape, folder)), dummy_weights=True)
+    if model.max_len is None:
+        model = replace(model, max_len=32768 if shape != "smollm2-135m" else None)
+    return replace(config, model=model)
