@@ -12,14 +12,18 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; torch is imported only if somebody asks."""
-    wanting = [item for item in items if item.get_closest_marker("gpu")]
-    if wanting:
-        import torch
+import torch
 
-        if not torch.cuda.is_available():
-            for item in wanting:
+if not torch.cuda.is_available():
+    # Kernels run in Triton's interpreter. Read when triton is imported, which any test's imports may do.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 

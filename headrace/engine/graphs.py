@@ -26,10 +26,10 @@ class Captured(NamedTuple):
 
 def padded(rows: int) -> int:
     """The row count of the graph that serves `rows`: few graphs, little padding."""
-    for upto, step in ((2, 1), (8, 2), (64, 8), (256, 16)):
+    for upto, step in ((2, 1), (8, 2), (64, 8), (256, 16), (512, 32)):
         if rows <= upto:
             return -(-rows // step) * step
-    return -(-rows // 32) * 32
+    return -(-rows // 64) * 64
 
 
 class Graphs:

@@ -24,7 +24,8 @@ class Intake:
         if isinstance(prompt, Mapping):
             if (given := prompt.get("prompt_token_ids")) is None and (given := prompt.get("prompt")) is None:
                 raise Refused(
-                    f"a prompt has keys {sorted(prompt)}; expected 'prompt' or 'prompt_token_ids'", param="prompt"
+                    f"a prompt has keys {sorted(map(str, prompt))}; expected 'prompt' or 'prompt_token_ids'",
+                    param="prompt",
                 )
             return self.ids(given)
         if isinstance(prompt, str):
@@ -56,7 +57,9 @@ class Intake:
                 param="prompt",
             )
         check_vocab(params, self.vocab)
-        stop_ids = frozenset(params.stop_token_ids) | (frozenset[int]() if params.ignore_eos else self.eos_ids)
+        stop_ids = frozenset(params.stop_token_ids) | (
+            frozenset[int]() if params.ignore_eos else self.eos_ids
+        )
         request = Request(
             id=id,
             prompt=ids,

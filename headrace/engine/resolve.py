@@ -17,6 +17,12 @@ from headrace.engine.layout import Layout, lay_out
 from headrace.nn.decoder import Decoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LARGE_GPU = 60 * 2**30
+"""Bytes of a GPU from which on a step may have 1,024 rows."""
+
+CPU_KV = 4 * 2**30
+"""Bytes of KV cache on a CPU that nobody asked for a share of: memory that other programs may want."""
+
 SHORTEST = 256
 """A length that nobody asked for is not lowered below this many tokens to make a model fit."""
 
@@ -74,11 +80,15 @@ def pick_device(config: Config) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise Refused(
-            "no GPU is usable from here", param="model.device", hint="use --device cpu, or see `headrace doctor`"
+            "no GPU is usable from here",
+            param="model.device",
+            hint="use --device cpu, or see `headrace doctor`",
         )
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise Refused(f"there is no GPU {device.index}; found {torch.cuda.device_count()}", param="model.device")
+        raise Refused(
+            f"there is no GPU {device.index}; found {torch.cuda.device_count()}", param="model.device"
+        )
     return device
 
 
@@ -93,7 +103,11 @@ def pick_dtype(config: Config, settings: dict[str, Any], device: torch.device) -
 
 
 def resolve(
-    config: Config, settings: dict[str, Any], hardware: Hardware, build: Callable[[int], Decoder], path: Path | None
+    config: Config,
+    settings: dict[str, Any],
+    hardware: Hardware,
+    build: Callable[[int], Decoder],
+    path: Path | None,
 ) -> Plan:
     """Decide everything. `settings` is the model's config; `build(max_len)` makes it on the meta device.
 
@@ -102,38 +116,33 @@ def resolve(
     device = pick_device(config)
     dtype = pick_dtype(config, settings, device)
     cpu = device.type == "cpu"
-    made_for = int(settings["max_position_embeddings"])
-    max_len = config.model.max_len or made_for
-    if max_len > made_for:
-        raise Refused(
-            f"model.max_len {max_len} is more than the {made_for} positions this model was made for",
-            param="model.max_len",
-            hint=f"use {made_for} or less, or a checkpoint with rope scaling",
-        )
-    tokens = config.schedule.tokens or (512 if cpu else 8192)
-    rows = min(config.schedule.rows or (64 if cpu else 512), tokens)
-    model = build(max_len)
-    attention = model.attentions
-    layout = lay_out([layer.window for layer in attention])
-    sizes = {(layer.kv_heads, layer.head_dim) for layer in attention}
-    if len(sizes) > 1:
-        raise Refused(f"layers with different KV shapes are not supported: {sorted(sizes)}")
-    (kv_heads, head_dim) = sizes.pop()
-    per_block = bytes_per_block(layout, config.memory.block, kv_heads, head_dim, dtype)
-    weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     free = hardware.free_bytes if cpu else torch.cuda.mem_get_info(device)[0]
     share = config.memory.share or (0.5 if cpu else 0.92)
-    work = workspace(settings, attention[0].heads * head_dim, tokens, rows, dtype)
-    memory = _Room(config, free, int(free * share), share, weights, work, per_block)
-    max_len, kv_blocks = memory.kv_blocks(layout, max_len, rows, tokens)
+    tokens, rows = _step_sizes(config, device)
+    max_len = _longest_wanted(config, settings)
+    model = build(max_len)
+    layers = model.attentions
+    layout = lay_out([layer.window for layer in layers])
+    sizes = {(layer.kv_heads, layer.head_dim) for layer in layers}
+    if len(sizes) > 1:
+        raise Refused(f"layers with different KV shapes are not supported: {sorted(sizes)}")
+    per_block = bytes_per_block(layout, config.memory.block, *sizes.pop(), dtype)
+    parameters = sum(p.numel() for p in model.parameters())
+    weights = parameters * dtype.itemsize + sum(b.numel() * b.itemsize for b in model.buffers())
+    work = workspace(settings, layers[0].heads * layers[0].head_dim, tokens, rows, dtype)
+    most = CPU_KV // per_block if cpu and config.memory.share is None else None
+    room = _Room(config, free, int(free * share), share, weights, work, per_block, most)
+    max_len, kv_blocks = room.kv_blocks(layout, max_len, rows, tokens)
+    attention = pick_attention(config, device, layers[0].head_dim)
+    recorded = attention == "triton" and dtype.itemsize == 2 and config.memory.block % 16 == 0
     return Plan(
         model=config.model.path,
         path=path,
         architecture=str(settings["model_type"]),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         dtype=dtype,
         device=device,
-        attention=pick_attention(config, device, head_dim),
+        attention=attention,
         threads=config.model.threads or hardware.cores,
         max_len=max_len,
         block=config.memory.block,
@@ -144,10 +153,33 @@ def resolve(
         policy=config.schedule.policy,
         prefix_cache=config.schedule.prefix_cache,
         overlap=not cpu if config.schedule.overlap == "auto" else config.schedule.overlap == "on",
-        graphs=not cpu and config.schedule.graphs,
+        graphs=recorded and config.schedule.graphs,
         seed=config.model.seed,
         memory=MemoryPlan(free, int(free * share), weights, work, kv_blocks * per_block),
     )
+
+
+def _step_sizes(config: Config, device: torch.device) -> tuple[int, int]:
+    """(tokens, rows) of a step at the most. A large GPU has the memory for many rows, and gains by them."""
+    if device.type == "cpu":
+        tokens, rows = 512, 64
+    else:
+        large = torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU
+        tokens, rows = 8192, 1024 if large else 256
+    tokens = config.schedule.tokens or tokens
+    return tokens, min(config.schedule.rows or rows, tokens)
+
+
+def _longest_wanted(config: Config, settings: dict[str, Any]) -> int:
+    made_for = int(settings["max_position_embeddings"])
+    max_len = config.model.max_len or made_for
+    if max_len > made_for:
+        raise Refused(
+            f"model.max_len {max_len} is more than the {made_for} positions this model was made for",
+            param="model.max_len",
+            hint=f"use {made_for} or less, or a checkpoint with rope scaling",
+        )
+    return max_len
 
 
 def pick_attention(config: Config, device: torch.device, head_dim: int) -> str:
@@ -197,6 +229,7 @@ class _Room:
     weights: int
     work: int
     per_block: int
+    most: int | None = None
 
     def kv_blocks(self, layout: Layout, max_len: int, rows: int, tokens: int) -> tuple[int, int]:
         """(longest request, blocks). Raises Refused with the setting that would fit."""
@@ -210,23 +243,24 @@ class _Room:
                 f"memory.kv_blocks {asked} needs {gib(asked * self.per_block)}; {gib(fit * self.per_block)} is left"
                 f" beside the weights",
                 param="memory.kv_blocks",
-                hint=f"use {fit} or less",
+                hint=f"use --memory.kv-blocks {fit} or less",
             )
-        blocks = asked if asked is not None else min(fit, rows * blocks_for(layout, max_len, block, tokens))
-        if blocks_for(layout, max_len, block, tokens) <= blocks:
+        one = blocks_for(layout, max_len, block, tokens)
+        enough = rows * one if self.most is None else max(one, min(rows * one, self.most))
+        blocks = asked if asked is not None else min(fit, enough)
+        if one <= blocks:
             return max_len, blocks
         longest = self._longest(layout, max_len, blocks, tokens)
         if longest < 2:  # one token of prompt, one of answer
             raise Refused(
                 f"memory.kv_blocks {blocks} cannot hold a single request of two tokens",
                 param="memory.kv_blocks",
-                hint=f"use {blocks_for(layout, 2, block, tokens)} or more",
+                hint=f"use --memory.kv-blocks {blocks_for(layout, 2, block, tokens)} or more",
             )
         if self.config.model.max_len is not None:
             more = "give more memory with --memory.share" if asked is None else "raise --memory.kv-blocks"
             raise Refused(
-                f"one request of model.max_len {max_len} needs"
-                f" {blocks_for(layout, max_len, block, tokens)} KV blocks; {blocks} are there",
+                f"one request of model.max_len {max_len} needs {one} KV blocks; {blocks} are there",
                 param="model.max_len",
                 hint=f"use --max-len {longest} or less, or {more}",
             )
@@ -241,23 +275,25 @@ class _Room:
         return low
 
     def _too_small(self, layout: Layout, max_len: int, tokens: int) -> Refused:
-        """What would fit: a larger share, with a shorter model.max_len where the one asked for is too much."""
-        asked, block = self.config.model.max_len, self.config.memory.block
+        """What would fit: a larger share, with less KV cache where what was asked for is too much for any share."""
+        asked, block = self.config.memory.kv_blocks, self.config.memory.block
         shortest = min(SHORTEST, max_len)
-        for length in (asked or shortest, shortest):
-            kv = blocks_for(layout, length, block, tokens) * self.per_block
-            needed = self.weights + self.work + kv
+        least = blocks_for(layout, shortest, block, tokens)
+        wanted = asked or blocks_for(layout, self.config.model.max_len or shortest, block, tokens)
+        for blocks in (wanted, least):
+            needed = self.weights + self.work + blocks * self.per_block
             if fits := needed <= self.free * 0.98:
                 break
         said = (
-            f"the model needs {gib(needed)} (weights {gib(self.weights)}, workspace {gib(self.work)}, KV cache of"
-            f" {length} tokens {gib(kv)}); memory.share {self.share:g} of {gib(self.free)} free is"
+            f"the model needs {gib(needed)} (weights {gib(self.weights)}, workspace {gib(self.work)}, KV cache"
+            f" {gib(blocks * self.per_block)}); memory.share {self.share:g} of {gib(self.free)} free is"
             f" {gib(self.allowed)}"
         )
         hint = "use a smaller model, --dtype bfloat16 where it runs in float32, or a machine with more memory"
         if fits:
             hint = f"use --memory.share {min(0.98, needed / self.free + 0.01):.2f}"
-            hint += f" --max-len {length}" if asked is not None and length < asked else ""
+            hint += f" --memory.kv-blocks {blocks}" if blocks < wanted and asked else ""
+            hint += f" --max-len {shortest}" if blocks < wanted and self.config.model.max_len else ""
         return Refused(said, param="memory.share", hint=hint)
 
 

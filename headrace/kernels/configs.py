@@ -35,6 +35,23 @@ class Skinny:
     stages: int
 
 
+@dataclass(frozen=True, slots=True)
+class Wide:
+    """Tens to thousands of tokens: tiles [m, n] in steps of k, `programs` persistent ones per multiprocessor.
+
+    n counts gate and up both where they are computed together. With `stream` what does not fill a whole wave of
+    tiles is cut along the inputs, so that every program gets the same number of steps.
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+    programs: int = 1
+    stream: bool = False
+
+
 # Which generations may start a kernel before its predecessor ends (programmatic dependent launch).
 PDL: dict[Capability, bool] = {(9, 0): True, (10, 0): True}
 
@@ -95,6 +112,15 @@ SKINNY: dict[Capability, dict[tuple[int, int, int, bool], Skinny | None]] = {
     },
     (10, 0): {},
 }  # fmt: skip
+
+# (tokens at most, N, K, gated) -> configuration for what SKINNY leaves over; None and no row: cuBLAS.
+MIDDLE: dict[Capability, dict[tuple[int, int, int, bool], Wide | None]] = {
+    (8, 0): {},
+    (8, 9): {},
+    (9, 0): {},
+    (10, 0): {},
+}
+MIDDLE_STEPS = (64, 96, 128, 192, 256, 384, 512, 1 << 30)
 
 # Weights with more elements than this and no measurement are left to cuBLAS, which reads them as fast.
 SKINNY_ELEMENTS = 1 << 23
@@ -162,6 +188,17 @@ def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) ->
     return skinny_rule(tokens, n, k, gated, MULTIPROCESSORS.get(cap, 132))
 
 
+def middle(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Wide | None:
+    """Configuration for a weight [N, K] (or [2N, K]) and any number of tokens, None for the library's product."""
+    table = MIDDLE.get(cap)
+    if not table:
+        return None
+    for most in MIDDLE_STEPS:
+        if tokens <= most and (most, n, k, gated) in table:
+            return table[most, n, k, gated]
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class PagedDecode:
     """Attention of single queries: tiles of 16 keys per warp, `stages` of them in flight per program.
@@ -219,8 +256,8 @@ PAGED_DECODE: dict[Capability, dict[int, dict[int, PagedDecode]]] = {
     (9, 0): {
         64: {132: PagedDecode(4, 4, 2, 64, None, 512, 512), MANY: PagedDecode(4, 6, 2, 256)},
         128: {
-            132: PagedDecode(4, 4, 2, 64, None, 256, 512),
-            264: PagedDecode(2, 4, 4, 256, None, 512, 256),
+            132: PagedDecode(4, 6, 1, 128, None, 256, 512),
+            2048: PagedDecode(1, 6, 8, 256),
             MANY: PagedDecode(2, 4, 4, 256),
         },
         256: {MANY: PagedDecode(2, 4, 2, 256)},

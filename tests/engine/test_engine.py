@@ -29,7 +29,9 @@ def started(llama_folder: Path, overlap: str) -> Started:
 
 
 def ask(id: object, prompt: Iterable[int], params: SamplingParams = GREEDY, **more) -> Request:
-    return Request(id=str(id), prompt=tuple(prompt), params=params, max_tokens=params.max_tokens or 16, **more)
+    return Request(
+        id=str(id), prompt=tuple(prompt), params=params, max_tokens=params.max_tokens or 16, **more
+    )
 
 
 def drain(engine: Engine, limit: int = 5000) -> list[Event]:
@@ -171,7 +173,9 @@ def work(count: int, seed: int) -> list[Request]:
     stems = [[random.randrange(3, 259) for _ in range(40)] for _ in range(4)]
     requests = []
     for i in range(count):
-        prompt = random.choice(stems)[: random.randrange(1, 41)] + [random.randrange(3, 259)] * random.randrange(20)
+        prompt = random.choice(stems)[: random.randrange(1, 41)] + [
+            random.randrange(3, 259)
+        ] * random.randrange(20)
         params = SamplingParams(temperature=0, max_tokens=random.randrange(1, 25))
         salt = random.choice(["", "", "", "x", "y"])
         requests.append(ask(i, prompt, params, salt=salt, priority=random.randrange(-1, 2)))
@@ -200,13 +204,17 @@ def test_two_hundred_requests_get_what_each_gets_alone(family, request, overlap)
         tiny.assert_greedy(model, one.prompt, found[one.id])
     counts = engine.scheduler.counts
     assert counts.evictions > 10
-    assert counts.cached_tokens > {"llama": 500, "gemma": 10}[family]  # two groups of three forget what is out of sight
+    assert (
+        counts.cached_tokens > {"llama": 500, "gemma": 10}[family]
+    )  # two groups of three forget what is out of sight
     assert_idle(engine)
 
 
 def test_a_seeded_request_draws_the_same_whatever_shares_its_batch(llama_folder: Path, overlap: str):
     params = [
-        SamplingParams(seed=i, temperature=1.0, max_tokens=20, top_k=(0, 20)[i % 2], top_p=(1, 0.9)[i % 3 == 0])
+        SamplingParams(
+            seed=i, temperature=1.0, max_tokens=20, top_k=(0, 20)[i % 2], top_p=(1, 0.9)[i % 3 == 0]
+        )
         for i in range(12)
     ]
     settings = {"num_gpu_blocks_override": 14, "block_size": 4, "max_num_batched_tokens": 16}

@@ -21,7 +21,14 @@ def intake() -> Intake:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["ab", IDS, tuple(IDS), {"prompt": "ab"}, {"prompt_token_ids": IDS}, {"prompt": "x", "prompt_token_ids": IDS}],
+    [
+        "ab",
+        IDS,
+        tuple(IDS),
+        {"prompt": "ab"},
+        {"prompt_token_ids": IDS},
+        {"prompt": "x", "prompt_token_ids": IDS},
+    ],
 )
 def test_forms_of_a_prompt(intake: Intake, prompt):
     assert intake.ids(prompt) == IDS
@@ -67,8 +74,12 @@ def test_ignore_eos_leaves_the_callers_own_stops(intake: Intake):
     assert request.eos_ids == {tiny.EOS}
 
 
-@pytest.mark.parametrize(("seed", "seeds"), [(5, [5, 6, 7]), (2**63 - 2, [2**63 - 2, 2**63 - 1, 0]), (None, [None] * 3)])
-def test_every_answer_is_a_request_with_a_seed_of_its_own(intake: Intake, seed: int | None, seeds: list[int | None]):
+@pytest.mark.parametrize(
+    ("seed", "seeds"), [(5, [5, 6, 7]), (2**63 - 2, [2**63 - 2, 2**63 - 1, 0]), (None, [None] * 3)]
+)
+def test_every_answer_is_a_request_with_a_seed_of_its_own(
+    intake: Intake, seed: int | None, seeds: list[int | None]
+):
     requests = intake.requests("a", "ab", SamplingParams(n=3, seed=seed))
     assert [request.id for request in requests] == ["a/0", "a/1", "a/2"]
     assert [request.params.seed for request in requests] == seeds

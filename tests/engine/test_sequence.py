@@ -8,7 +8,12 @@ def sequence(prompt: tuple[int, ...] = (1, 2, 3), salt: str = "", **params) -> S
     asked = SamplingParams(**params)
     return Sequence(
         Request(
-            id="a", prompt=prompt, params=asked, max_tokens=asked.max_tokens or 16, stop_ids=frozenset({9}), salt=salt
+            id="a",
+            prompt=prompt,
+            params=asked,
+            max_tokens=asked.max_tokens or 16,
+            stop_ids=frozenset({9}),
+            salt=salt,
         ),
         order=0,
         groups=2,

@@ -133,7 +133,9 @@ def test_logprobs_and_what_was_cached_are_kept():
 PIECES = st.lists(st.sampled_from(["a", "b", "é", "ab", "ba"]), max_size=12).map("".join)
 
 
-@given(PIECES, st.lists(st.sampled_from(["ab", "bab", "é", "aab", "bb"]), min_size=1, max_size=3), st.booleans())
+@given(
+    PIECES, st.lists(st.sampled_from(["ab", "bab", "é", "aab", "bb"]), min_size=1, max_size=3), st.booleans()
+)
 @settings(deadline=None)
 def test_what_is_shown_does_not_depend_on_how_it_came(text: str, stops: list[str], include: bool):
     """The text ends at the stop string that is complete first, and is all there otherwise."""

@@ -278,7 +278,7 @@ def test_kernel_equals_definition_without_cuts(device, shape):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy, which interprets kernels, warns of infinities
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("tile", "span"), [(16, 64), (64, 128), (512, 1024)])
+@pytest.mark.parametrize(("tile", "span"), [(64, 192), (512, 1024)])
 def test_race_equals_definition(device, monkeypatch, shape, tile, span):
     from headrace.kernels.gpu import sample as gpu
 
@@ -309,7 +309,9 @@ def test_race_ends_on_broken_rows(device):
     tokens = kernel(logits, on(device, choose(5)), Plan(False, False, False), span=64).tolist()
     assert all(0 <= token < 200 for token in tokens)
     assert 5 <= tokens[3] < 9
-    assert tokens[4] == int(draw_ref(logits[4:], on(device, choose(5)).rows(torch.tensor([4], device=device)))[0])
+    assert tokens[4] == int(
+        draw_ref(logits[4:], on(device, choose(5)).rows(torch.tensor([4], device=device)))[0]
+    )
 
 
 def test_race_shares_the_work():

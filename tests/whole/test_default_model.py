@@ -51,7 +51,12 @@ def reference(default_model: Path, llm: LLM) -> Reference:
     padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
     out = model.generate(
-        padded, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False, eos_token_id=[2, 0], pad_token_id=0
+        padded,
+        attention_mask=mask,
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        eos_token_id=[2, 0],
+        pad_token_id=0,
     )
     return Reference(model, prompts, [_until_end(row[longest:].tolist()) for row in out])
 

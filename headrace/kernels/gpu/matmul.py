@@ -5,23 +5,21 @@ first; a tile interleaves their rows (gate 0, up 0, gate 1, ...) so that a pair 
 Weights depend on no kernel before, so under programmatic dependent launch they are requested before the wait.
 """
 
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from headrace.kernels import configs
 from headrace.kernels.configs import Gemv, Skinny
 from headrace.kernels.gpu.activation import gated
 from headrace.kernels.gpu.norm import normalize
-from headrace.kernels.launch import rows_of
+from headrace.kernels.gpu.product import MOST_TILES, PLAIN, Fusion, fits, multiply, split_counters, wait
+from headrace.kernels.launch import TENSOR_CORE_TYPES, rows_of
 
-MOST_TILES = 1 << 16
 LANES = tl.constexpr(8)
 
 
@@ -76,14 +74,6 @@ def prefetch_rows(weight_ptr, rows, live, first_k, K, LINES: tl.constexpr):
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; // $0", "=r,l", [where], dtype=tl.int32, is_pure=False, pack=1
         )
-
-
-@triton.jit
-def wait(PDL: tl.constexpr):
-    """Let the next kernel be brought in, then wait until the kernels before have ended."""
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
 
 
 @triton.jit
@@ -242,33 +232,6 @@ def skinny_kernel(
             finish(total, added_ptr, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, ADD_OUT, BIAS)
 
 
-@dataclass(frozen=True, slots=True)
-class Fusion:
-    """What surrounds a product: tensors are None where a part is absent."""
-
-    bias: Tensor | None = None
-    gain: Tensor | None = None  # norm weight [K]
-    eps: float = 0.0
-    offset: float = 0.0
-    before: Tensor | None = None  # added to x before the norm, [M, K]
-    after: Tensor | None = None  # added to the output, [M, N]
-    gated: bool = False
-
-    def outputs(self, weight: Tensor) -> int:
-        """N: rows of the weight, half of them where gate and up are computed together."""
-        return weight.shape[0] // 2 if self.gated else weight.shape[0]
-
-
-PLAIN = Fusion()
-
-
-@cache
-def split_counters(device: torch.device) -> Tensor:
-    """Arrivals per output tile, zero between launches; one stream per device computes."""
-    assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), "run once before capturing"
-    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
-
-
 def new_total(x: Tensor, fusion: Fusion) -> Tensor:
     """Where x + before goes; x itself where nothing is added."""
     return x if fusion.before is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -342,6 +305,11 @@ def normed_first(x: Tensor, fusion: Fusion, pdl: bool) -> tuple[Tensor, Tensor, 
 
 def library(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype | None, pdl: bool) -> Tensor:
     """The same product by cuBLAS, what surrounds it by launches of its own."""
+    wide = out_dtype == torch.float32 and x.dtype in TENSOR_CORE_TYPES and x.is_cuda
+    if wide and not fusion.gated and fusion.after is None:
+        # The sums as they are, without a pass that rounds and one that converts.
+        out = torch.mm(x, weight.t(), out_dtype=torch.float32)
+        return out if fusion.bias is None else out.add_(fusion.bias)
     out = functional.linear(x, weight, fusion.bias)
     if fusion.gated:
         out = gated(out, "silu", pdl)
@@ -369,5 +337,8 @@ def product(
         return skinny(x, weight, config, fusion, out_dtype, pdl)
     x, total, fusion = normed_first(x, fusion, pdl)
     if config is None:
+        tiled = configs.middle(cap, tokens, n, k, fusion.gated)
+        if tiled is not None and fits(x, weight):
+            return multiply(x, weight, tiled, fusion, out_dtype, pdl), total
         return library(x, weight, fusion, out_dtype, pdl), total
     return skinny(x, weight, config, fusion, out_dtype, pdl)[0], total

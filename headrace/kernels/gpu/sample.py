@@ -1,12 +1,13 @@
 """Drawing tokens in Triton: a row is cut into parts so that one row uses the whole GPU, and nothing is sorted.
 
 Rows without top_k and top_p take two kernels (score every part, pick the best part), min_p one more for the largest
-logit. Where nothing is cut and there is much to do, the first rules out most tokens by a bound on their noise. Rows with top_k or top_p: the r-th largest of the maxima of small blocks is a bound that at least r tokens
-reach, so a few hundred candidates that reach it are collected, and one program per row finds the exact sets among
-them, bit by bit. Where they do not suffice (a flat row, a large top_k) that program falls back on the whole row: it
-takes the winner of all tokens and accepts it if its rank and the mass above it allow, else looks only above it. That
-is rejection sampling as in FlashInfer (Ye et al. 2025), but with noise that is fixed per token its winner is exactly
-the winner of the smaller set. All of it is enqueued without asking the device anything, so it fits a CUDA graph.
+logit. Where nothing is cut and there is much to do, the first rules out most tokens by a bound on their noise. Rows
+with top_k or top_p: the r-th largest of the maxima of small blocks is a bound that at least r tokens reach, so a few
+hundred candidates that reach it are collected, and one program per row finds the exact sets among them, bit by bit.
+Where they do not suffice (a flat row, a large top_k) that program falls back on the whole row: it takes the winner of
+all tokens and accepts it if its rank and the mass above it allow, else looks only above it. That is rejection
+sampling as in FlashInfer (Ye et al. 2025), but with noise that is fixed per token its winner is exactly the winner of
+the smaller set. All of it is enqueued without asking the device anything, so it fits a CUDA graph.
 """
 
 import torch
@@ -365,8 +366,13 @@ def block_for(vocab: int) -> int:
 
 
 RACE_TILE = 512
+"""Tokens that a warp of race_kernel looks at together."""
+
 RACE_PROGRAMS = 16
-"""Tokens that a warp of race_kernel looks at together; such warps per multiprocessor."""
+"""Warps of race_kernel per multiprocessor."""
+
+RACE_LEAST = 1 << 22
+"""With fewer logits than this score_kernel, which spreads them wider, takes them."""
 
 
 def race_span(rows: int, vocab: int, programs: int) -> int:
@@ -381,7 +387,7 @@ def draw(
     """sample.draw on a GPU: int64 [S]. `cap`: candidates a row may have before its whole row is searched.
 
     `span`: tokens of a row per program of race_kernel where no row has a cut; 0 chooses, or leaves it to
-    score_kernel where there is little to do.
+    score_kernel where there is little to do; -1 always does.
     """
     rows, vocab = logits_SV.shape
     tokens = torch.empty(rows, dtype=torch.int64, device=logits_SV.device)
@@ -393,9 +399,9 @@ def draw(
     tile = min(1024 if rows * vocab <= 1 << 19 else 4096, max(16, power_of_two(vocab)))
     peaked = plan.cuts or plan.floors
     free = settings is not None and not plan.greedy and not peaked
-    if free and not span and rows * vocab > 1 << 19 and logits_SV.is_cuda:
+    if free and not span and rows * vocab > RACE_LEAST and logits_SV.is_cuda:
         span = race_span(rows, vocab, RACE_PROGRAMS * configs.multiprocessors(device))
-    span = span if free else 0
+    span = max(span, 0) if free else 0
     blocks, parts = triton.cdiv(vocab, block), triton.cdiv(vocab, span or tile)
     peaks = torch.empty(rows, blocks if peaked else 1, device=device)
     best = torch.empty(rows, parts, device=device)

@@ -19,7 +19,7 @@ def test_a_table(command: Command, text: str):
     code, out, err = command("eval", "perplexity", "--text", text, "--tokens", "50", small=True)
     assert (code, err) == (0, "")
     for said in ("perplexity", "standard error", "windows of 50 tokens"):
-        assert said in out
+        assert said in " ".join(out.split())  # where a line is broken depends on the path in it
 
 
 def test_json(command: Command, text: str):

@@ -1,0 +1,205 @@
+"""Linear layers for tens to thousands of tokens in Triton: persistent programs, tiles by TMA, gate and up in one.
+
+M tokens, N outputs, K inputs; weights as in matmul.py. What fills no whole wave of tiles can be cut along the inputs
+into equal shares (stream-K: Osama et al. 2023), whose sums meet in memory in order of the inputs.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from headrace.kernels import configs
+from headrace.kernels.configs import Wide
+
+MOST_TILES = 1 << 16
+LEAST_STEPS = 8
+"""Steps a layer needs to be cut, so that a program's share touches two tiles at the most."""
+
+
+@triton.jit
+def wait(PDL: tl.constexpr):
+    """Let the next kernel be brought in, then wait until the kernels before have ended."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """What surrounds a product: tensors are None where a part is absent."""
+
+    bias: Tensor | None = None
+    gain: Tensor | None = None  # norm weight [K]
+    eps: float = 0.0
+    offset: float = 0.0
+    before: Tensor | None = None  # added to x before the norm, [M, K]
+    after: Tensor | None = None  # added to the output, [M, N]
+    gated: bool = False
+
+    def outputs(self, weight: Tensor) -> int:
+        """N: rows of the weight, half of them where gate and up are computed together."""
+        return weight.shape[0] // 2 if self.gated else weight.shape[0]
+
+
+PLAIN = Fusion()
+
+
+@cache
+def split_counters(device: torch.device) -> Tensor:
+    """Arrivals per output tile, zero between launches; one stream per device computes."""
+    assert device.type != "cuda" or not torch.cuda.is_current_stream_capturing(), "run once before capturing"
+    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+
+
+@triton.jit
+def place(tile, m_tiles, n_tiles):
+    """Tile indices (m, n): row tiles of one weight tile follow each other, 8 at a time, and share it in L2."""
+    group = tile // (8 * n_tiles)
+    height = tl.minimum(m_tiles - group * 8, 8)
+    inside = tile % (8 * n_tiles)
+    return group * 8 + inside % height, inside // height
+
+
+@triton.jit
+def sums(
+    x_tiles, weight_tiles, m, n, N, first, last,
+    BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, GATED: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Sums [BLOCK_M, WIDTH] over the steps first to last for rows from m and outputs from n; those of gate and up."""
+    acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+    more = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+    for step in tl.range(first, last, num_stages=STAGES):
+        x = x_tiles.load([m, step * BLOCK_K])
+        acc = tl.dot(x, weight_tiles.load([n, step * BLOCK_K]).T, acc)
+        if GATED:
+            more = tl.dot(x, weight_tiles.load([N + n, step * BLOCK_K]).T, more)
+    return acc, more
+
+
+@triton.jit
+def store_tile(
+    acc, more, first_m, first_n, bias_ptr, added_ptr, out_ptr, M, N,
+    BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, GATED: tl.constexpr, ADD_OUT: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Bias, activation, residual and store."""
+    m, n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, WIDTH)
+    if BIAS:
+        acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        if BIAS:
+            more += tl.load(bias_ptr + N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        acc = acc * tl.sigmoid(acc) * more
+    live = (m < M)[:, None] & (n < N)[None, :]
+    where = m.to(tl.int64)[:, None] * N + n[None, :]
+    if ADD_OUT:
+        acc += tl.load(added_ptr + where, mask=live, other=0.0).to(tl.float32)
+    tl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit(do_not_specialize=["M", "shares"])
+def multiply_kernel(
+    x_tiles, weight_tiles, bias_ptr, added_ptr, out_ptr, partial_ptr, count_ptr, M, N, K, shares,
+    BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, GATED: tl.constexpr,
+    ADD_OUT: tl.constexpr, BIAS: tl.constexpr, STREAM: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """out [M, N] = act(x @ weight.T + bias) + added.
+
+    With STREAM the tiles after the last whole wave are cut into `shares` equal runs of steps. A run that ends inside
+    a tile leaves its sums in `partial`, two places per program; the one that ends last adds them up.
+    """
+    pid, programs = tl.program_id(0), tl.num_programs(0)
+    m_tiles, n_tiles, steps = tl.cdiv(M, BLOCK_M), tl.cdiv(N, WIDTH), tl.cdiv(K, BLOCK_K)
+    tiles = m_tiles * n_tiles
+    whole = tiles // programs * programs if STREAM else tiles
+    wait(PDL)
+    for tile in tl.range(pid, whole, programs):
+        m, n = place(tile, m_tiles, n_tiles)
+        acc, more = sums(
+            x_tiles, weight_tiles, m * BLOCK_M, n * WIDTH, N, 0, steps, BLOCK_M, WIDTH, BLOCK_K, GATED, STAGES
+        )
+        store_tile(acc, more, m * BLOCK_M, n * WIDTH, bias_ptr, added_ptr, out_ptr, M, N,
+                   BLOCK_M, WIDTH, GATED, ADD_OUT, BIAS)  # fmt: skip
+    if STREAM and pid < shares:
+        size: tl.constexpr = BLOCK_M * WIDTH * (2 if GATED else 1)
+        inner = tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+        total = (tiles - whole) * steps
+        at, end = pid * total // shares, (pid + 1) * total // shares
+        while at < end:
+            rest = at // steps
+            m, n = place(whole + rest, m_tiles, n_tiles)
+            first = at % steps
+            last = tl.minimum(steps, first + end - at)
+            acc, more = sums(x_tiles, weight_tiles, m * BLOCK_M, n * WIDTH, N, first, last,
+                             BLOCK_M, WIDTH, BLOCK_K, GATED, STAGES)  # fmt: skip
+            done = last - first == steps
+            if not done:
+                slab = partial_ptr + (pid * 2 + rest - pid * total // shares // steps).to(tl.int64) * size
+                tl.store(slab + inner, acc)
+                if GATED:
+                    tl.store(slab + BLOCK_M * WIDTH + inner, more)
+                tl.debug_barrier()  # every thread's sums are written before one thread says so
+                begin = ((rest * steps + 1) * shares - 1) // total  # the runs that hold the tile's ends
+                stop = ((rest * steps + steps) * shares - 1) // total
+                ticket = tl.atomic_add(count_ptr + rest, 1, sem="acq_rel", scope="gpu")
+                done = ticket == stop - begin
+                if done:
+                    acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+                    more = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+                    for run in tl.range(begin, stop + 1, num_stages=1):
+                        place_of = run * 2 + rest - run * total // shares // steps
+                        other = partial_ptr + place_of.to(tl.int64) * size
+                        acc += tl.load(other + inner, cache_modifier=".cg")
+                        if GATED:
+                            more += tl.load(other + BLOCK_M * WIDTH + inner, cache_modifier=".cg")
+                    tl.store(count_ptr + rest, 0)  # ready for the next launch
+            if done:
+                store_tile(acc, more, m * BLOCK_M, n * WIDTH, bias_ptr, added_ptr, out_ptr, M, N,
+                           BLOCK_M, WIDTH, GATED, ADD_OUT, BIAS)  # fmt: skip
+            at += last - first
+
+
+def fits(x_MK: Tensor, weight: Tensor) -> bool:
+    """Whether TMA can read these: rows that start at multiples of 16 bytes."""
+    return (
+        x_MK.data_ptr() % 16 == 0
+        and weight.data_ptr() % 16 == 0
+        and x_MK.stride(0) * x_MK.element_size() % 16 == 0
+        and weight.shape[1] * weight.element_size() % 16 == 0
+    )
+
+
+def multiply(
+    x_MK: Tensor, weight: Tensor, config: Wide, fusion: Fusion = PLAIN, out_dtype: torch.dtype | None = None,
+    pdl: bool = False, programs: int = 0,
+) -> Tensor:  # fmt: skip
+    """out [M, N] for a fusion without a norm; `programs` in all, 0: as many as the device runs at once."""
+    assert x_MK.stride(1) == 1 and weight.is_contiguous()
+    assert fusion.gain is None and fusion.before is None, "the norm is a launch of its own"
+    m, k = x_MK.shape
+    n = fusion.outputs(weight)
+    width = config.n // (2 if fusion.gated else 1)
+    out = torch.empty((m, n), dtype=out_dtype or x_MK.dtype, device=x_MK.device)
+    tiles, steps = triton.cdiv(m, config.m) * triton.cdiv(n, width), triton.cdiv(k, config.k)
+    programs = programs or configs.multiprocessors(x_MK.device) * config.programs
+    rest = tiles % programs * steps
+    stream = config.stream and rest > 0 and steps >= LEAST_STEPS
+    partial = counts = None
+    if stream:
+        size = programs * 2 * config.m * config.n
+        partial = torch.empty(size, dtype=torch.float32, device=x_MK.device)
+        counts = split_counters(x_MK.device)
+    multiply_kernel[(programs if stream else min(tiles, programs),)](
+        TensorDescriptor(x_MK, [m, k], [x_MK.stride(0), 1], [config.m, config.k]),
+        TensorDescriptor(weight, list(weight.shape), [k, 1], [width, config.k]),
+        fusion.bias, fusion.after, out, partial, counts, m, n, k, min(programs, rest // 4),
+        BLOCK_M=config.m, WIDTH=width, BLOCK_K=config.k, GATED=fusion.gated, ADD_OUT=fusion.after is not None,
+        BIAS=fusion.bias is not None, STREAM=stream, PDL=pdl, STAGES=config.stages,
+        num_warps=config.warps, launch_pdl=pdl,
+    )  # fmt: skip
+    return out

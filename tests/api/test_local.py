@@ -1,0 +1,36 @@
+"""An engine with the text side of its requests."""
+
+from headrace.api.llm import LLM
+from headrace.engine.request import SamplingParams
+
+
+def ended(llm: LLM, id: str) -> list[str]:
+    found = []
+    while llm.local.engine.busy:
+        found += [update.finish for one, update in llm.local.step() if one == id and update.finish]
+    return found
+
+
+def test_a_stop_string_ends_the_engines_part_too(llm: LLM):
+    (plain,) = llm.generate("ab", SamplingParams(temperature=0, max_tokens=10), use_tqdm=False)
+    stop = plain.outputs[0].text[2:4]
+    (request,) = llm.intake.requests("a", "ab", SamplingParams(temperature=0, max_tokens=100, stop=stop))
+    stream = llm.local.submit(request)
+    assert ended(llm, "a") == ["stop"]
+    assert stream.stop == stop
+    assert len(stream.token_ids) < 10
+
+
+def test_cancel_gives_the_last_update_once(llm: LLM):
+    (request,) = llm.intake.requests("a", "ab", SamplingParams(max_tokens=100))
+    stream = llm.local.submit(request)
+    llm.local.step()
+    update = llm.local.cancel("a")
+    assert update is not None
+    assert update.finish == stream.finish == "abort"
+    assert llm.local.cancel("a") is None
+    assert ended(llm, "a") == []
+
+
+def test_cancel_of_a_stranger_is_nothing(llm: LLM):
+    assert llm.local.cancel("nobody") is None

@@ -1,0 +1,111 @@
+"""A step as buffers: every field against what the scheduler knows."""
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.engine.batch import Batch
+from headrace.engine.blocks import VOID, BlockPool, Group
+from headrace.engine.cache import KVCache, bytes_per_block
+from headrace.engine.layout import lay_out
+from headrace.engine.policy import policy
+from headrace.engine.scheduler import Outcome, Row, Scheduler
+from headrace.engine.staging import Staging
+from tests.engine.device import ask
+
+SIZE, ROWS, TOKENS, LONGEST = 4, 5, 12, 40
+CPU = torch.device("cpu")
+
+
+class Backend:
+    """Counts how often it was asked to plan."""
+
+    planned = 0
+
+    def plan(self, batch: Batch) -> None:
+        self.planned += 1
+
+
+def batch_for(windows: list[int | None], blocks: int) -> tuple[Scheduler, Batch]:
+    layout = lay_out(windows)
+    cache = KVCache(layout, blocks, SIZE, 1, 2, torch.float32, CPU)
+    pool = BlockPool(blocks, SIZE, layout.groups)
+    scheduler = Scheduler(pool, TOKENS, ROWS, policy("priority"))
+    return scheduler, Batch(ROWS, TOKENS, -(-LONGEST // SIZE), cache, Backend())  # pyright: ignore
+
+
+def check(batch: Batch, step: list[Row], last: torch.Tensor) -> None:
+    assert batch.rows == len(step)
+    assert batch.tokens == sum(row.stop - row.start for row in step) == len(batch.ids)
+    starts = np.cumsum([0, *(row.stop - row.start for row in step)])
+    assert batch.starts.tolist() == batch.starts_np.tolist() == starts.tolist()
+    assert batch.context.tolist() == batch.context_np.tolist() == [row.stop for row in step]
+    assert batch.row_slots.tolist() == [row.slot for row in step]
+    assert batch.sample.tolist() == [starts[n + 1] - 1 for n, row in enumerate(step) if row.samples]
+    for n, row in enumerate(step):
+        span = slice(starts[n], starts[n + 1])
+        assert batch.positions[span].tolist() == list(range(row.start, row.stop))
+        known = [int(last[row.slot])] if row.feeds else row.seq.tokens[row.start : row.stop]
+        assert batch.ids[span].tolist() == known
+        for g, group in enumerate(batch.cache.layout.groups):
+            check_group(batch, row, n, span, g, group)
+
+
+def check_group(batch: Batch, row: Row, n: int, span: slice, g: int, group: Group) -> None:
+    blocks = row.seq.blocks[g]
+    seen = range(group.first_visible(row.start), row.stop)
+    for p in seen:
+        assert blocks[p // SIZE] != VOID
+        assert int(batch.tables[g][n, p // SIZE]) == blocks[p // SIZE]
+    expected = [blocks[p // SIZE] * SIZE + p % SIZE for p in range(row.start, row.stop)]
+    assert batch.slots[g][span].tolist() == expected
+
+
+@pytest.mark.parametrize("windows", [[None], [None, 3], [6, None, 6]])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_every_field_of_every_step(windows: list[int | None], depth: int):
+    random = Random(0)
+    scheduler, batch = batch_for(windows, 12 * len(lay_out(windows).groups))
+    for i in range(30):
+        prompt = [random.randrange(3)] * random.randrange(1, 25)
+        scheduler.add(ask(i, prompt, random.randrange(1, 15), priority=random.randrange(2)))
+    flight, steps = [], 0
+    while (step := scheduler.plan()) or flight:
+        if step:
+            last = batch.last.clone()
+            batch.fill(step)
+            check(batch, step, last)
+            tokens = [random.randrange(100, 200) for row in step if row.samples]
+            slots = [row.slot for row in step if row.samples]
+            batch.last[torch.tensor(slots, dtype=torch.int64)] = torch.tensor(tokens, dtype=torch.int64)
+            flight.append((step, Outcome(tokens)))
+            steps += 1
+        if len(flight) > depth or not step:
+            scheduler.commit(*flight.pop(0))
+    assert steps > 50
+    assert batch.backend.planned == steps
+    assert scheduler.counts.evictions > 0
+
+
+def test_a_cache_has_a_void_block_and_costs_what_it_says():
+    layout = lay_out([None, 4, None, 4])
+    cache = KVCache(layout, 9, 4, 2, 8, torch.bfloat16, CPU)
+    assert len(cache.k) == len(cache.v) == layout.depth
+    assert {tuple(t.shape) for t in (*cache.k, *cache.v)} == {(10, 4, 2, 8)}
+    assert {t.dtype for t in (*cache.k, *cache.v)} == {torch.bfloat16}
+    assert not any(t.any() for t in (*cache.k, *cache.v))
+    total = sum(t.nbytes for t in (*cache.k, *cache.v))
+    assert total == 10 * bytes_per_block(layout, 4, 2, 8, torch.bfloat16)
+
+
+def test_staging_on_a_cpu_is_one_memory():
+    staging = Staging({"a": (3, np.int64), "b": (5, np.int32)}, CPU)
+    host = staging.next()
+    host["a"][:] = [1, 2, 3]
+    host["b"][:] = 7
+    staging.upload()
+    assert staging.device["a"].tolist() == [1, 2, 3]
+    assert staging.device["b"].tolist() == [7] * 5
+    assert staging.device["b"].dtype == torch.int32

@@ -1,0 +1,78 @@
+"""Products of many tokens: tiles whole and cut, gate and up together, equal to their definition in float32."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from headrace.kernels import configs
+from headrace.kernels.activation import silu_mul_ref
+from headrace.kernels.configs import Wide
+from tests.kernels.closeness import assert_close
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "n", "k", "programs", "stream"),
+    [(33, 40, 64, 3, False), (40, 70, 136, 5, True), (16, 48, 256, 4, True), (50, 33, 128, 7, True)],
+)
+def test_tiles_equal_definition(device, tokens, n, k, programs, stream, gated):
+    from headrace.kernels.gpu.product import Fusion, multiply, split_counters
+
+    rows = 2 * n if gated else n
+    x, bias = torch.randn(tokens, k, device=device).half(), torch.randn(rows, device=device).half()
+    weight = (torch.randn(rows, k, device=device) / k**0.5).half()
+    after = torch.randn(tokens, n, device=device).half()
+    wanted = functional.linear(x.float(), weight.float(), bias.float())
+    wanted = (silu_mul_ref(wanted) if gated else wanted) + after.float()
+    config, fusion = Wide(16, 32, 16, 4, 2, 1, stream), Fusion(bias, after=after, gated=gated)
+    out = multiply(x, weight, config, fusion, torch.float32, programs=programs)
+    assert out.dtype == torch.float32
+    assert_close(out, wanted, 2e-3)
+    assert torch.equal(out, multiply(x, weight, config, fusion, torch.float32, programs=programs))
+    assert not split_counters(x.device).any()
+    assert_close(multiply(x, weight, config, fusion, programs=programs), wanted, 2e-3)
+
+
+def test_only_what_tma_can_read_fits(device):
+    from headrace.kernels.gpu.product import fits
+
+    x, weight = torch.zeros(4, 72, device=device).half(), torch.zeros(8, 64, device=device).half()
+    assert fits(x[:, :64], weight)
+    assert not fits(x[:, 1:65], weight)
+    assert not fits(torch.zeros(4, 68, device=device).half()[:, :64], weight)
+    assert not fits(x[:, :60].contiguous(), torch.zeros(8, 60, device=device).half())
+
+
+def test_product_takes_the_tables_tile(device, monkeypatch):
+    from headrace.kernels.gpu import matmul
+
+    x, weight = torch.randn(70, 64, device=device).half(), torch.randn(32, 64, device=device).half() / 8
+    cap = configs.capability(device)
+    taken = []
+    monkeypatch.setattr(matmul, "multiply", lambda *given: taken.append(given[2]) or given[0])
+    monkeypatch.setitem(configs.MIDDLE, cap, {(96, 32, 64, False): Wide(16, 32, 16, 4, 2)})
+    matmul.product(x, weight)
+    assert taken == [Wide(16, 32, 16, 4, 2)]
+    matmul.product(torch.cat([x, x]), weight)  # more tokens than any row of the table
+    matmul.product(x, weight, deterministic=True)
+    assert len(taken) == 1
+
+
+def test_smallest_row_that_serves_is_chosen(monkeypatch):
+    small, large = Wide(64, 128, 64, 4, 4), Wide(128, 256, 64, 8, 4)
+    table = {(128, 8, 16, True): small, (256, 8, 16, True): None, (1 << 30, 8, 16, True): large}
+    monkeypatch.setitem(configs.MIDDLE, (9, 9), table)
+    found = [configs.middle((9, 9), tokens, 8, 16, True) for tokens in (65, 128, 129, 257, 8192)]
+    assert found == [small, small, None, large, large]
+    assert configs.middle((9, 9), 65, 8, 16) is None
+    assert configs.middle((7, 5), 65, 8, 16, True) is None
+
+
+@pytest.mark.gpu
+def test_library_gives_unrounded_sums():
+    from headrace.kernels.gpu.matmul import Fusion, library
+
+    x, weight = torch.randn(70, 512, device="cuda").bfloat16(), torch.randn(90, 512, device="cuda").bfloat16()
+    bias = torch.randn(90, device="cuda").bfloat16()
+    out = library(x, weight, Fusion(bias), torch.float32, False)
+    assert_close(out, functional.linear(x.float(), weight.float(), bias.float()), 1e-4)
