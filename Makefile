@@ -16,7 +16,9 @@ test:  ## everything that runs on a CPU
 gpu:  ## what needs a CUDA device; skipped, with the reason, where there is none
 	$(PYTHON) -m pytest -m gpu
 
-bench:  ## the one measurement there is: perplexity of the default model; speed tables come with the GPU path
+bench:  ## host cost per row, workloads of the default model, its perplexity; minutes on a CPU
+	$(PYTHON) -m headrace bench host
+	$(PYTHON) -m headrace bench throughput single prefill
 	$(PYTHON) -m headrace eval perplexity
 
 docs:  ## write the pages that are made from the code: docs/knobs.md, docs/commands.md

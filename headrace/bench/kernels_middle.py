@@ -2,9 +2,9 @@
 
     python -m headrace.bench.kernels_middle --seconds 90 [--parts check,sample,shapes] [--models llama-3.1-8b]
 
-`shapes` prints rows for configs.MIDDLE where ours wins. Microseconds per call of CUDA-graph replays, weights rotated
-beyond the L2: lib what the library way takes with all that surrounds it, lin the product alone, lt the library way
-by cuBLASLt, flip weight @ x.T alone and made contiguous (+ gate), ours with the best configuration.
+`shapes` prints rows for configs.MIDDLE, None where cuBLAS wins. Microseconds per call of CUDA-graph replays, weights
+rotated beyond the L2: lib is the library with all that surrounds it, lin the product alone, lt the same as lib by
+cuBLASLt, flip weight @ x.T alone, flip+ made contiguous (and gated), ours the best configuration with everything.
 """
 
 import argparse
@@ -133,11 +133,11 @@ def shapes(names: list[str], until: float) -> None:
                 weights = weights_of(layer)
                 weights = weights[: 3 if tokens == LONG else 32]
                 library, ours, config = shape(layer, tokens, weights)
-                if ours < library * 0.98:
-                    saved += (library - ours) * (1 if layer.name == "head" else model.blocks)
-                    most = tokens if tokens < LONG else "1 << 30"
-                    values = ", ".join(map(str, astuple(config)))
-                    rows.append(f"({most}, {layer.n}, {layer.k}, {layer.gated}): Wide({values}),")
+                won = ours < library * 0.98
+                saved += (library - ours) * won * (1 if layer.name == "head" else model.blocks)
+                most = tokens if tokens < LONG else "1 << 30"
+                value = f"Wide({', '.join(map(str, astuple(config)))})" if won else None
+                rows.append(f"({most}, {layer.n}, {layer.k}, {layer.gated}): {value},")
             say(f"-- {name} M={tokens}: ours where it wins saves {saved / 1000:.2f} ms per step")
     say("rows for configs.MIDDLE at " + str(configs.capability(torch.device("cuda", 0))))
     for row in sorted(rows):

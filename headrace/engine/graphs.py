@@ -1,6 +1,5 @@
 """CUDA graphs of decoding steps, from embedding to sampled token: one per padded row count and way of drawing."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,16 +19,16 @@ class Key(NamedTuple):
 
 
 class Captured(NamedTuple):
-    replay: Callable[[], None]
+    graph: torch.cuda.CUDAGraph
     out: Tensor
 
 
 def padded(rows: int) -> int:
     """The row count of the graph that serves `rows`: few graphs, little padding."""
-    for upto, step in ((2, 1), (8, 2), (64, 8), (256, 16), (512, 32)):
+    for upto, step in ((2, 1), (8, 2), (64, 8), (256, 32)):
         if rows <= upto:
             return -(-rows // step) * step
-    return -(-rows // 64) * 64
+    return -(-rows // 128) * 128
 
 
 class Graphs:
@@ -41,6 +40,7 @@ class Graphs:
     def __init__(self, model: Decoder, batch: Batch, sampler: Sampler, largest: int):
         self.model, self.batch, self.sampler, self.largest = model, batch, sampler, largest
         self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(batch.device)
         self.captured: dict[Key, Captured] = {}
 
     def rows_for(self, rows: int) -> int | None:
@@ -57,24 +57,29 @@ class Graphs:
         if key not in self.captured:
             self.captured[key] = self._capture(plan)
         captured = self.captured[key]
-        captured.replay()
+        captured.graph.replay()
         return captured.out
 
     def _capture(self, plan: Plan | None) -> Captured:
+        """Run the step once, so that its kernels are compiled and its memory is there, then record it.
+
+        torch.cuda.graph would also collect Python's garbage and give the allocator's memory back to the driver,
+        which takes longer than all the rest while requests are running.
+        """
         batch = self.batch
         batch.backend.plan(batch)
-        kept = batch.last.clone()  # the warm-up must not draw the tokens that the replay is to read
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        kept = batch.last.clone()  # the first run must not draw the tokens that the replay is to read
+        self.stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream):
             self._step(plan)
             batch.last.copy_(kept)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+            self.stream.synchronize()
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             out = self._step(plan)
-        return Captured(graph.replay, out)
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return Captured(graph, out)
 
     def _step(self, plan: Plan | None) -> Tensor:
         batch = self.batch

@@ -117,7 +117,16 @@ SKINNY: dict[Capability, dict[tuple[int, int, int, bool], Skinny | None]] = {
 MIDDLE: dict[Capability, dict[tuple[int, int, int, bool], Wide | None]] = {
     (8, 0): {},
     (8, 9): {},
-    (9, 0): {},
+    (9, 0): {
+        (64, 14336, 4096, True): Wide(64, 128, 64, 4, 4, 2, False),
+        (128, 14336, 4096, True): Wide(128, 128, 64, 8, 3, 2, False),
+        (128, 3072, 1024, True): Wide(64, 128, 128, 4, 4, 1, False),
+        (256, 3072, 1024, True): Wide(64, 128, 64, 4, 4, 2, False),
+        (256, 4096, 1024, False): Wide(64, 128, 128, 4, 4, 1, False),
+        (512, 4096, 1024, False): Wide(64, 256, 64, 4, 4, 1, False),
+        (256, 128256, 4096, False): None,
+        (512, 128256, 4096, False): Wide(128, 128, 64, 8, 3, 2, False),
+    },
     (10, 0): {},
 }
 MIDDLE_STEPS = (64, 96, 128, 192, 256, 384, 512, 1 << 30)

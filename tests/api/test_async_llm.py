@@ -19,7 +19,7 @@ from headrace.engine.request import SamplingParams
 from tests import tiny
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
-LONG = SamplingParams(temperature=0, max_tokens=200)
+LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -107,7 +107,8 @@ def test_leaving_the_loop_ends_the_request(engine: AsyncLLM):
 def test_a_cancelled_task_ends_its_request(engine: AsyncLLM):
     async def work() -> None:
         tasks = [asyncio.create_task(collect(engine, [5, i], LONG)) for i in range(12)]
-        await asyncio.sleep(0.02)
+        while len(engine._loop._boxes) < 12:
+            await asyncio.sleep(0)
         for task in tasks[::2]:
             task.cancel()
         done = await asyncio.gather(*tasks, return_exceptions=True)
@@ -229,11 +230,25 @@ def test_when_the_engine_fails_everybody_hears_of_it(
 
 def test_shutdown_ends_what_runs(folder: Path):
     engine = AsyncLLM(str(folder), **tiny.SMALL)
+    runner = engine._loop._engine.executor.runner
+    real, reached, going = runner.run, threading.Event(), threading.Event()
+
+    def wait(step):
+        if len(step) == 8:  # all rows are taken: hold the engine until it has been told to stop
+            reached.set()
+            going.wait()
+        return real(step)
+
+    runner.run = wait
 
     async def work() -> None:
         tasks = [asyncio.create_task(collect(engine, [5, i], LONG)) for i in range(12)]
-        await asyncio.sleep(0.02)
-        await asyncio.to_thread(engine.shutdown)
+        await asyncio.to_thread(reached.wait)
+        stopping = asyncio.create_task(asyncio.to_thread(engine.shutdown))
+        while not engine._stopped:
+            await asyncio.sleep(0)
+        going.set()
+        await stopping
         for found in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(found, Broken)
             assert "shut down" in found.message
