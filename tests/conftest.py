@@ -12,6 +12,8 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
 
 import headrace  # noqa: F401 - before torch: it sets how long torch's threads spin
+
+# isort: split
 import torch
 
 if not torch.cuda.is_available():

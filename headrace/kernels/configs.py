@@ -267,7 +267,7 @@ PAGED_DECODE: dict[Capability, dict[int, dict[int, PagedDecode]]] = {
         128: {
             132: PagedDecode(4, 6, 1, 128, None, 256, 512),
             2048: PagedDecode(1, 6, 8, 256),
-            MANY: PagedDecode(2, 4, 4, 256),
+            MANY: PagedDecode(4, 4, 2, 256),  # (2, 4, 4) is faster alone, and slower in a whole step
         },
         256: {MANY: PagedDecode(2, 4, 2, 256)},
     },

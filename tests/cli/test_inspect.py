@@ -33,7 +33,7 @@ def test_json(command: Command, tiny: Path):
         memory["left_over"]
         == memory["allowed"] - memory["weights"] - memory["workspace"] - memory["kv_cache"]
     )
-    assert memory["weights"] == said["parameters"] * 4
+    assert 0 <= memory["weights"] - said["parameters"] * 4 < 1 << 20  # the rope tables
     heads, layers = TINY["num_key_value_heads"], TINY["num_hidden_layers"]
     assert memory["kv_cache"] == 80 * 16 * layers * 2 * heads * TINY["head_dim"] * 4
     assert (kv["tokens"], kv["longest_request"]) == (80 * 16, 256)

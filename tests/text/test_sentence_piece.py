@@ -6,7 +6,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.text import sentence_piece
@@ -76,6 +76,9 @@ def test_text_comes_back(pieces: Tokenizer, text: str) -> None:
 def test_decoding_equals_sentencepiece_also_where_bytes_are_broken(
     pieces: Tokenizer, reference: Any, ids: list[int]
 ) -> None:
+    # A space spelled as a byte at the very beginning is dropped here, as by the tokenizer.json files of these
+    # families; sentencepiece keeps it.
+    assume(ids[:1] != [pieces.piece_to_id("<0x20>")])
     assert pieces.decode(ids) == reference.decode(ids)
 
 
