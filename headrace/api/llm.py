@@ -78,7 +78,9 @@ class LLM:
         items = _as_list(prompts)
         params = self._params(sampling_params, len(items))
         if priority is not None and len(priority) != len(items):
-            raise Refused(f"{len(items)} prompts and {len(priority)} priorities; expected as many", param="priority")
+            raise Refused(
+                f"{len(items)} prompts and {len(priority)} priorities; expected as many", param="priority"
+            )
         jobs = [
             self._job(item, each, priority[i] if priority else 0)
             for i, (item, each) in enumerate(zip(items, params, strict=True))
@@ -154,7 +156,9 @@ class LLM:
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _params(self, given: SamplingParams | Sequence[SamplingParams] | None, n: int) -> Sequence[SamplingParams]:
+    def _params(
+        self, given: SamplingParams | Sequence[SamplingParams] | None, n: int
+    ) -> Sequence[SamplingParams]:
         if given is None:
             return [self.defaults] * n
         if isinstance(given, SamplingParams):

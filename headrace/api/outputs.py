@@ -62,7 +62,8 @@ def completion(index: int, stream: Stream, tokenizer: Tokenizer | None) -> Compl
     logprobs = cumulative = None
     if stream.request.params.logprobs is not None:
         logprobs = [
-            _table(token, found, tokenizer) for token, found in zip(stream.token_ids, stream.logprobs, strict=True)
+            _table(token, found, tokenizer)
+            for token, found in zip(stream.token_ids, stream.logprobs, strict=True)
         ]
         cumulative = sum(found.logprob for found in stream.logprobs)
     return CompletionOutput(

@@ -53,7 +53,9 @@ class BlockPool:
         self.count = count
         self.groups = groups
         self.blocks = [Block(i) for i in range(count + 1)]
-        self.idle: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, count + 1))  # next to be reused first
+        self.idle: OrderedDict[int, None] = OrderedDict.fromkeys(
+            range(1, count + 1)
+        )  # next to be reused first
         self.named: list[dict[bytes, int]] = [{} for _ in groups]
 
     @property

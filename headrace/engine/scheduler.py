@@ -162,7 +162,9 @@ class Scheduler:
             self.pool.hold(ids)
         seq.issued = seq.computed = len(seq.blocks[0]) * self.pool.size
         lacking = self._worst(seq, seq.length) - sum(i != VOID for ids in seq.blocks for i in ids)
-        if lacking > self.pool.free and (self.running or self._need(seq, min(seq.pending, budget)) > self.pool.free):
+        if lacking > self.pool.free and (
+            self.running or self._need(seq, min(seq.pending, budget)) > self.pool.free
+        ):
             self._release(seq)
             return None
         self._count_admission(seq)
@@ -177,7 +179,9 @@ class Scheduler:
         if not (self.prefix_cache and seq.request.cacheable):
             return [[] for _ in self.pool.groups]
         size = self.pool.size
-        return self.pool.match(seq.name_blocks(size)[: (len(seq.tokens) - 1) // size])  # the last token must run
+        return self.pool.match(
+            seq.name_blocks(size)[: (len(seq.tokens) - 1) // size]
+        )  # the last token must run
 
     def _count_admission(self, seq: Sequence) -> None:
         if seq.evictions:

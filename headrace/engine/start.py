@@ -74,7 +74,9 @@ def start(config: Config, notify: Notify | None = None) -> Started:
     tokenizer = find_tokenizer(config, found.path)
     model = load_model(config, found, notify)
     engine = Engine(plan, Executor(_runner(model, plan)))
-    intake = Intake(tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer))
+    intake = Intake(
+        tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer)
+    )
     return Started(engine, plan, intake, recommended(found.path))
 
 
@@ -143,7 +145,13 @@ def _runner(model: Decoder, plan: Plan) -> Runner:
     for layer, place in zip(layers, plan.layout.places, strict=True):
         layer.group, layer.cache_index = place
     cache = KVCache(
-        plan.layout, plan.kv_blocks, plan.block, layers[0].kv_heads, layers[0].head_dim, plan.dtype, plan.device
+        plan.layout,
+        plan.kv_blocks,
+        plan.block,
+        layers[0].kv_heads,
+        layers[0].head_dim,
+        plan.dtype,
+        plan.device,
     )
     backend = discover.module(backends, plan.attention, "attention back end").Backend()
     batch = Batch(plan.rows, plan.tokens, -(-plan.max_len // plan.block), cache, backend)

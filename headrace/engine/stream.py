@@ -63,7 +63,9 @@ class Stream:
             text += self._rest()
         self.text += text
         self.finish, self.stop = finish, stop
-        return Update(text, ids, event.logprobs, finish, stop, cancel=matched is not None and not event.finish)
+        return Update(
+            text, ids, event.logprobs, finish, stop, cancel=matched is not None and not event.finish
+        )
 
     def _text(self, event: Event) -> tuple[str, str | None]:
         params = self.request.params

@@ -11,7 +11,9 @@ from headrace.engine.layout import WASTE, lay_out
 def test_every_layer_has_its_own_place_and_little_is_wasted(windows):
     layout = lay_out(windows)
     assert len(set(layout.places)) == len(windows)
-    assert all(layout.groups[place.group].window == w for place, w in zip(layout.places, windows, strict=True))
+    assert all(
+        layout.groups[place.group].window == w for place, w in zip(layout.places, windows, strict=True)
+    )
     assert all(place.tensor < layout.depth for place in layout.places)
     assert len(layout.groups) * layout.depth - len(windows) <= WASTE * len(windows)
 
