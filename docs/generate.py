@@ -43,7 +43,7 @@ def commands() -> str:
     """docs/commands.md: every command's own arguments and flags."""
     page = app.generate_docs(output_format="markdown", recursive=True)
     page = page[page.index("\n## headrace ") :]
-    page = re.sub(r"\*\*Model\*\*:\n.*?(?=\n## |\Z)", "*Engine flags.*\n", page, flags=re.DOTALL)
+    page = re.sub(r"\*\*Model\*\*:\n.*?(?=\n##+ |\Z)", "*Engine flags.*\n", page, flags=re.DOTALL)
     return COMMANDS_HEAD + page.rstrip() + "\n"
 
 

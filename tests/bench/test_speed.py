@@ -1,0 +1,63 @@
+"""The speed benchmarks do the work they are named for. Their numbers are nobody's business here."""
+
+from pathlib import Path
+
+import pytest
+
+from headrace.api.llm import LLM
+from headrace.base.errors import Broken
+from headrace.bench import host, latency, startup
+from headrace.bench.throughput import time_workload
+from headrace.bench.workloads import custom
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("bench") / "model")
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> LLM:
+    return LLM(config=tiny.config(folder))
+
+
+def test_throughput_times_every_repeat(llm: LLM):
+    said: list[str] = []
+    timing = time_workload(llm, custom(3, 5, 7, llm.intake.vocab), 2, 0.8, said.append)
+    assert len(timing.seconds) == len(said) == 2
+    measures = {m.name.split(": ")[1]: m for m in timing.measures()}
+    assert measures["output"].value == pytest.approx(21 / timing.best)
+    assert measures["total"].value == pytest.approx(36 / timing.best)
+    assert "per token" not in measures
+
+
+def test_one_stream_has_a_time_per_token(llm: LLM):
+    timing = time_workload(llm, custom(1, 5, 7, llm.intake.vocab), 1, 0.0)
+    per_token = timing.measures()[-1]
+    assert per_token.value == pytest.approx(timing.best / 7 * 1000)
+
+
+def test_latency_has_percentiles_of_both(llm: LLM):
+    names = [m.name for m in latency.measure(llm, 5, 6, 2, 0.8)]
+    assert names == [f"{what} p{share}" for what in ("TTFT", "ITL") for share in (50, 90, 99)]
+    assert [m.name for m in latency.measure(llm, 5, 1, 1, 0.8)] == ["TTFT p50", "TTFT p90", "TTFT p99"]
+
+
+def test_host_counts_rows_and_tokens():
+    costs = host.measure(4, 40, 6, 64, None)
+    assert costs.tokens == 4 * (40 + 5)
+    assert costs.steps >= 6
+    assert all(m.value > 0 for m in costs.measures("x"))
+
+
+def test_startup_says_how_it_failed(folder: Path):
+    with pytest.raises(Broken, match="no file or folder"):
+        startup.measure({"model": str(folder / "config.jsonx")}, 1)
+
+
+@pytest.mark.slow
+def test_startup_has_every_stage(folder: Path):
+    measures = startup.measure({"model": str(folder), **tiny.SMALL}, 1)
+    assert [m.name for m in measures] == list(startup.STAGES)
+    assert measures[-1].value == pytest.approx(sum(m.value for m in measures[:-1]))

@@ -1,0 +1,49 @@
+"""A workload's name and vocabulary decide its work, to the token."""
+
+import pytest
+
+from headrace.base.errors import UnknownName
+from headrace.bench.shapes import SHAPES, write_shape
+from headrace.bench.workloads import CPU, GPU, custom, workload
+from headrace.checkpoint.config import read_config
+
+
+@pytest.mark.parametrize(("gpu", "name"), [(True, n) for n in GPU] + [(False, n) for n in CPU])
+def test_a_name_is_always_the_same_work(gpu: bool, name: str):
+    if name in ("mixed", "long", "prefill", "prefix") and gpu:
+        pytest.skip("hundreds of thousands of tokens")
+    work = workload(name, 1000, gpu)
+    assert work == workload(name, 1000, gpu)
+    assert len(work.prompts) == len(work.outputs)
+    assert all(10 <= token < 990 for prompt in work.prompts for token in prompt)
+
+
+def test_repeats_differ_in_tokens_and_not_in_lengths():
+    work = workload("mixed64", 49152, gpu=False)
+    again = work.again(1, 49152)
+    assert [len(p) for p in again.prompts] == [len(p) for p in work.prompts]
+    assert all(a != b for a, b in zip(work.prompts, again.prompts, strict=True))
+    assert all(20 <= token < 49132 for prompt in again.prompts for token in prompt)
+
+
+def test_a_shared_prefix_is_shared():
+    work = workload("prefix32", 49152, gpu=False)
+    assert len({tuple(prompt[:768]) for prompt in work.prompts}) == 1
+    assert len({tuple(prompt) for prompt in work.prompts}) == 32
+
+
+def test_sizes():
+    work = custom(3, 5, 7, 1000)
+    assert (work.tokens_in, work.tokens_out) == (15, 21)
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(UnknownName, match="batch16"):
+        workload("nothing", 1000, gpu=False)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_is_a_model_we_read(name: str, tmp_path):
+    assert read_config(write_shape(name, tmp_path))["vocab_size"] > 1000
+    with pytest.raises(UnknownName, match=r"llama-3\.1-8b"):
+        write_shape("llama-9", tmp_path)
