@@ -50,8 +50,8 @@ class Batch:
         self.table = torch.from_numpy(self.table_np)
         if device.type != "cpu":
             self.table = self.table.to(device)
-            self._row_tables = torch.zeros((groups, max_rows, max_blocks), dtype=torch.int32, device=device)
-            self._every = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
+        self._row_tables = torch.zeros((groups, max_rows, max_blocks), dtype=torch.int32, device=device)
+        self._every = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
         self.last = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.rows = self.tokens = 0
 
@@ -77,8 +77,8 @@ class Batch:
     def fill(self, step: list[Row], pad: int | None = None) -> None:
         """Lay out a step and send it. Rows that `feed` take their input from `last`, where the device left it.
 
-        With `pad` (only where every row feeds, on a GPU) rows of nobody are added up to that many, and nothing
-        but per-row numbers is sent: call `derive` for the rest.
+        With `pad` (only where every row feeds) rows of nobody are added up to that many, and nothing but per-row
+        numbers is sent: call `derive` for the rest.
         """
         host = self.staging.next()
         n = len(step)

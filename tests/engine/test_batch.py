@@ -89,6 +89,44 @@ def test_every_field_of_every_step(windows: list[int | None], depth: int):
     assert scheduler.counts.evictions > 0
 
 
+@pytest.mark.parametrize("windows", [[None], [None, 3], [6, None, 6]])
+def test_a_padded_step_is_derived_from_what_is_per_row(windows: list[int | None]):
+    """What a graph computes on the device equals what the host lays out; rows of nobody touch the void block only."""
+    random = Random(1)
+    scheduler, batch = batch_for(windows, 14 * len(lay_out(windows).groups))
+    for n in range(4):
+        scheduler.add(ask(n, [random.randrange(3) for _ in range(random.randint(1, 9))], 20))
+    batch.table = batch.table.clone()  # as on a GPU, where only patches reach it
+    padded = 0
+    while step := scheduler.plan():
+        batch.last[:] = torch.arange(100, 101 + ROWS)
+        if all(row.feeds for row in step):
+            padded += 1
+            batch.fill(step, ROWS)
+            batch.derive()
+            check_padded(batch, step)
+        else:
+            batch.fill(step)
+            batch.table.copy_(torch.from_numpy(batch.table_np))
+        scheduler.commit(step, Outcome([random.randrange(3) for row in step if row.samples]))
+    assert padded > 10
+
+
+def check_padded(batch: Batch, step: list[Row]) -> None:
+    assert batch.rows == batch.tokens == ROWS
+    assert batch.starts.tolist() == list(range(ROWS + 1))
+    for n in range(ROWS):
+        if n >= len(step):
+            assert (int(batch.context[n]), int(batch.positions[n])) == (1, 0)
+            assert all(int(slots[n]) // SIZE == VOID for slots in batch.slots)
+            continue
+        row = step[n]
+        assert int(batch.context[n]) == row.stop == int(batch.positions[n]) + 1
+        assert int(batch.ids[n]) == 100 + row.slot
+        for g, group in enumerate(batch.cache.layout.groups):
+            check_group(batch, row, n, slice(n, n + 1), g, group)
+
+
 def test_a_cache_has_a_void_block_and_costs_what_it_says():
     layout = lay_out([None, 4, None, 4])
     cache = KVCache(layout, 9, 4, 2, 8, torch.bfloat16, CPU)
