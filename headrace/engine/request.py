@@ -40,7 +40,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs      the same for the prompt's tokens
     detokenize           produce text
     skip_special_tokens  leave special tokens out of the text
-    spaces_between_special_tokens   put spaces between special tokens in the text
+    spaces_between_special_tokens   taken for vLLM's sake; without effect, as there with these tokenizers
     logit_bias           token id -> number added to its logit, -100 to 100
     allowed_token_ids    the only tokens that may be generated
     """
