@@ -13,6 +13,7 @@ from headrace.kernels.rotate import store_kv
 from tests.attention.paging import Batch, Pages
 
 BACKENDS = [name for name in names(attention) if name != "backend"]
+NAMED = [name if name == "torch" else pytest.param(name, marks=pytest.mark.gpu) for name in BACKENDS]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # (queries, keys) of each row
@@ -94,7 +95,7 @@ def backend(name: str, head_dim: int) -> ModuleType:
 
 
 @pytest.mark.parametrize(("rows", "shape"), CASES)
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", NAMED)
 def test_equals_the_definition(name: str, rows: list[tuple[int, int]], shape: dict[str, Any]):
     tested = backend(name, shape["head_dim"]).Backend()
     for seed in range(2):  # a second step with the same object: nothing of the first may be left
@@ -113,7 +114,7 @@ def test_equals_the_definition(name: str, rows: list[tuple[int, int]], shape: di
         torch.testing.assert_close(out.cpu().double(), torch.cat(expected), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", NAMED)
 def test_padding_after_the_last_row_is_zero(name: str):
     rows = [(1, 5), (3, 9)]
     layer, batch, q, _, caches = made(rows, case().values[1])
@@ -125,7 +126,7 @@ def test_padding_after_the_last_row_is_zero(name: str):
     assert not out[4:].any()
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", NAMED)
 def test_a_padded_row_disturbs_no_other(name: str):
     rows = [(1, 5), (1, 1), (3, 9)]
     layer, batch, q, _, caches = made(rows, case().values[1])
