@@ -2,6 +2,8 @@
 
 A file of this folder that is a back end offers
     fits(device: torch.device, head_dim: int) -> str | None    in words why it cannot serve a model, or None
+    records(dtype, block_size: int, group: int) -> bool        whether a decoding step of such a model (`group` query
+                                                               heads per kv head) may be recorded as a CUDA graph
     Backend()                                                  the class below
 
 T tokens and R rows (sequences) in the step, H query heads, K kv heads, D head size. Each layer's keys and

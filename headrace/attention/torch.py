@@ -28,6 +28,11 @@ def fits(device: torch.device, head_dim: int) -> str | None:
     return None
 
 
+def records(dtype: torch.dtype, block_size: int, group: int) -> bool:
+    """No: its indices are made on the host at every step."""
+    return False
+
+
 def causal_bias(
     queries: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:

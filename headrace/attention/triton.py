@@ -19,6 +19,7 @@ from headrace.kernels.paged import Pages, Scores
 from headrace.kernels.paged_prefill import prefill_work
 
 MOST_GROUP = 32
+"""Query heads per kv head that one program of these kernels holds."""
 
 
 def fits(device: torch.device, head_dim: int) -> str | None:
@@ -34,9 +35,14 @@ def fits(device: torch.device, head_dim: int) -> str | None:
     return None
 
 
+def records(dtype: torch.dtype, block_size: int, group: int) -> bool:
+    """See backend. Not 32-bit models, blocks of other than a multiple of 16 keys, or more than MOST_GROUP query
+    heads per kv head: what these kernels do not take, the reference does."""
+    return dtype in TENSOR_CORE_TYPES and block_size % 16 == 0 and group <= MOST_GROUP
+
+
 class Backend:
-    """See backend.Backend. Left to the reference: 32-bit models, blocks of other than a multiple of 16 keys, and
-    more than MOST_GROUP query heads per kv head.
+    """See backend.Backend. What cannot be recorded (`records`) is left to the reference.
 
     With `fixed` a row's result does not depend on the other rows of a step: work is cut by each row's own length.
     Run the largest step once before capturing graphs: the workspace grows by then and not later.
@@ -69,7 +75,7 @@ class Backend:
     def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""
         group = layer.heads // layer.kv_heads
-        if q_THD.dtype not in TENSOR_CORE_TYPES or k_cache.shape[1] % 16 or group > MOST_GROUP:
+        if not records(q_THD.dtype, k_cache.shape[1], group):
             return self._plain.run(layer, q_THD, batch, k_cache, v_cache)
         device, rows = q_THD.device, batch.rows
         cap = configs.capability(device)

@@ -104,10 +104,10 @@ def groups(plan: "Plan") -> list[tuple[int | None, int]]:
 
 def at_once(plan: "Plan") -> list[tuple[int, int]]:
     """(length, how many requests of that length run at once): the KV cache and the rows of a step are the limits."""
-    from headrace.engine.resolve import blocks_for
+    from headrace.engine.blocks import blocks_for
 
     lengths = sorted({length for length in LENGTHS if length < plan.max_len} | {plan.max_len})
-    each = [blocks_for(plan.layout, length, plan.block, plan.tokens) for length in lengths]
+    each = [blocks_for(plan.layout.groups, length, plan.block, plan.tokens) for length in lengths]
     return [
         (length, min(plan.rows, plan.kv_blocks // need)) for length, need in zip(lengths, each, strict=True)
     ]

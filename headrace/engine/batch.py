@@ -60,16 +60,9 @@ class Batch:
     def attend(self, layer: Attention, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """QK-norm, RoPE, store into the cache, attention over the pages: [T, H, D]."""
         k_cache, v_cache = self.cache.k[layer.cache_index], self.cache.v[layer.cache_index]
-        table = None if layer.rope is None else layer.rope.table
-        q_weight = k_weight = None
-        eps, offset = 0.0, 0.0
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q_weight, k_weight = layer.q_norm.weight, layer.k_norm.weight
-            eps, offset = layer.q_norm.eps, layer.q_norm.offset
         q_THD = rotate_store(
-            q_THD, k_TKD, v_TKD, self.positions, table, q_weight, k_weight, eps, offset,
-            k_cache, v_cache, self.slots[layer.group],
-        )  # fmt: skip
+            q_THD, k_TKD, v_TKD, self.positions, *layer.rotation(), k_cache, v_cache, self.slots[layer.group]
+        )
         return self.backend.run(layer, q_THD, self, k_cache, v_cache)
 
     # -- filling ----------------------------------------------------------------------------------------------

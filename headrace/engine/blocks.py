@@ -23,6 +23,20 @@ class Group(NamedTuple):
         return 0 if self.window is None else max(0, position - self.window + 1)
 
 
+def blocks_for(groups: Ids[Group], length: int, size: int, step: int) -> int:
+    """The most blocks of `size` tokens that a sequence holds on its way to `length`, `step` tokens at a time.
+
+    A group with a window gives back what no later query can see.
+    """
+    total = 0
+    for group in groups:
+        blocks = -(-length // size)
+        if group.window is not None:
+            blocks = min(blocks, -(-(group.window + step) // size) + 1)
+        total += blocks
+    return total
+
+
 class OutOfBlocks(Broken):
     """More blocks were wanted than are free; the scheduler never lets this happen."""
 

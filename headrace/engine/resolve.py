@@ -12,6 +12,7 @@ from headrace.base import discover
 from headrace.base.config import Config
 from headrace.base.errors import Refused
 from headrace.base.hardware import Hardware
+from headrace.engine.blocks import blocks_for
 from headrace.engine.cache import bytes_per_block
 from headrace.engine.layout import Layout, lay_out
 from headrace.nn.decoder import Decoder
@@ -134,7 +135,8 @@ def resolve(
     room = _Room(config, free, int(free * share), share, weights, work, per_block, most)
     max_len, kv_blocks = room.kv_blocks(layout, max_len, rows, tokens)
     attention = pick_attention(config, device, layers[0].head_dim)
-    recorded = attention == "triton" and dtype.itemsize == 2 and config.memory.block % 16 == 0
+    backend = discover.module(backends, attention, "attention back end")
+    recorded = backend.records(dtype, config.memory.block, layers[0].heads // layers[0].kv_heads)
     return Plan(
         model=config.model.path,
         path=path,
@@ -207,17 +209,6 @@ def workspace(settings: dict[str, Any], attended: int, tokens: int, rows: int, d
     return tokens * per_token * dtype.itemsize + rows * per_row
 
 
-def blocks_for(layout: Layout, length: int, block: int, tokens: int) -> int:
-    """Blocks that one sequence of `length` tokens holds at the most (windows give theirs back)."""
-    total = 0
-    for group in layout.groups:
-        blocks = -(-length // block)
-        if group.window is not None:
-            blocks = min(blocks, -(-(group.window + tokens) // block) + 1)
-        total += blocks
-    return total
-
-
 @dataclass(frozen=True, slots=True)
 class _Room:
     """What is left for the KV cache once weights and workspace are paid for."""
@@ -235,7 +226,7 @@ class _Room:
         """(longest request, blocks). Raises Refused with the setting that would fit."""
         block, asked = self.config.memory.block, self.config.memory.kv_blocks
         fit = (self.allowed - self.weights - self.work) // self.per_block
-        smallest = blocks_for(layout, min(SHORTEST, max_len), block, tokens)
+        smallest = blocks_for(layout.groups, min(SHORTEST, max_len), block, tokens)
         if fit < (smallest if asked is None else min(asked, smallest)):
             raise self._too_small(layout, max_len, tokens)
         if asked is not None and asked > fit:
@@ -245,7 +236,7 @@ class _Room:
                 param="memory.kv_blocks",
                 hint=f"use --memory.kv-blocks {fit} or less",
             )
-        one = blocks_for(layout, max_len, block, tokens)
+        one = blocks_for(layout.groups, max_len, block, tokens)
         enough = rows * one if self.most is None else max(one, min(rows * one, self.most))
         blocks = asked if asked is not None else min(fit, enough)
         if one <= blocks:
@@ -255,7 +246,7 @@ class _Room:
             raise Refused(
                 f"memory.kv_blocks {blocks} cannot hold a single request of two tokens",
                 param="memory.kv_blocks",
-                hint=f"use --memory.kv-blocks {blocks_for(layout, 2, block, tokens)} or more",
+                hint=f"use --memory.kv-blocks {blocks_for(layout.groups, 2, block, tokens)} or more",
             )
         if self.config.model.max_len is not None:
             more = "give more memory with --memory.share" if asked is None else "raise --memory.kv-blocks"
@@ -270,7 +261,7 @@ class _Room:
         low, high = 0, max_len
         while low < high:
             middle = (low + high + 1) // 2
-            fits = blocks_for(layout, middle, self.config.memory.block, tokens) <= blocks
+            fits = blocks_for(layout.groups, middle, self.config.memory.block, tokens) <= blocks
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
@@ -278,8 +269,8 @@ class _Room:
         """What would fit: a larger share, with less KV cache where what was asked for is too much for any share."""
         asked, block = self.config.memory.kv_blocks, self.config.memory.block
         shortest = min(SHORTEST, max_len)
-        least = blocks_for(layout, shortest, block, tokens)
-        wanted = asked or blocks_for(layout, self.config.model.max_len or shortest, block, tokens)
+        least = blocks_for(layout.groups, shortest, block, tokens)
+        wanted = asked or blocks_for(layout.groups, self.config.model.max_len or shortest, block, tokens)
         for blocks in (wanted, least):
             needed = self.weights + self.work + blocks * self.per_block
             if fits := needed <= self.free * 0.98:

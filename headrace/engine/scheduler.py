@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from headrace.base.errors import Refused, TooLong
-from headrace.engine.blocks import VOID, BlockPool
+from headrace.engine.blocks import VOID, BlockPool, blocks_for
 from headrace.engine.policy import Key, arrival
 from headrace.engine.request import Event, Logprobs, PromptLogprobs, Request
 from headrace.engine.sequence import Sequence
@@ -85,7 +85,7 @@ class Scheduler:
         if request.id in self.live:
             raise Refused(f"request id {request.id!r} is in use", param="request_id")
         seq = Sequence(request, self._orders, len(self.pool.groups))
-        if (need := self._worst(seq, request.longest)) > self.pool.count:
+        if (need := self._worst(request.longest)) > self.pool.count:
             raise TooLong(
                 f"prompt of {len(request.prompt)} and up to {request.max_tokens} new tokens need {need} KV blocks"
                 f" of {self.pool.size} tokens; there are {self.pool.count}"
@@ -161,7 +161,7 @@ class Scheduler:
         for ids in seq.blocks:
             self.pool.hold(ids)
         seq.issued = seq.computed = len(seq.blocks[0]) * self.pool.size
-        lacking = self._worst(seq, seq.length) - sum(i != VOID for ids in seq.blocks for i in ids)
+        lacking = self._worst(seq.length) - sum(i != VOID for ids in seq.blocks for i in ids)
         if lacking > self.pool.free and (
             self.running or self._need(seq, min(seq.pending, budget)) > self.pool.free
         ):
@@ -230,15 +230,9 @@ class Scheduler:
         per_group = -(-(seq.issued + count) // self.pool.size) - len(seq.blocks[0])
         return per_group * len(self.pool.groups)
 
-    def _worst(self, seq: Sequence, length: int) -> int:
-        """The most blocks it holds at once on its way to `length` tokens."""
-        size, total = self.pool.size, 0
-        for group in self.pool.groups:
-            blocks = -(-length // size)
-            if group.window is not None:
-                blocks = min(blocks, -(-(group.window + self.max_tokens) // size) + 1)
-            total += blocks
-        return total
+    def _worst(self, length: int) -> int:
+        """The most blocks a sequence holds at once on its way to `length` tokens."""
+        return blocks_for(self.pool.groups, length, self.pool.size, self.max_tokens)
 
     def _grow(self, seq: Sequence, count: int) -> bool:
         """Room for `count` more tokens, evicting the last in order if need be; False if that was itself."""

@@ -59,8 +59,11 @@ class Attention(nn.Module):
 
     def rotate(self, q_THD: Tensor, k_TKD: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """QK-norm and RoPE as this layer has them: for steps that do not fuse them with the KV store."""
+        return rotate(q_THD, k_TKD, positions_T, *self.rotation())
+
+    def rotation(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, float, float]:
+        """What `kernels.rotate` asks for after the positions: RoPE's table, the norms' weights, eps and offset."""
         table = None if self.rope is None else self.rope.table
         if self.q_norm is None or self.k_norm is None:
-            return rotate(q_THD, k_TKD, positions_T, table)
-        weights = self.q_norm.weight, self.k_norm.weight
-        return rotate(q_THD, k_TKD, positions_T, table, *weights, self.q_norm.eps, self.q_norm.offset)
+            return table, None, None, 0.0, 0.0
+        return table, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.q_norm.offset

@@ -12,10 +12,10 @@ from headrace import models
 from headrace.base.config import Config, from_names
 from headrace.base.errors import Refused, UnknownName
 from headrace.base.hardware import Hardware
+from headrace.engine.blocks import blocks_for
 from headrace.engine.layout import lay_out
 from headrace.engine.resolve import (
     Plan,
-    blocks_for,
     gib,
     pick_attention,
     pick_device,
@@ -213,8 +213,8 @@ def test_layers_of_different_kv_shapes_are_refused():
 
 def test_windows_hold_no_more_than_they_see():
     layout = lay_out([None, 64, 64])
-    assert blocks_for(layout, 16, 16, 32) == 3
-    assert blocks_for(layout, 10_000, 16, 32) == 625 + 2 * 7
+    assert blocks_for(layout.groups, 16, 16, 32) == 3
+    assert blocks_for(layout.groups, 10_000, 16, 32) == 625 + 2 * 7
     made = plan(settings=gemma.TINY)
     assert len(made.layout.groups) == 3
     assert made.kv_tokens == made.kv_blocks * 16 // 3
