@@ -1,11 +1,14 @@
 """What every benchmark command prints and writes: a table, a JSON file, a comparison with an earlier one."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from headrace.base.config import knob
 from headrace.base.hardware import probe
 from headrace.bench.result import Measure, Result, commit, compare, versions
 
@@ -13,6 +16,18 @@ if TYPE_CHECKING:
     from headrace.engine.resolve import Plan
 
 WORDS = {"better": "green", "worse": "red"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """Where a result goes, and what it is compared with."""
+
+    output: Path | None = knob(None, "JSON file to write")
+    compare: Path | None = knob(None, "earlier JSON file to compare with")
+
+
+FileFlags = Annotated[Files, Parameter(name="*", negative=())]
+"""The type of a command's parameter that brings these flags."""
 
 
 def result(
@@ -28,7 +43,7 @@ def result(
     return Result(benchmark, machine, versions("headrace", "torch", "triton"), commit(), settings, measures)
 
 
-def report(found: Result, output: Path | None, before: Path | None) -> None:
+def report(found: Result, files: Files) -> None:
     """Print the table; write the JSON where asked; say what changed against an earlier result."""
     table = Table(title=found.benchmark, caption=_where(found))
     for heading in ("measure", "value", "unit"):
@@ -37,10 +52,10 @@ def report(found: Result, output: Path | None, before: Path | None) -> None:
         table.add_row(measure.name, _number(measure.value), measure.unit)
     console = Console()
     console.print(table)
-    if before is not None:
-        console.print(_comparison(Result.read(before), found))
-    if output is not None:
-        found.write(output)
+    if files.compare is not None:
+        console.print(_comparison(Result.read(files.compare), found))
+    if files.output is not None:
+        found.write(files.output)
 
 
 def _comparison(before: Result, after: Result) -> Table:

@@ -1,11 +1,9 @@
 """Times one stream at a time: the wait for the first token, and between tokens."""
 
-from pathlib import Path
-
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
-from headrace.cli.bench._report import report, result
+from headrace.cli.bench._report import FileFlags, Files, report, result
 
 
 def run(
@@ -14,8 +12,7 @@ def run(
     tokens_out: int = 128,
     repeats: int = 5,
     temperature: float = 0.8,
-    output: Path | None = None,
-    compare: Path | None = None,
+    files: FileFlags = Files(),
     engine: EngineFlags = Engine(),
 ) -> None:
     """Time one stream at a time: time to first token (TTFT) and between tokens (ITL), without HTTP.
@@ -30,10 +27,6 @@ def run(
         streams that are timed, after one to warm up
     temperature
         of the sampling; 0 takes the likeliest token
-    output
-        JSON file to write
-    compare
-        earlier JSON file to compare with
     """
     for name, value in (("tokens-in", tokens_in), ("tokens-out", tokens_out), ("repeats", repeats)):
         if value < 1:
@@ -43,4 +36,4 @@ def run(
     llm = load(engine.config)
     measures = measure(llm, tokens_in, tokens_out, repeats, temperature)
     settings = {"model": llm.plan.model, "tokens_in": tokens_in, "tokens_out": tokens_out, "repeats": repeats}
-    report(result("latency", settings, measures, llm.plan), output, compare)
+    report(result("latency", settings, measures, llm.plan), files)

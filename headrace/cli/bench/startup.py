@@ -1,18 +1,15 @@
 """Times what happens before the first token, in fresh interpreters."""
 
-from pathlib import Path
-
 from headrace.base.config import Config, values
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
-from headrace.cli.bench._report import report, result
+from headrace.cli.bench._report import FileFlags, Files, report, result
 
 
 def run(
     *,
     repeats: int = 3,
-    output: Path | None = None,
-    compare: Path | None = None,
+    files: FileFlags = Files(),
     engine: EngineFlags = Engine(),
 ) -> None:
     """Time importing, starting and the first token: medians over fresh interpreters.
@@ -21,10 +18,6 @@ def run(
     ----------
     repeats
         how many interpreters are started, one after the other
-    output
-        JSON file to write
-    compare
-        earlier JSON file to compare with
     """
     if repeats < 1:
         raise Refused(f"--repeats is {repeats}; expected at least 1", param="repeats")
@@ -32,4 +25,4 @@ def run(
 
     given = values(engine.config)
     settings = {name: value for name, value in given.items() if value != values(Config())[name]}
-    report(result("startup", {"repeats": repeats, **settings}, measure(settings, repeats)), output, compare)
+    report(result("startup", {"repeats": repeats, **settings}, measure(settings, repeats)), files)

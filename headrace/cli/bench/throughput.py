@@ -4,7 +4,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,7 +12,10 @@ from headrace.base.config import Config
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
-from headrace.cli.bench._report import report, result
+from headrace.cli.bench._report import FileFlags, Files, report, result
+
+if TYPE_CHECKING:
+    from headrace.engine.resolve import Plan
 
 
 def run(
@@ -25,8 +28,7 @@ def run(
     tokens_out: int = 128,
     repeats: int = 2,
     temperature: float = 0.8,
-    output: Path | None = None,
-    compare: Path | None = None,
+    files: FileFlags = Files(),
     engine: EngineFlags = Engine(),
 ) -> None:
     """Time workloads: all requests are there from the start, answers have fixed lengths, text is not made.
@@ -50,10 +52,6 @@ def run(
         how often each workload is timed; the best counts
     temperature
         of the sampling; 0 takes the likeliest token
-    output
-        JSON file to write
-    compare
-        earlier JSON file to compare with
     """
     if repeats < 1:
         raise Refused(f"--repeats is {repeats}; expected at least 1", param="repeats")
@@ -66,25 +64,27 @@ def run(
 
     with tempfile.TemporaryDirectory() as folder:
         llm = load(_config(engine.config, shape, Path(folder)))
-    vocab, gpu = llm.intake.vocab, llm.plan.device.type == "cuda"
+    vocab, plan = llm.intake.vocab, llm.plan
     if requests is not None:
         work = [custom(requests, tokens_in, tokens_out, vocab)]
     else:
-        work = [workload(name, vocab, gpu) for name in workloads or ["single"]]
+        work = [workload(name, vocab, plan.device.type == "cuda") for name in workloads or ["single"]]
     measures = []
     for one in work:
         timing = time_workload(llm, one, repeats, temperature, lambda said: print(said, file=sys.stderr))  # noqa: T201
         measures += timing.measures()
-    settings = {
-        "model": shape or llm.plan.model,
-        "dtype": str(llm.plan.dtype).removeprefix("torch."),
-        "temperature": temperature,
-        "repeats": repeats,
-        "kv_tokens": llm.plan.kv_tokens,
-        "rows": llm.plan.rows,
-        "tokens": llm.plan.tokens,
+    settings = {"temperature": temperature, "repeats": repeats, **_facts(plan, shape)}
+    report(result("throughput", settings, measures, plan), files)
+
+
+def _facts(plan: "Plan", shape: str | None) -> dict[str, Any]:
+    return {
+        "model": shape or plan.model,
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "kv_tokens": plan.kv_tokens,
+        "rows": plan.rows,
+        "tokens": plan.tokens,
     }
-    report(result("throughput", settings, measures, llm.plan), output, compare)
 
 
 def _config(config: Config, shape: str | None, folder: Path) -> Config:
