@@ -15,6 +15,7 @@ from headrace.base.hardware import Hardware
 from headrace.engine.blocks import blocks_for
 from headrace.engine.cache import bytes_per_block
 from headrace.engine.layout import Layout, lay_out
+from headrace.nn.attention import Attention
 from headrace.nn.decoder import Decoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -124,19 +125,14 @@ def resolve(
     model = build(max_len)
     layers = model.attentions
     layout = lay_out([layer.window for layer in layers])
-    sizes = {(layer.kv_heads, layer.head_dim) for layer in layers}
-    if len(sizes) > 1:
-        raise Refused(f"layers with different KV shapes are not supported: {sorted(sizes)}")
-    per_block = bytes_per_block(layout, config.memory.block, *sizes.pop(), dtype)
+    per_block = bytes_per_block(layout, config.memory.block, *_kv_shape(layers), dtype)
     parameters = sum(p.numel() for p in model.parameters())
-    weights = parameters * dtype.itemsize + sum(b.numel() * b.itemsize for b in model.buffers())
+    weights = parameters * dtype.itemsize + sum(b.nbytes for b in model.buffers())
     work = workspace(settings, layers[0].heads * layers[0].head_dim, tokens, rows, dtype)
     most = CPU_KV // per_block if cpu and config.memory.share is None else None
     room = _Room(config, free, int(free * share), share, weights, work, per_block, most)
     max_len, kv_blocks = room.kv_blocks(layout, max_len, rows, tokens)
     attention = pick_attention(config, device, layers[0].head_dim)
-    backend = discover.module(backends, attention, "attention back end")
-    recorded = backend.records(dtype, config.memory.block, layers[0].heads // layers[0].kv_heads)
     return Plan(
         model=config.model.path,
         path=path,
@@ -155,10 +151,24 @@ def resolve(
         policy=config.schedule.policy,
         prefix_cache=config.schedule.prefix_cache,
         overlap=not cpu if config.schedule.overlap == "auto" else config.schedule.overlap == "on",
-        graphs=recorded and config.schedule.graphs,
+        graphs=config.schedule.graphs and _records(attention, dtype, config.memory.block, layers[0]),
         seed=config.model.seed,
         memory=MemoryPlan(free, int(free * share), weights, work, kv_blocks * per_block),
     )
+
+
+def _kv_shape(layers: list[Attention]) -> tuple[int, int]:
+    """(kv heads, head size), which all layers must share."""
+    sizes = {(layer.kv_heads, layer.head_dim) for layer in layers}
+    if len(sizes) > 1:
+        raise Refused(f"layers with different KV shapes are not supported: {sorted(sizes)}")
+    return sizes.pop()
+
+
+def _records(attention: str, dtype: torch.dtype, block: int, layer: Attention) -> bool:
+    """Whether decoding steps of this model may become CUDA graphs."""
+    backend = discover.module(backends, attention, "attention back end")
+    return backend.records(dtype, block, layer.heads // layer.kv_heads)
 
 
 def _step_sizes(config: Config, device: torch.device) -> tuple[int, int]:

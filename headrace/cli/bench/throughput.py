@@ -15,6 +15,8 @@ from headrace.cli._load import load
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
 if TYPE_CHECKING:
+    from headrace.api.llm import LLM
+    from headrace.bench.workloads import Workload
     from headrace.engine.resolve import Plan
 
 
@@ -60,21 +62,27 @@ def run(
             "both workloads and --requests are given", param="requests", hint="leave one of them out"
         )
     from headrace.bench.throughput import time_workload
-    from headrace.bench.workloads import custom, workload
+    from headrace.bench.workloads import custom
 
     with tempfile.TemporaryDirectory() as folder:
         llm = load(_config(engine.config, shape, Path(folder)))
-    vocab, plan = llm.intake.vocab, llm.plan
-    if requests is not None:
-        work = [custom(requests, tokens_in, tokens_out, vocab)]
-    else:
-        work = [workload(name, vocab, plan.device.type == "cuda") for name in workloads or ["single"]]
+    own = [] if requests is None else [custom(requests, tokens_in, tokens_out, llm.intake.vocab)]
+    work = own or _named(workloads or ["single"], llm)
     measures = []
     for one in work:
-        timing = time_workload(llm, one, repeats, temperature, lambda said: print(said, file=sys.stderr))  # noqa: T201
-        measures += timing.measures()
-    settings = {"temperature": temperature, "repeats": repeats, **_facts(plan, shape)}
-    report(result("throughput", settings, measures, plan), files)
+        measures += time_workload(llm, one, repeats, temperature, _tell).measures()
+    settings = {"temperature": temperature, "repeats": repeats, **_facts(llm.plan, shape)}
+    report(result("throughput", settings, measures, llm.plan), files)
+
+
+def _named(names: list[str], llm: "LLM") -> "list[Workload]":
+    from headrace.bench.workloads import workload
+
+    return [workload(name, llm.intake.vocab, llm.plan.device.type == "cuda") for name in names]
+
+
+def _tell(said: str) -> None:
+    print(said, file=sys.stderr)  # noqa: T201
 
 
 def _facts(plan: "Plan", shape: str | None) -> dict[str, Any]:
