@@ -4,7 +4,8 @@ A file of this folder that is a back end offers
     fits(device: torch.device, head_dim: int) -> str | None    in words why it cannot serve a model, or None
     records(dtype, block_size: int, group: int) -> bool        whether a decoding step of such a model (`group` query
                                                                heads per kv head) may be recorded as a CUDA graph
-    Backend()                                                  the class below
+    Backend(fixed: bool = False)                               the class below; `fixed`: a query's result is the same
+                                                               bits in any chunk of its row and any company
 
 T tokens and R rows (sequences) in the step, H query heads, K kv heads, D head size. Each layer's keys and
 values live in two tensors [blocks, block_size, K, D]; a row's tables say which blocks hold its positions.
@@ -15,6 +16,8 @@ from typing import Protocol
 
 import numpy as np
 from torch import Tensor
+
+from headrace.kernels.paged import Pages, Scores
 
 
 class Layer(Protocol):
@@ -27,6 +30,8 @@ class Layer(Protocol):
     softcap: float | None
     window: int | None
     group: int
+    k_scale: float
+    v_scale: float
 
 
 class Batch(Protocol):
@@ -66,3 +71,15 @@ class Backend(Protocol):
     def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype. The step's own keys are in the cache already."""
         ...
+
+
+def pages_of(layer: Layer, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Pages:
+    """Where the keys and values of a step's rows are for a layer."""
+    rows = batch.rows
+    table, starts, context = batch.tables[layer.group], batch.starts[: rows + 1], batch.context[:rows]
+    return Pages(k_cache, v_cache, table, starts, context, layer.k_scale, layer.v_scale)
+
+
+def scores_of(layer: Layer) -> Scores:
+    """How a layer forms its scores."""
+    return Scores(layer.scale, layer.softcap, layer.window)

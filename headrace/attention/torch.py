@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headrace.attention.backend import Batch, Layer
+from headrace.attention.backend import Batch, Layer, pages_of, scores_of
+from headrace.kernels.paged import cells_of, movable
+from headrace.kernels.paged_fixed import paged_fixed
 
 # Elements of K gathered per bunch of decoding rows. On a CPU what was gathered should still be in the
 # second-level cache when it is multiplied; on a GPU launches cost more than memory traffic.
@@ -106,9 +108,13 @@ class Stretch:
 
 
 class Backend:
-    """See backend.Backend. Keeps what a step's layers share, and two buffers for gathered keys and values."""
+    """See backend.Backend. Keeps what a step's layers share, and two buffers for gathered keys and values.
 
-    def __init__(self) -> None:
+    With `fixed` a query's result is the same bits in any chunk and any company, at several times the cost.
+    """
+
+    def __init__(self, fixed: bool = False) -> None:
+        self.fixed = fixed
         self._plans: dict[tuple[int, int | None, int, int], tuple[list[Bunch], list[Stretch]]] = {}
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
@@ -118,6 +124,8 @@ class Backend:
 
     def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""
+        if self.fixed:
+            return paged_fixed(q_THD, pages_of(layer, batch, k_cache, v_cache), scores_of(layer))
         key = (layer.group, layer.window, layer.kv_heads, layer.head_dim)
         if key not in self._plans:
             size = k_cache.shape[1]
@@ -131,18 +139,17 @@ class Backend:
         for bunch in bunches:
             out[bunch.queries] = self._decode(layer, q_THD[bunch.queries], bunch, k_cache, v_cache)
         for row in stretches:
-            k = k_cache.flatten(0, 1).index_select(0, row.slots).to(q_THD.dtype)
-            v = v_cache.flatten(0, 1).index_select(0, row.slots).to(q_THD.dtype)
+            k, v = (cells_of(cache, row.slots).to(q_THD.dtype) for cache in (k_cache, v_cache))
             q = q_THD[row.start : row.stop]
-            out[row.start : row.stop] = dense(q, k, v, row.bias, layer.scale, layer.softcap)
-        return out
+            out[row.start : row.stop] = dense(q, k, v, row.bias, layer.scale * layer.k_scale, layer.softcap)
+        return out if layer.v_scale == 1.0 else out.mul_(layer.v_scale)
 
     def _decode(self, layer: Layer, q_RHD: Tensor, bunch: Bunch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """One query per row; scores, softmax and sum in float32."""
         pairs, _, keys = bunch.bias.shape
         k = self._gather("k", k_cache, bunch.cells).view(pairs, keys, layer.head_dim)
         v = self._gather("v", v_cache, bunch.cells).view(pairs, keys, layer.head_dim)
-        q = (q_RHD.float() * layer.scale).view(pairs, -1, layer.head_dim)
+        q = (q_RHD.float() * (layer.scale * layer.k_scale)).view(pairs, -1, layer.head_dim)
         if layer.softcap is None:
             scores = torch.baddbmm(bunch.bias, q, k.transpose(1, 2))
         else:
@@ -156,15 +163,15 @@ class Backend:
 
         Into a kept buffer: fresh memory of this size costs more in page faults than the copy itself.
         """
-        width = cache.shape[-1]
-        key = (name, cache.dtype, cache.device)
+        width, source = cache.shape[-1], movable(cache)
+        key = (name, source.dtype, cache.device)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < cells.numel() * width:
             with torch.inference_mode(False):  # else it could not be written outside of inference mode later
-                buffer = torch.empty(cells.numel() * width, dtype=cache.dtype, device=cache.device)
+                buffer = torch.empty(cells.numel() * width, dtype=source.dtype, device=cache.device)
             self._buffers[key] = buffer
         into = buffer[: cells.numel() * width].view(-1, width)
-        return torch.index_select(cache.view(-1, width), 0, cells, out=into).float()
+        return torch.index_select(source.view(-1, width), 0, cells, out=into).view(cache.dtype).float()
 
 
 def _bunches(layer: Layer, batch: Batch, block_size: int) -> Iterator[Bunch]:

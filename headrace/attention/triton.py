@@ -4,6 +4,7 @@ A step without prompt rows is one launch per layer whose grid depends on the chi
 the host: it can be captured in a CUDA graph and replayed with other lengths. A mixed step is two launches.
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from headrace.attention import torch as plain
-from headrace.attention.backend import Batch, Layer
+from headrace.attention.backend import Batch, Layer, pages_of, scores_of
 from headrace.kernels import configs
 from headrace.kernels.launch import TENSOR_CORE_TYPES
-from headrace.kernels.paged import Pages, Scores
 from headrace.kernels.paged_prefill import prefill_work
+
+Launch = Callable[..., None]
 
 MOST_GROUP = 32
 """Query heads per kv head that one program of these kernels holds."""
@@ -44,17 +46,18 @@ def records(dtype: torch.dtype, block_size: int, group: int) -> bool:
 class Backend:
     """See backend.Backend. What cannot be recorded (`records`) is left to the reference.
 
-    With `fixed` a row's result does not depend on the other rows of a step: work is cut by each row's own length.
+    With `fixed` a query's result is the same bits in any chunk and any company (kernels/gpu/paged_fixed.py).
     Run the largest step once before capturing graphs: the workspace grows by then and not later.
     """
 
     def __init__(self, fixed: bool = False) -> None:
-        from headrace.kernels.gpu.paged_decode import Workspace, decode
-        from headrace.kernels.gpu.paged_prefill import prefill
+        from headrace.kernels.gpu import paged_decode, paged_fixed, paged_prefill
 
         self.fixed = fixed
-        self._plain = plain.Backend()
-        self._decode, self._prefill, self._new_workspace = decode, prefill, Workspace
+        self._plain = plain.Backend(fixed)
+        self._decode: Launch = paged_fixed.decode if fixed else paged_decode.decode
+        self._prefill: Launch = paged_fixed.prefill if fixed else paged_prefill.prefill
+        self._new_workspace = paged_decode.Workspace
         self._workspaces: dict[torch.device, Any] = {}
         self._work: dict[int, Tensor] = {}
         self._decodes = self._prefills = False
@@ -65,7 +68,7 @@ class Backend:
         queries = np.diff(batch.starts_np[: batch.rows + 1])
         self._prefills = bool((queries > 1).any())
         self._decodes = bool((queries == 1).any()) or not self._prefills
-        if self._prefills and not self.fixed:
+        if self._prefills:
             prompts = queries > 1
             keys = batch.context_np[: batch.rows][prompts]
             self._means = int(queries[prompts].mean()), int(keys.mean())
@@ -77,25 +80,18 @@ class Backend:
         group = layer.heads // layer.kv_heads
         if not records(q_THD.dtype, k_cache.shape[1], group):
             return self._plain.run(layer, q_THD, batch, k_cache, v_cache)
-        device, rows = q_THD.device, batch.rows
-        cap = configs.capability(device)
+        device, cap, size = q_THD.device, configs.capability(q_THD.device), layer.head_dim
         out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=device)
-        pages = Pages(
-            k_cache, v_cache, batch.tables[layer.group], batch.starts[: rows + 1], batch.context[:rows]
-        )
-        scores = Scores(layer.scale, layer.softcap, layer.window)
+        pages, scores = pages_of(layer, batch, k_cache, v_cache), scores_of(layer)
+        fixed = configs.paged_fixed(size) if self.fixed else None
         if self._decodes:
-            pairs = configs.MANY if self.fixed else rows * layer.kv_heads
-            config = configs.paged_decode(cap, layer.head_dim, pairs)
+            config = fixed or configs.paged_decode(cap, size, batch.rows * layer.kv_heads)
             programs = configs.multiprocessors(device) * config.programs
-            self._decode(
-                q_THD, pages, scores, out, self._workspace(device),
-                config=config, programs=programs, fixed=self.fixed,
-            )  # fmt: skip
+            self._decode(q_THD, pages, scores, out, self._workspace(device), config=config, programs=programs)
         elif batch.tokens < len(out):
             out[batch.tokens :].zero_()
         if self._prefills:
-            config = configs.paged_prefill(cap, layer.head_dim, *self._means)
+            config = fixed or configs.paged_prefill(cap, size, *self._means)
             work = self._work_list(batch, config.rows // group, device)
             self._prefill(q_THD, pages, scores, out, work, config=config)
         return out

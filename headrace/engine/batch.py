@@ -52,6 +52,8 @@ class Batch:
             self.table = self.table.to(device)
         self._row_tables = torch.zeros((groups, max_rows, max_blocks), dtype=torch.int32, device=device)
         self._every = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
+        # where a row of so many keys ends; one without keys counts as at 0
+        self._last_position = torch.arange(-1, max_blocks * self.block_size, device=device).clamp_(min=0)
         self.last = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.rows = self.tokens = 0
 
@@ -61,8 +63,9 @@ class Batch:
         """QK-norm, RoPE, store into the cache, attention over the pages: [T, H, D]."""
         k_cache, v_cache = self.cache.k[layer.cache_index], self.cache.v[layer.cache_index]
         q_THD = rotate_store(
-            q_THD, k_TKD, v_TKD, self.positions, *layer.rotation(), k_cache, v_cache, self.slots[layer.group]
-        )
+            q_THD, k_TKD, v_TKD, self.positions, *layer.rotation(), k_cache, v_cache, self.slots[layer.group],
+            k_scale=layer.k_scale, v_scale=layer.v_scale, deterministic=layer.qkv_proj.deterministic,
+        )  # fmt: skip
         return self.backend.run(layer, q_THD, self, k_cache, v_cache)
 
     # -- filling ----------------------------------------------------------------------------------------------
@@ -83,7 +86,7 @@ class Batch:
         self.row_slots_np, self.context_np = slot[:n], context[:n]
         if pad is not None:
             slot[n:pad] = self.nobody
-            context[n:pad] = 1
+            context[n:pad] = 0  # back ends give rows without keys no work
             self._stage_patches(host, patches, pad)
             self.staging.upload("context")
             self._show_padded(pad)
@@ -102,7 +105,7 @@ class Batch:
         count = self.rows * len(self.table)
         self.table.view(-1).index_copy_(0, at[:count], to[:count])
         torch.index_select(self.last, 0, self.row_slots, out=self.ids)
-        torch.sub(self.context, 1, out=self.positions)
+        torch.index_select(self._last_position, 0, self.context, out=self.positions)
         block, offset = self.positions // self.block_size, self.positions % self.block_size
         for table, tables, slots in zip(self.table, self.tables, self.slots, strict=True):
             torch.index_select(table, 0, self.row_slots, out=tables)

@@ -1,15 +1,18 @@
 """Kernel configurations: measured ones by GPU generation and shape, a rule where none was measured.
 
-Nothing tunes itself at start: `python -m headrace.bench.kernels_linear` prints rows to paste here.
-Capabilities are (major, minor) as CUDA counts them; sizes are elements; K inputs, N outputs of a linear layer
+What was measured is in tables/*.json (see table.py); nothing tunes itself at start, `headrace bench kernels --tune`
+does. Capabilities are (major, minor) as CUDA counts them; sizes are elements; K inputs, N outputs of a linear layer
 (per half where gate and up are computed together).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
+from typing import Any
 
 import torch
 
+from headrace.base.errors import Refused
+from headrace.kernels import table as files
 from headrace.kernels.launch import power_of_two
 
 Capability = tuple[int, int]
@@ -52,84 +55,121 @@ class Wide:
     stream: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PagedDecode:
+    """Attention of single queries: tiles of 16 keys per warp, `stages` of them in flight per program.
+
+    A multiprocessor holds `programs`; rows are not cut into pieces of fewer than `split` keys.
+    """
+
+    warps: int
+    stages: int
+    programs: int
+    split: int
+
+
+@dataclass(frozen=True, slots=True)
+class PagedPrefill:
+    """Attention of many queries: `rows` (queries x heads of a group) against `keys` at a time.
+
+    `registers` caps a thread's registers so that more programs fit on a multiprocessor, None leaves them free.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PagedFixed:
+    """Attention whose result depends on a query and its keys alone: as PagedPrefill, a new sum every `split` keys.
+
+    Where rows decode, `programs` run on each multiprocessor.
+    """
+
+    rows: int
+    keys: int
+    split: int
+    warps: int
+    stages: int
+    programs: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What was measured on one generation, for which cases. None stands for the library's product.
+
+    gemv             (N, K, gated)
+    skinny, middle   (tokens at most, N, K, gated); `middle` for what `skinny` leaves over
+    decode           head size at most -> (row, kv head) pairs at most
+    prefill          head size at most -> queries and keys of a prompt row at most, on average
+    """
+
+    gemv: dict[tuple[int, int, bool], Gemv]
+    skinny: dict[tuple[int, int, int, bool], Skinny | None]
+    middle: dict[tuple[int, int, int, bool], Wide | None]
+    decode: dict[int, dict[int, PagedDecode]]
+    prefill: dict[int, dict[tuple[int, int], PagedPrefill]]
+
+
+MANY = 1 << 30
+"""Any number of tokens, rows or keys; null in a file."""
+
+
+@cache
+def table(cap: Capability) -> Table:
+    """The user's own rows for a generation over the package's, over those for any generation.
+
+    Read once per process. Raises Refused for a file that is no table.
+    """
+    rows: files.Rows = {}
+    for path in (files.packaged((0, 0)), files.packaged(cap), files.own(cap)):
+        rows = files.merged(rows, files.read(path))
+    try:
+        return _table(rows)
+    except (KeyError, TypeError) as fault:
+        raise Refused(
+            f"a table of kernel configurations for compute capability {cap} has a row that makes no sense: {fault}",
+            hint=f"delete {files.own(cap)}",
+        ) from fault
+
+
+def _table(rows: files.Rows) -> Table:
+    decode: dict[int, dict[int, PagedDecode]] = {}
+    prefill: dict[int, dict[tuple[int, int], PagedPrefill]] = {}
+    for row in rows["decode"]:
+        decode.setdefault(row["head_dim"], {})[_most(row["pairs"])] = PagedDecode(**row["use"])
+    for row in rows["prefill"]:
+        most = _most(row["queries"]), _most(row["keys"])
+        prefill.setdefault(row["head_dim"], {})[most] = PagedPrefill(**row["use"])
+    return Table(
+        {(r["n"], r["k"], r["gated"]): Gemv(**r["use"]) for r in rows["gemv"]},
+        {_case(r): r["use"] and Skinny(**r["use"]) for r in rows["skinny"]},
+        {_case(r): r["use"] and Wide(**r["use"]) for r in rows["middle"]},
+        decode,
+        {size: dict(sorted(steps.items())) for size, steps in prefill.items()},
+    )
+
+
+def _most(said: int | None) -> int:
+    return MANY if said is None else said
+
+
+def _case(row: files.Row) -> tuple[int, int, int, bool]:
+    return _most(row["tokens"]), row["n"], row["k"], row["gated"]
+
+
+def brief(config: Gemv | Skinny | Wide | PagedDecode | PagedPrefill | None) -> dict[str, Any] | None:
+    """A configuration as a file's row has it under `use`: without fields that are at their defaults."""
+    if config is None:
+        return None
+    return {f.name: value for f in fields(config) if (value := getattr(config, f.name)) != f.default}
+
+
 # Which generations may start a kernel before its predecessor ends (programmatic dependent launch).
 PDL: dict[Capability, bool] = {(9, 0): True, (10, 0): True}
-
-# (N, K, gated) -> configuration for one token. Rows without a measurement follow gemv_rule.
-GEMV: dict[Capability, dict[tuple[int, int, bool], Gemv]] = {
-    (8, 0): {},
-    (8, 9): {},
-    (9, 0): {
-        (4096, 1024, False): Gemv(8, 1024, 8),
-        (1024, 2048, False): Gemv(4, 2048, 4),
-        (3072, 1024, True): Gemv(8, 1024, 8),
-        (1024, 3072, False): Gemv(1, 4096, 4),
-        (151936, 1024, False): Gemv(4, 1024, 4),
-        (6144, 4096, False): Gemv(4, 4096, 8),
-        (4096, 4096, False): Gemv(4, 4096, 8),
-        (14336, 4096, True): Gemv(2, 4096, 8),
-        (4096, 14336, False): Gemv(1, 16384, 8),
-        (128256, 4096, False): Gemv(4, 4096, 8),
-    },
-    (10, 0): {},
-}  # fmt: skip
-
-# (tokens at most, N, K, gated) -> configuration, None where cuBLAS was faster.
-SKINNY: dict[Capability, dict[tuple[int, int, int, bool], Skinny | None]] = {
-    (8, 0): {},
-    (8, 9): {},
-    (9, 0): {
-        (16, 4096, 1024, False): Skinny(32, 128, 4, 4, 5),
-        (16, 1024, 2048, False): Skinny(32, 128, 8, 4, 5),
-        (16, 3072, 1024, True): Skinny(32, 256, 1, 4, 4),
-        (16, 1024, 3072, False): Skinny(32, 128, 8, 4, 5),
-        (16, 151936, 1024, False): Skinny(32, 128, 1, 4, 5),
-        (16, 6144, 4096, False): None,
-        (16, 4096, 4096, False): None,
-        (16, 14336, 4096, True): None,
-        (16, 4096, 14336, False): None,
-        (16, 128256, 4096, False): Skinny(32, 256, 1, 4, 4),
-        (32, 4096, 1024, False): None,
-        (32, 1024, 2048, False): Skinny(32, 256, 4, 4, 4),
-        (32, 3072, 1024, True): Skinny(32, 256, 1, 4, 4),
-        (32, 1024, 3072, False): Skinny(16, 256, 4, 4, 4),
-        (32, 151936, 1024, False): None,
-        (32, 6144, 4096, False): None,
-        (32, 4096, 4096, False): None,
-        (32, 14336, 4096, True): None,
-        (32, 4096, 14336, False): None,
-        (32, 128256, 4096, False): Skinny(32, 128, 1, 4, 5),
-        (64, 4096, 1024, False): Skinny(32, 128, 1, 4, 4),
-        (64, 1024, 2048, False): Skinny(32, 128, 4, 4, 4),
-        (64, 3072, 1024, True): Skinny(32, 128, 1, 4, 4),
-        (64, 1024, 3072, False): Skinny(32, 128, 4, 4, 4),
-        (64, 151936, 1024, False): Skinny(64, 64, 1, 4, 5),
-        (64, 6144, 4096, False): None,
-        (64, 4096, 4096, False): None,
-        (64, 14336, 4096, True): None,
-        (64, 4096, 14336, False): None,
-        (64, 128256, 4096, False): Skinny(64, 64, 1, 4, 5),
-    },
-    (10, 0): {},
-}  # fmt: skip
-
-# (tokens at most, N, K, gated) -> configuration for what SKINNY leaves over; None and no row: cuBLAS.
-MIDDLE: dict[Capability, dict[tuple[int, int, int, bool], Wide | None]] = {
-    (8, 0): {},
-    (8, 9): {},
-    (9, 0): {
-        (64, 14336, 4096, True): Wide(64, 128, 64, 4, 4, 2, False),
-        (128, 14336, 4096, True): Wide(128, 128, 64, 8, 3, 2, False),
-        (128, 3072, 1024, True): Wide(64, 128, 128, 4, 4, 1, False),
-        (256, 3072, 1024, True): Wide(64, 128, 64, 4, 4, 2, False),
-        (256, 4096, 1024, False): Wide(64, 128, 128, 4, 4, 1, False),
-        (512, 4096, 1024, False): Wide(64, 256, 64, 4, 4, 1, False),
-        (256, 128256, 4096, False): None,
-        (512, 128256, 4096, False): Wide(128, 128, 64, 8, 3, 2, False),
-    },
-    (10, 0): {},
-}
-MIDDLE_STEPS = (64, 96, 128, 192, 256, 384, 512, 1 << 30)
 
 # Weights with more elements than this and no measurement are left to cuBLAS, which reads them as fast.
 SKINNY_ELEMENTS = 1 << 23
@@ -143,9 +183,12 @@ FUSED_NORM_TOKENS: dict[Capability, int] = {(8, 0): 1, (8, 9): 1, (9, 0): 1, (10
 # Tile for batch-invariant products: (BLOCK_M, n, k, warps, stages). k and the instruction shape never vary.
 INVARIANT_WIDE = (128, Skinny(128, 64, 1, 8, 3))
 INVARIANT_NARROW = (64, Skinny(32, 64, 1, 4, 5))
+# The same for more tokens than the wide one has rows, where tiles can be fetched by TMA: sums in the same order.
+INVARIANT_MANY: dict[Capability, Wide] = {(9, 0): Wide(128, 256, 64, 8, 4), (10, 0): Wide(128, 256, 64, 8, 4)}
 
 MULTIPROCESSORS: dict[Capability, int] = {(8, 0): 108, (8, 9): 128, (9, 0): 132, (10, 0): 148}
 TOKEN_STEPS = (16, 32, 64)
+MIDDLE_STEPS = (64, 96, 128, 192, 256, 384, 512, MANY)
 
 
 @cache
@@ -172,7 +215,7 @@ def gemv_rule(n: int, k: int, gated: bool, multiprocessors: int = 132) -> Gemv:
 
 def gemv(cap: Capability, n: int, k: int, gated: bool = False) -> Gemv:
     """Configuration for one token times a weight [N, K] (or [2N, K] where gated)."""
-    found = GEMV.get(cap, {}).get((n, k, gated))
+    found = table(cap).gemv.get((n, k, gated))
     return found or gemv_rule(n, k, gated, MULTIPROCESSORS.get(cap, 132))
 
 
@@ -188,10 +231,10 @@ def skinny_rule(tokens: int, n: int, k: int, gated: bool, multiprocessors: int =
 
 def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Skinny | None:
     """Configuration for a few tokens, None where the library's product is the better choice."""
-    table = SKINNY.get(cap, {})
+    measured = table(cap).skinny
     for most in TOKEN_STEPS:
-        if tokens <= most and (most, n, k, gated) in table:
-            return table[most, n, k, gated]
+        if tokens <= most and (most, n, k, gated) in measured:
+            return measured[most, n, k, gated]
     if tokens > SKINNY_TOKENS.get(cap, 0) or n * k * (2 if gated else 1) > SKINNY_ELEMENTS:
         return None
     return skinny_rule(tokens, n, k, gated, MULTIPROCESSORS.get(cap, 132))
@@ -199,46 +242,13 @@ def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) ->
 
 def middle(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Wide | None:
     """Configuration for a weight [N, K] (or [2N, K]) and any number of tokens, None for the library's product."""
-    table = MIDDLE.get(cap)
-    if not table:
+    measured = table(cap).middle
+    if not measured:
         return None
     for most in MIDDLE_STEPS:
-        if tokens <= most and (most, n, k, gated) in table:
-            return table[most, n, k, gated]
+        if tokens <= most and (most, n, k, gated) in measured:
+            return measured[most, n, k, gated]
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class PagedDecode:
-    """Attention of single queries: tiles of 16 keys per warp, `stages` of them in flight per program.
-
-    A multiprocessor holds `programs`, for which `registers` caps those of a thread (None leaves them free); rows
-    are not cut into pieces of fewer than `split` keys. `prefetch` keys of what comes next are asked for early.
-    With `alone`, the kernel for few rows: rows of at most so many keys are not cut at all, and what is prefetched
-    is on its way before the kernel in front has ended.
-    """
-
-    warps: int
-    stages: int
-    programs: int
-    split: int
-    registers: int | None = None
-    alone: int | None = None
-    prefetch: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PagedPrefill:
-    """Attention of many queries: `rows` (queries x heads of a group) against `keys` at a time.
-
-    `registers` caps a thread's registers so that more programs fit on a multiprocessor, None leaves them free.
-    """
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
-    registers: int | None = None
 
 
 @cache
@@ -247,78 +257,30 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-MANY = 1 << 30
-
-# Head size at most -> (rows x kv heads) at most -> configuration, the first that serves; the last serves any number.
-# (0, 0) is for every generation that has no row: 48 KB of shared memory suffice.
-PAGED_DECODE: dict[Capability, dict[int, dict[int, PagedDecode]]] = {
-    (0, 0): {
-        64: {MANY: PagedDecode(4, 3, 2, 256)},
-        128: {MANY: PagedDecode(4, 2, 2, 256)},
-        256: {MANY: PagedDecode(2, 2, 2, 256)},
-    },
-    (8, 0): {
-        64: {MANY: PagedDecode(4, 4, 2, 256)},
-        128: {MANY: PagedDecode(4, 3, 2, 256)},
-        256: {MANY: PagedDecode(2, 3, 2, 256)},
-    },
-    (9, 0): {
-        64: {132: PagedDecode(4, 4, 2, 64, None, 512, 512), MANY: PagedDecode(4, 6, 2, 256)},
-        128: {
-            132: PagedDecode(4, 6, 1, 128, None, 256, 512),
-            2048: PagedDecode(1, 6, 8, 256),
-            MANY: PagedDecode(4, 4, 2, 256),  # (2, 4, 4) is faster alone, and slower in a whole step
-        },
-        256: {MANY: PagedDecode(2, 4, 2, 256)},
-    },
-    (10, 0): {
-        64: {MANY: PagedDecode(4, 6, 2, 256)},
-        128: {MANY: PagedDecode(4, 4, 2, 256)},
-        256: {MANY: PagedDecode(2, 4, 2, 256)},
-    },
-}
-
-# Head size at most -> (queries, keys) at most of a prompt row, on average -> configuration, as above.
-PAGED_PREFILL: dict[Capability, dict[int, dict[tuple[int, int], PagedPrefill]]] = {
-    (0, 0): {
-        64: {(MANY, MANY): PagedPrefill(64, 64, 4, 2)},
-        128: {(MANY, MANY): PagedPrefill(64, 32, 4, 2)},
-        256: {(MANY, MANY): PagedPrefill(32, 16, 4, 2)},
-    },
-    (8, 0): {
-        64: {(MANY, MANY): PagedPrefill(128, 64, 4, 3)},
-        128: {(MANY, MANY): PagedPrefill(128, 64, 8, 2)},
-        256: {(MANY, MANY): PagedPrefill(64, 32, 4, 2)},
-    },
-    (9, 0): {
-        64: {(MANY, MANY): PagedPrefill(128, 128, 8, 3)},
-        128: {
-            (16, MANY): PagedPrefill(64, 64, 4, 3),
-            (MANY, 2048): PagedPrefill(128, 32, 8, 3, 128),
-            (MANY, MANY): PagedPrefill(128, 128, 8, 3),
-        },
-        256: {(MANY, MANY): PagedPrefill(128, 64, 8, 2)},
-    },
-    (10, 0): {
-        64: {(MANY, MANY): PagedPrefill(128, 64, 8, 3)},
-        128: {(MANY, MANY): PagedPrefill(128, 64, 8, 3)},
-        256: {(MANY, MANY): PagedPrefill(128, 64, 8, 2)},
-    },
-}
-
-
 def paged_decode(cap: Capability, head_dim: int, pairs: int = MANY) -> PagedDecode:
     """For the smallest listed head size that is at least this one; `pairs` are rows x kv heads of a step.
 
     Leave them out where a row's result must not depend on the rest of the step.
     """
-    table = PAGED_DECODE.get(cap, PAGED_DECODE[0, 0])
-    steps = table[min(n for n in table if n >= head_dim)]
+    sizes = table(cap).decode
+    steps = sizes[min(n for n in sizes if n >= head_dim)]
     return steps[min(n for n in steps if n >= pairs)]
+
+
+def paged_fixed(head_dim: int) -> PagedFixed:
+    """By the model alone and from no table: what it gives must be the same after tuning. Fits into 99 KB."""
+    return PagedFixed(64, 64, 2048, 4, 2) if head_dim <= 128 else PagedFixed(64, 32, 2048, 4, 2)
+
+
+def paged_fixed_elements(rows: int, heads: int, kv_heads: int, head_dim: int, keys: int) -> int:
+    """float32 numbers that splits of rows of up to `keys` leave for each other; none where no row has two."""
+    splits = -(-keys // paged_fixed(head_dim).split)
+    places = power_of_two(rows * kv_heads * splits) if splits > 1 else 0
+    return places * (heads // kv_heads) * (head_dim + 2)
 
 
 def paged_prefill(cap: Capability, head_dim: int, queries: int = MANY, keys: int = MANY) -> PagedPrefill:
     """As paged_decode; `queries` and `keys` are those of a step's prompt rows, on average."""
-    table = PAGED_PREFILL.get(cap, PAGED_PREFILL[0, 0])
-    steps = table[min(n for n in table if n >= head_dim)]
+    sizes = table(cap).prefill
+    steps = sizes[min(n for n in sizes if n >= head_dim)]
     return next(config for most, config in steps.items() if queries <= most[0] and keys <= most[1])

@@ -4,14 +4,14 @@ T tokens, K inputs, N outputs. Each function is defined by its composition of rm
 silu_mul; on a GPU a few tokens go to our kernels (bound by the weights' bytes), many to the library's product.
 A fused kernel keeps float32 where the composition rounds in between: they differ by rounding only.
 
-With `deterministic` a row of the result depends on that row alone, never on how many tokens share the call
-(16-bit types on a GPU).
+With `deterministic` a row of the result depends on that row alone, never on how many tokens share the call.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headrace.kernels import fixed
 from headrace.kernels.activation import silu_mul
 from headrace.kernels.launch import TENSOR_CORE_TYPES, on_gpu
 from headrace.kernels.norm import add_rms_norm, rms_norm
@@ -30,6 +30,11 @@ def kernels_fit(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     )
 
 
+def plain(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, deterministic: bool) -> Tensor:
+    """torch's own product."""
+    return (fixed.product if deterministic else functional.linear)(x, weight_NK, bias_N)
+
+
 def linear(
     x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *,
     out_dtype: torch.dtype | None = None, deterministic: bool = False,
@@ -39,7 +44,7 @@ def linear(
         from headrace.kernels.gpu.matmul import Fusion, product
 
         return product(x_TK, weight_NK, Fusion(bias=bias_N), out_dtype, deterministic)[0]
-    out = functional.linear(x_TK, weight_NK, bias_N)
+    out = plain(x_TK, weight_NK, bias_N, deterministic)
     return out if out_dtype is None else out.to(out_dtype)
 
 
@@ -52,7 +57,7 @@ def linear_add(
         from headrace.kernels.gpu.matmul import Fusion, product
 
         return product(x_TK, weight_NK, Fusion(bias=bias_N, after=residual_TN), None, deterministic)[0]
-    return functional.linear(x_TK, weight_NK, bias_N) + residual_TN
+    return plain(x_TK, weight_NK, bias_N, deterministic) + residual_TN
 
 
 def linear_silu_mul(
@@ -63,7 +68,7 @@ def linear_silu_mul(
         from headrace.kernels.gpu.matmul import Fusion, product
 
         return product(x_TK, weight_gate_up, Fusion(bias=bias, gated=True), None, deterministic)[0]
-    return silu_mul(functional.linear(x_TK, weight_gate_up, bias))
+    return silu_mul(plain(x_TK, weight_gate_up, bias, deterministic), deterministic)
 
 
 def norm_linear(
@@ -84,6 +89,6 @@ def norm_linear(
         normed, total = rms_norm(x_TK, norm_weight_K, eps, offset), x_TK
     else:
         normed, total = add_rms_norm(x_TK, residual_TK, norm_weight_K, eps, offset)
-    out = functional.linear(normed, weight_NK, bias_N)
-    out = silu_mul(out) if gated else out
+    out = plain(normed, weight_NK, bias_N, deterministic)
+    out = silu_mul(out, deterministic) if gated else out
     return out if out_dtype is None else out.to(out_dtype), total

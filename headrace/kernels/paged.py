@@ -37,6 +37,16 @@ class Scores(NamedTuple):
     window: int | None = None
 
 
+def movable(cache: Tensor) -> Tensor:
+    """The cache as torch can gather and scatter it: of 8-bit floats the bytes."""
+    return cache.view(torch.uint8) if cache.dtype == torch.float8_e4m3fn else cache
+
+
+def cells_of(cache: Tensor, slots_S: Tensor) -> Tensor:
+    """Cells [S, K, D] of a cache [blocks, block_size, K, D] by slot = block * block_size + offset, in its dtype."""
+    return movable(cache).flatten(0, 1).index_select(0, slots_S).view(cache.dtype)
+
+
 def paged_attention(
     q_THD: Tensor, pages: Pages, scores: Scores, least: int = 1, most: int | None = None
 ) -> Tensor:
@@ -55,8 +65,8 @@ def paged_attention(
         first = 0 if scores.window is None else max(0, keys - (stop - start) - scores.window + 1)
         position = torch.arange(first, keys, device=q_THD.device)
         slot = pages.table[row].long()[position // size] * size + position % size
-        k_SKD = pages.k.flatten(0, 1)[slot].float() * pages.k_scale
-        v_SKD = pages.v.flatten(0, 1)[slot].float() * pages.v_scale
+        k_SKD = cells_of(pages.k, slot).float() * pages.k_scale
+        v_SKD = cells_of(pages.v, slot).float() * pages.v_scale
         out[start:stop] = attend(q_THD[start:stop], k_SKD, v_SKD, scores).to(out.dtype)
     return out
 

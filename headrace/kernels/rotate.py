@@ -10,6 +10,7 @@ from torch import Tensor
 from headrace.kernels import configs
 from headrace.kernels.launch import on_gpu
 from headrace.kernels.norm import rms_norm
+from headrace.kernels.paged import movable
 
 
 def apply_rope(x_THD: Tensor, positions_T: Tensor, table_PR: Tensor) -> Tensor:
@@ -41,20 +42,30 @@ def rotate(
     return q_THD, k_TKD
 
 
-def store_kv(k_TKD: Tensor, v_TKD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor) -> None:
-    """Write each token's k and v into slot = block * block_size + offset of [blocks, block_size, K, D]."""
-    k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, slots_T, k_TKD.to(k_cache.dtype))
-    v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slots_T, v_TKD.to(v_cache.dtype))
+def store_kv(
+    k_TKD: Tensor, v_TKD: Tensor, k_cache: Tensor, v_cache: Tensor, slots_T: Tensor,
+    k_scale: float = 1.0, v_scale: float = 1.0,
+) -> None:  # fmt: skip
+    """Write each token's k and v into slot = block * block_size + offset of [blocks, block_size, K, D].
+
+    An 8-bit cache keeps x / scale, cut to what the type can say.
+    """
+    for x, cache, scale in ((k_TKD, k_cache, k_scale), (v_TKD, v_cache, v_scale)):
+        if cache.dtype == torch.float8_e4m3fn:
+            most = torch.finfo(cache.dtype).max
+            x = (x.float() * (1 / scale)).clamp_(-most, most)
+        cells = movable(cache).view(-1, *cache.shape[2:])
+        cells.index_copy_(0, slots_T, movable(x.to(cache.dtype)))
 
 
 def rotate_store_ref(
     q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_T: Tensor, table_PR: Tensor | None,
     q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float, offset: float,
-    k_cache: Tensor, v_cache: Tensor, slots_T: Tensor,
+    k_cache: Tensor, v_cache: Tensor, slots_T: Tensor, *, k_scale: float = 1.0, v_scale: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """The definition of rotate_store: rotate, then store_kv."""
     q, k = rotate(q_THD, k_TKD, positions_T, table_PR, q_weight_D, k_weight_D, eps, offset)
-    store_kv(k, v_TKD, k_cache, v_cache, slots_T)
+    store_kv(k, v_TKD, k_cache, v_cache, slots_T, k_scale, v_scale)
     return q
 
 
@@ -62,31 +73,21 @@ def rotate_store(
     q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, positions_T: Tensor, table_PR: Tensor | None,
     q_weight_D: Tensor | None, k_weight_D: Tensor | None, eps: float, offset: float,
     k_cache: Tensor, v_cache: Tensor, slots_T: Tensor,
+    *, k_scale: float = 1.0, v_scale: float = 1.0, deterministic: bool = False,
 ) -> Tensor:  # fmt: skip
     """Optional QK-norm and RoPE of q and k, then k and v into their slots; returns q, contiguous on a GPU.
 
     q, k, v may be strided views of one fused projection with a unit last stride. Rows that are padding should
-    point their slot into block 0.
+    point their slot into block 0. Scales are those of 8-bit caches. With `deterministic` a token's result does not
+    depend on how many others there are.
     """
+    given = (q_THD, k_TKD, v_TKD, positions_T, table_PR, q_weight_D, k_weight_D, eps, offset)
     strided = all(t.stride(-1) == 1 for t in (q_THD, k_TKD, v_TKD, k_cache, v_cache))
     if strided and on_gpu(q_THD, k_TKD, v_TKD, q_weight_D, k_weight_D):
         from headrace.kernels.gpu import rotate as gpu
 
         return gpu.rotate_store(
-            q_THD, k_TKD, v_TKD, positions_T, table_PR, q_weight_D, k_weight_D, eps, offset,
-            k_cache, v_cache, slots_T, configs.pdl(q_THD.device),
+            *given, k_cache, v_cache, slots_T, configs.pdl(q_THD.device),
+            k_scale=k_scale, v_scale=v_scale, fixed=deterministic,
         )  # fmt: skip
-    return rotate_store_ref(
-        q_THD,
-        k_TKD,
-        v_TKD,
-        positions_T,
-        table_PR,
-        q_weight_D,
-        k_weight_D,
-        eps,
-        offset,
-        k_cache,
-        v_cache,
-        slots_T,
-    )
+    return rotate_store_ref(*given, k_cache, v_cache, slots_T, k_scale=k_scale, v_scale=v_scale)

@@ -1,20 +1,26 @@
 """Every back end against the definition of attention, over a table of shapes, in caches full of NaN."""
 
+from dataclasses import replace
+from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from headrace import attention
 from headrace.base.discover import names
+from headrace.kernels.paged import movable
 from headrace.kernels.rotate import store_kv
 from tests.attention.paging import Batch, Pages
 
 BACKENDS = [name for name in names(attention) if name != "backend"]
 NAMED = [name if name == "torch" else pytest.param(name, marks=pytest.mark.gpu) for name in BACKENDS]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+FP8 = torch.float8_e4m3fn
 
 # (queries, keys) of each row
 MIXED = [(1, 1), (1, 17), (5, 5), (3, 20), (0, 9), (1, 64), (33, 33), (2, 2), (1, 5), (16, 40), (0, 0)]
@@ -25,7 +31,7 @@ CHUNKS = [(2, 3), (16, 32), (15, 33), (4, 100), (31, 47)]
 
 def case(rows: list[tuple[int, int]] = MIXED, **changes: Any) -> Any:
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "window": None, "softcap": None}
-    shape |= {"size": 16, "dtype": torch.float32}
+    shape |= {"size": 16, "dtype": torch.float32, "kv": None, "k_scale": 1.0, "v_scale": 1.0}
     kind = next(k for k, v in globals().items() if v is rows)
     return pytest.param(rows, shape | changes, id="-".join([kind, *(f"{k}:{v}" for k, v in changes.items())]))
 
@@ -45,6 +51,17 @@ CASES = [
     *(case(rows, dtype=torch.bfloat16) for rows in (DECODE, PREFILL, CHUNKS)),
     case(dtype=torch.bfloat16, softcap=3.0, window=9),
     case(dtype=torch.bfloat16, heads=16, kv_heads=1, head_dim=256),
+    # What the GPU's own kernels take: 16 bits, blocks of 16 tokens and more.
+    *(case(dtype=torch.bfloat16, size=s) for s in (16, 32, 48, 64)),
+    *(
+        case(dtype=torch.bfloat16, heads=h, kv_heads=k)
+        for h, k in ((1, 1), (9, 3), (14, 2), (16, 2), (16, 1))
+    ),
+    *(case(dtype=torch.bfloat16, head_dim=d) for d in (80, 96, 128, 256)),
+    *(case(dtype=torch.bfloat16, head_dim=128, window=w) for w in (1, 16, 33, 1000)),
+    *(case(rows, dtype=torch.float16, softcap=2.0, window=20) for rows in (DECODE, PREFILL, CHUNKS)),
+    *(case(rows, dtype=torch.bfloat16, kv=FP8, k_scale=0.5, v_scale=2.0) for rows in (MIXED, DECODE, CHUNKS)),
+    case(kv=FP8, window=9, softcap=3.0, v_scale=0.25),
 ]
 
 
@@ -68,20 +85,27 @@ def made(
     """A layer, a batch, its queries, the keys and values of each row, and the two caches that hold them."""
     torch.manual_seed(seed)
     layer = SimpleNamespace(**shape, scale=shape["head_dim"] ** -0.5, group=1)
-    size, dtype = shape["size"], shape["dtype"]
+    size, dtype, kept = shape["size"], shape["dtype"], shape["kv"] or shape["dtype"]
     blocks = 2 + sum(-(-keys // size) for _, keys in rows) * 2
     pages = Pages((None, shape["window"]), size, blocks, seed)
     cache_shape = (blocks, size, layer.kv_heads, layer.head_dim)
-    caches = tuple(torch.full(cache_shape, float("nan"), dtype=dtype, device=device) for _ in "kv")
+    caches = tuple(torch.full(cache_shape, float("nan"), device=device).to(kept) for _ in "kv")
     full = [(r, 0, keys) for r, (_, keys) in enumerate(rows)]
     kv = [tuple(torch.randn(keys, *cache_shape[2:]).to(dtype) for _ in "kv") for _, keys in rows]
     before = pages.batch(full, device)  # all keys are written before any block is taken away
-    store_kv(*(torch.cat(x).to(device) for x in zip(*kv, strict=True)), *caches, before.slots[1])
+    every = (torch.cat(x).to(device) for x in zip(*kv, strict=True))
+    store_kv(*every, *caches, before.slots[1], layer.k_scale, layer.v_scale)
+    if kept == FP8:  # what 8 bits leave of them
+        kv = [
+            tuple((x / s).to(FP8).float() * s for x, s in zip(p, (layer.k_scale, layer.v_scale), strict=True))
+            for p in kv
+        ]
     for r, (queries, keys) in enumerate(rows):  # what a window hides from every query of its row
         hidden = 0 if layer.window is None else max(0, keys - queries - layer.window + 1)
         gone = before.slots[1][sum(k for _, k in rows[:r]) :][:hidden]
         for cache in caches:
-            cache.view(-1, *cache_shape[2:])[gone] = float("nan")
+            cells = movable(cache).view(-1, *cache_shape[2:])
+            cells[gone] = torch.full((), float("nan")).to(kept).view(cells.dtype).to(device)
     batch = pages.batch([(r, keys - queries, keys) for r, (queries, keys) in enumerate(rows)], device)
     q = torch.randn(batch.tokens, layer.heads, layer.head_dim).to(device, dtype)
     return layer, batch, q, kv, caches
@@ -95,9 +119,10 @@ def backend(name: str, head_dim: int) -> ModuleType:
 
 
 @pytest.mark.parametrize(("rows", "shape"), CASES)
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("name", NAMED)
-def test_equals_the_definition(name: str, rows: list[tuple[int, int]], shape: dict[str, Any]):
-    tested = backend(name, shape["head_dim"]).Backend()
+def test_equals_the_definition(name: str, fixed: bool, rows: list[tuple[int, int]], shape: dict[str, Any]):
+    tested = backend(name, shape["head_dim"]).Backend(fixed)
     for seed in range(2):  # a second step with the same object: nothing of the first may be left
         layer, batch, q, kv, caches = made(rows, shape, seed)
         tested.plan(batch)
@@ -114,11 +139,12 @@ def test_equals_the_definition(name: str, rows: list[tuple[int, int]], shape: di
         torch.testing.assert_close(out.cpu().double(), torch.cat(expected), atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("name", NAMED)
-def test_padding_after_the_last_row_is_zero(name: str):
+def test_padding_after_the_last_row_is_zero(name: str, fixed: bool):
     rows = [(1, 5), (3, 9)]
     layer, batch, q, _, caches = made(rows, case().values[1])
-    tested = backend(name, layer.head_dim).Backend()
+    tested = backend(name, layer.head_dim).Backend(fixed)
     tested.plan(batch)
     longer = torch.cat([q, torch.randn_like(q)])
     out = tested.run(layer, longer, batch, *caches)
@@ -126,11 +152,12 @@ def test_padding_after_the_last_row_is_zero(name: str):
     assert not out[4:].any()
 
 
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("name", NAMED)
-def test_a_padded_row_disturbs_no_other(name: str):
+def test_a_padded_row_disturbs_no_other(name: str, fixed: bool):
     rows = [(1, 5), (1, 1), (3, 9)]
     layer, batch, q, _, caches = made(rows, case().values[1])
-    tested = backend(name, layer.head_dim).Backend()
+    tested = backend(name, layer.head_dim).Backend(fixed)
     tested.plan(batch)
     expected = tested.run(layer, q, batch, *caches)
     for cache in caches:
@@ -143,3 +170,36 @@ def test_a_padded_row_disturbs_no_other(name: str):
     out = tested.run(layer, q, batch, *caches)
     torch.testing.assert_close(out[[0, 2, 3, 4]], expected[[0, 2, 3, 4]])
     assert out.isfinite().all()
+
+
+CUTS = ([1], [3, 9, 30], [39], list(range(20, 40)), list(range(1, 40)))
+"""Where a prompt of 40 tokens after 60 is cut into steps."""
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"window": 25}, {"softcap": 2.0}, {"kv": FP8, "k_scale": 0.5}], ids=str
+)
+@pytest.mark.parametrize("name", NAMED)
+def test_fixed_gives_the_same_bits_in_any_chunk_and_any_company(name: str, changes: dict[str, Any]):
+    shape = case(dtype=torch.bfloat16 if DEVICE == "cuda" else torch.float32, **changes).values[1]
+    layer, batch, q, _, caches = made([(40, 100), (1, 200), (7, 7)], shape)
+    tested = backend(name, layer.head_dim).Backend(fixed=True)
+    tested.plan(batch)
+    whole = tested.run(layer, q, batch, *caches)[:40]
+    for cuts in CUTS:
+        parts = []
+        for a, b in pairwise([0, *cuts, 40]):
+            step = one_row(batch, a, b, 60 + b)
+            tested.plan(step)
+            parts.append(tested.run(layer, q[a:b], step, *caches))
+        assert torch.equal(torch.cat(parts), whole), cuts
+
+
+def one_row(batch: Batch, first: int, stop: int, keys: int) -> Batch:
+    """Queries first .. stop of the first row as a step of their own."""
+    starts, context = np.array([0, stop - first], np.int32), np.array([keys], np.int32)
+    device = batch.context.device
+    return replace(
+        batch, rows=1, tokens=stop - first, starts=torch.from_numpy(starts).to(device), starts_np=starts,
+        context=torch.from_numpy(context).to(device), context_np=context, tables=[t[:1] for t in batch.tables],
+    )  # fmt: skip

@@ -117,7 +117,7 @@ def check_padded(batch: Batch, step: list[Row]) -> None:
     assert batch.starts.tolist() == list(range(ROWS + 1))
     for n in range(ROWS):
         if n >= len(step):
-            assert (int(batch.context[n]), int(batch.positions[n])) == (1, 0)
+            assert (int(batch.context[n]), int(batch.positions[n])) == (0, 0)
             assert all(int(slots[n]) // SIZE == VOID for slots in batch.slots)
             continue
         row = step[n]

@@ -1,7 +1,12 @@
 """Kernels run on the GPU where there is one, and in Triton's interpreter where there is none."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 import torch
+
+from headrace.kernels import configs, table
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +20,16 @@ def device() -> torch.device:
     """Where kernels can run here."""
     pytest.importorskip("triton")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Lets a test write rows into the user's own table of a generation."""
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
+
+    def write(cap: tuple[int, int], **rows: list[table.Row]) -> None:
+        table.write(table.own(cap), rows, {})
+        configs.table.cache_clear()
+
+    yield write
+    configs.table.cache_clear()

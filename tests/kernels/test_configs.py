@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from headrace.kernels import configs
-from headrace.kernels.configs import Gemv, Skinny
+from headrace.base.errors import Refused
+from headrace.kernels import configs, table
+from headrace.kernels.configs import Gemv, PagedDecode, PagedPrefill, Skinny
+
+CAPABILITIES = [(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)]
 
 
 @pytest.mark.parametrize("n", [1, 77, 1024, 6144, 151936])
@@ -27,11 +30,13 @@ def test_skinny_rule_splits_only_what_leaves_processors_idle(tokens, n, k):
     assert config.split == 1 or k // config.split >= 256
 
 
-def test_measured_rows_win_over_rules(monkeypatch):
-    monkeypatch.setitem(configs.GEMV, (9, 9), {(8, 16, False): Gemv(1, 16, 2)})
-    monkeypatch.setitem(
-        configs.SKINNY, (9, 9), {(16, 8, 16, False): None, (64, 8, 16, False): Skinny(16, 16, 1, 4, 2)}
-    )
+def test_measured_rows_win_over_rules(measure, monkeypatch):
+    size = {"n": 8, "k": 16, "gated": False}
+    skinny = [
+        {"tokens": 16, **size, "use": None},
+        {"tokens": 64, **size, "use": configs.brief(Skinny(16, 16, 1, 4, 2))},
+    ]
+    measure((9, 9), gemv=[{**size, "use": configs.brief(Gemv(1, 16, 2))}], skinny=skinny)
     monkeypatch.setitem(configs.SKINNY_TOKENS, (9, 9), 64)
     assert configs.gemv((9, 9), 8, 16) == Gemv(1, 16, 2)
     assert configs.gemv((9, 9), 8, 32) == configs.gemv_rule(8, 32, False)
@@ -47,11 +52,11 @@ def test_unknown_generations_leave_few_tokens_to_the_library_and_never_overlap()
     assert not configs.pdl(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("cap", list(configs.PAGED_DECODE))
+@pytest.mark.parametrize("cap", CAPABILITIES)
 @pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 256])
 def test_attention_has_a_configuration_for_any_step(cap, head_dim):
     listed = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
-    decodes, prefills = configs.PAGED_DECODE[cap][listed], configs.PAGED_PREFILL[cap][listed]
+    decodes, prefills = configs.table(cap).decode[listed], configs.table(cap).prefill[listed]
     assert configs.paged_decode(cap, head_dim) == decodes[configs.MANY]
     assert configs.paged_prefill(cap, head_dim) == prefills[configs.MANY, configs.MANY]
     for most, config in decodes.items():
@@ -66,6 +71,40 @@ def test_long_rows_and_short_chunks_of_prompts_differ_on_hopper():
     assert len(set(chosen)) == 3
 
 
-def test_any_number_of_rows_is_not_served_by_what_few_rows_need():
-    for table in configs.PAGED_DECODE.values():
-        assert all(steps[configs.MANY].alone is None for steps in table.values())
+@pytest.mark.parametrize("cap", CAPABILITIES)
+def test_any_number_of_rows_is_not_served_by_what_few_rows_need(cap):
+    assert all(steps[configs.MANY].alone is None for steps in configs.table(cap).decode.values())
+
+
+def test_a_generation_without_a_table_has_attention_all_the_same():
+    assert configs.table((12, 0)) == configs.table((0, 0))
+
+
+def test_ones_own_rows_stand_above_the_package_s(measure):
+    before = configs.table((9, 0))
+    own = PagedPrefill(64, 32, 4, 2, 168)
+    measure((9, 0), prefill=[
+        {"head_dim": 128, "queries": None, "keys": 2048, "use": configs.brief(own)},
+        {"head_dim": 128, "queries": 99, "keys": 999, "use": configs.brief(own)},
+    ])  # fmt: skip
+    after = configs.table((9, 0))
+    assert after.gemv == before.gemv
+    assert configs.paged_prefill((9, 0), 128, 3000, 2000) == own
+    assert configs.paged_prefill((9, 0), 128, 99, 2049) == before.prefill[128][configs.MANY, configs.MANY]
+    assert configs.paged_prefill((9, 0), 128, 50, 500) == own
+
+
+def test_a_row_that_makes_no_sense_is_refused_with_its_file(measure):
+    measure((9, 0), gemv=[{"n": 1, "k": 1, "gated": False, "use": {"rows": 1}}])
+    with pytest.raises(Refused, match=r"makes no sense: .*chunk") as refused:
+        configs.table((9, 0))
+    assert str(table.own((9, 0))) in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "config", [Gemv(1, 2, 4), PagedPrefill(1, 2, 3, 4), PagedDecode(1, 2, 3, 4, alone=0), None]
+)
+def test_a_brief_configuration_is_whole_again(config):
+    said = configs.brief(config)
+    assert (said and type(config)(**said)) == config
+    assert said is None or None not in said.values()

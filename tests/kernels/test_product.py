@@ -43,14 +43,18 @@ def test_only_what_tma_can_read_fits(device):
     assert not fits(x[:, :60].contiguous(), torch.zeros(8, 60, device=device).half())
 
 
-def test_product_takes_the_tables_tile(device, monkeypatch):
+def row(tokens, n, k, gated, config):
+    return {"tokens": tokens, "n": n, "k": k, "gated": gated, "use": configs.brief(config)}
+
+
+def test_product_takes_the_tables_tile(device, monkeypatch, measure):
     from headrace.kernels.gpu import matmul
 
     x, weight = torch.randn(70, 64, device=device).half(), torch.randn(32, 64, device=device).half() / 8
     cap = configs.capability(device)
     taken = []
     monkeypatch.setattr(matmul, "multiply", lambda *given: taken.append(given[2]) or given[0])
-    monkeypatch.setitem(configs.MIDDLE, cap, {(96, 32, 64, False): Wide(16, 32, 16, 4, 2)})
+    measure(cap, middle=[row(96, 32, 64, False, Wide(16, 32, 16, 4, 2))])
     matmul.product(x, weight)
     assert taken == [Wide(16, 32, 16, 4, 2)]
     matmul.product(torch.cat([x, x]), weight)  # more tokens than any row of the table
@@ -58,10 +62,10 @@ def test_product_takes_the_tables_tile(device, monkeypatch):
     assert len(taken) == 1
 
 
-def test_smallest_row_that_serves_is_chosen(monkeypatch):
+def test_smallest_row_that_serves_is_chosen(measure):
     small, large = Wide(64, 128, 64, 4, 4), Wide(128, 256, 64, 8, 4)
-    table = {(128, 8, 16, True): small, (256, 8, 16, True): None, (1 << 30, 8, 16, True): large}
-    monkeypatch.setitem(configs.MIDDLE, (9, 9), table)
+    rows = ((128, small), (256, None), (None, large))
+    measure((9, 9), middle=[row(most, 8, 16, True, config) for most, config in rows])
     found = [configs.middle((9, 9), tokens, 8, 16, True) for tokens in (65, 128, 129, 257, 8192)]
     assert found == [small, small, None, large, large]
     assert configs.middle((9, 9), 65, 8, 16) is None

@@ -103,3 +103,57 @@ def test_kernel_follows_the_strides_of_an_interleaved_cache(device):
     rotate_store_ref(**wanted)
     assert_close(both[:, 0].cpu(), wanted["k_cache"])
     assert torch.equal(both[:, 1].cpu(), wanted["v_cache"])
+
+
+FP8 = torch.float8_e4m3fn
+
+
+def test_eight_bits_keep_what_they_can_of_a_scaled_value():
+    x = torch.tensor([1.0, -3.1, 1000.0, -1000.0, 0.3]).view(1, 1, 5)
+    k_cache, v_cache = torch.zeros(2, 1, 1, 5).to(FP8), torch.zeros(2, 1, 1, 5).to(FP8)
+    store_kv(x, x, k_cache, v_cache, torch.tensor([1]), k_scale=0.5, v_scale=4.0)
+    assert k_cache[1].flatten().tolist() == [2.0, -6.0, 448.0, -448.0, 0.625]
+    assert v_cache[1].flatten().tolist() == [0.25, -0.75, 256.0, -256.0, 0.078125]
+    assert not k_cache[0].float().any()
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[3]])
+def test_kernel_equals_definition_with_eight_bits(device, case):
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("fp8 needs compute capability 8.9")
+    from headrace.kernels.gpu.rotate import rotate_store as kernel
+
+    wanted = step(*case, torch.float16)
+    wanted["v_TKD"].mul_(300)  # beyond what 8 bits can say
+    for name in ("k_cache", "v_cache"):
+        wanted[name] = wanted[name].to(FP8)
+    got = moved(wanted, device)
+    rotate_store_ref(**wanted, k_scale=0.5, v_scale=0.75)
+    kernel(*got.values(), k_scale=0.5, v_scale=0.75)
+    for name in ("k_cache", "v_cache"):
+        a, b = got[name].cpu().float(), wanted[name].float()
+        assert a.isfinite().all()
+        # A value between two may go either way; the interpreter loses a carry now and then: 1.97 becomes 1.
+        assert ((a - b).abs() > 0.13 * b.abs()).float().mean() <= (0 if device.type == "cuda" else 0.03)
+        assert_close(a, b, 0.03 if device.type == "cuda" else 0.2)
+    assert wanted["v_cache"].float().abs().max() == 448
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_fixed_tokens_stand_alone(device, norm):
+    """Of many tokens a program takes several heads, and other warps share their norm."""
+    from headrace.kernels.gpu.rotate import rotate_store as kernel
+
+    arguments = step(40, 16, 2, 64, 64, torch.float16) | {"k_cache": torch.zeros(20, 4, 2, 64).half()}
+    arguments |= {"v_cache": torch.zeros(20, 4, 2, 64).half(), "slots_T": torch.arange(40)}
+    if norm:
+        arguments |= {"q_weight_D": torch.randn(64).half(), "k_weight_D": torch.randn(64).half()}
+    got = moved(arguments, device)
+    together = kernel(*got.values(), fixed=True)
+    for tokens in (1, 3, 17):
+        some = {n: x[:tokens] if n in PER_TOKEN else x for n, x in moved(arguments, device).items()}
+        assert torch.equal(kernel(*some.values(), fixed=True), together[:tokens])
+        assert torch.equal(some["k_cache"].flatten(0, 1)[:tokens], got["k_cache"].flatten(0, 1)[:tokens])
+
+
+PER_TOKEN = ("q_THD", "k_TKD", "v_TKD", "positions_T", "slots_T")

@@ -329,6 +329,9 @@ def product(
     if deterministic:
         x, total, fusion = normed_first(x, fusion, pdl)
         block_m, tile = configs.INVARIANT_NARROW if tokens <= 64 else configs.INVARIANT_WIDE
+        many = configs.INVARIANT_MANY.get(cap)
+        if tokens > block_m and many is not None and fits(x, weight):
+            return multiply(x, weight, many, fusion, out_dtype, pdl), total
         return skinny(x, weight, tile, fusion, out_dtype, pdl, block_m)[0], total
     if tokens == 1:
         return gemv(x, weight, configs.gemv(cap, n, k, fusion.gated), fusion, out_dtype, pdl)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from headrace.kernels.configs import PagedPrefill
 from headrace.kernels.gpu.paged_decode import LOG2_E
+from headrace.kernels.gpu.widen import widen
 from headrace.kernels.launch import power_of_two
 from headrace.kernels.paged import Pages, Scores
 
@@ -56,7 +57,7 @@ def attend_tiles(
         block_N = block_of(line_ptr, key_N + KEYS, keys, BLOCK, PAGED)
         live_N = (key_N < keys) & (key_N >= nearest)
         k_ND = load_keys(k_ptr, where_ND, live_N, d, MASKED, D)
-        score = tl.dot(q_MD, tl.trans(k_ND.to(q_MD.dtype)), input_precision="ieee")
+        score = tl.dot(q_MD, tl.trans(widen(k_ND, q_MD.dtype)), input_precision="ieee")
         if SOFTCAP:
             score = softcap - 2.0 * softcap / (1.0 + tl.exp2(score * score_scale))
         if MASKED:
@@ -71,7 +72,7 @@ def attend_tiles(
         mass_M = mass_M * fade_M + tl.sum(p, 1)
         acc_MD = acc_MD * fade_M[:, None]
         v_ND = load_keys(v_ptr, where_ND, live_N, d, MASKED, D)
-        acc_MD = tl.dot(p.to(q_MD.dtype), v_ND.to(q_MD.dtype), acc_MD, input_precision="ieee")
+        acc_MD = tl.dot(p.to(q_MD.dtype), widen(v_ND, q_MD.dtype), acc_MD, input_precision="ieee")
         peak_M = new_M
     return peak_M, mass_M, acc_MD
 

@@ -1,0 +1,261 @@
+"""Which configurations of linear layers and attention are fastest on this GPU: candidates, timing, rows of a table."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from triton.runtime.errors import OutOfResources
+
+from headrace.base.errors import UnknownName
+from headrace.bench import kernels_attention as attention
+from headrace.bench.kernels import Say, pool
+from headrace.bench.kernels_attention import Work
+from headrace.bench.kernels_case import Launch, Layer, Sizes, Way, draw
+from headrace.bench.kernels_linear import fusion, weights, wide
+from headrace.bench.replay import Call, Limits, copies_of, replay
+from headrace.bench.replay import limits as measure_limits
+from headrace.bench.result import versions
+from headrace.kernels import configs, table
+from headrace.kernels.configs import MANY, Gemv, PagedDecode, PagedPrefill, Skinny, Wide
+from headrace.kernels.gpu import matmul as gpu
+from headrace.kernels.gpu.product import fits, multiply
+from headrace.kernels.launch import power_of_two
+
+TUNED = ("linear", "decode", "prefill")
+SKINNY_TOKENS = (16, 32, 64)
+MIDDLE_TOKENS = (64, 128, 256, 512, MANY)
+LONG = 8192  # tokens that stand for MANY
+BETTER = 0.98  # ours must take less than this part of the library's time
+
+WIDE = (
+    Wide(128, 256, 64, 8, 4), Wide(256, 128, 64, 8, 4), Wide(128, 128, 64, 8, 3, 2), Wide(128, 128, 128, 8, 3),
+    Wide(64, 256, 64, 4, 4), Wide(64, 128, 64, 4, 4, 2), Wide(64, 128, 128, 4, 4),
+)  # fmt: skip
+DECODES = (
+    PagedDecode(4, 4, 2, 256), PagedDecode(4, 4, 2, 64), PagedDecode(4, 6, 1, 128), PagedDecode(4, 3, 2, 256),
+    PagedDecode(2, 4, 4, 256), PagedDecode(2, 4, 4, 64), PagedDecode(2, 3, 5, 64), PagedDecode(2, 4, 2, 256),
+    PagedDecode(1, 6, 8, 256), PagedDecode(1, 3, 8, 64), PagedDecode(1, 4, 12, 64), PagedDecode(1, 4, 4, 64),
+)  # fmt: skip
+PREFILLS = (
+    PagedPrefill(128, 128, 8, 2), PagedPrefill(128, 128, 8, 3), PagedPrefill(128, 64, 8, 3),
+    PagedPrefill(64, 64, 4, 3), PagedPrefill(64, 64, 4, 2, 168), PagedPrefill(64, 32, 4, 3),
+    PagedPrefill(128, 32, 8, 3, 128), PagedPrefill(128, 64, 8, 2, 128), PagedPrefill(128, 64, 8, 2),
+    PagedPrefill(64, 32, 4, 2), PagedPrefill(32, 16, 4, 2),
+)  # fmt: skip
+PROMPTS = ((16, MANY), (MANY, 2048), (MANY, MANY))
+
+
+Config = Gemv | Skinny | Wide | PagedDecode | PagedPrefill
+Row = tuple[tuple[str, int | bool | None], ...]
+"""What a row of the table is for, as (name, value)."""
+
+
+class Trial(NamedTuple):
+    """One candidate for one row of the table, on one piece of work: `make(copies, device)` as a Case's.
+
+    config None is the library.
+    """
+
+    kind: str
+    row: Row
+    config: Config | None
+    bytes: float
+    make: Callable[[int, torch.device], Launch]
+    floor_us: float = 1.0
+
+
+# -- candidates -------------------------------------------------------------------------------------------------
+
+
+def gemvs(layer: Layer) -> Iterator[Gemv]:
+    """Tiles of 16 to 64 weights per thread, whole rows at once or in chunks."""
+    halves, whole = 2 if layer.gated else 1, power_of_two(layer.k)
+    for chunk in sorted({whole, min(2048, whole), 1024 if layer.k <= 3072 else whole}):
+        for warps in (4, 8) if chunk < 4096 else (4, 8, 16):
+            for each in (16, 32, 64):
+                rows = each * 32 * warps // chunk // halves
+                if 1 <= rows <= 16 and layer.n // rows >= 200:
+                    yield Gemv(rows, chunk, warps)
+
+
+def skinnies(layer: Layer, tokens: int) -> Iterator[Skinny]:
+    """Tiles and splits that give the chip between one program per multiprocessor and a few waves of them."""
+    shapes = [(16, 256, 4), (32, 128, 5), (32, 256, 4), (64, 128, 4)]
+    if tokens > 32:
+        shapes = [(32, 128, 4), (64, 128, 3), (64, 64, 5), (128, 64, 4)]
+    for n, k, stages in shapes:
+        for split in (1, 2, 4, 8):
+            programs = -(-layer.rows // n) * split
+            if layer.k // split >= 2 * k and (100 <= programs <= 800 or (split == 1 and programs > 800)):
+                yield Skinny(n, k, split, 4, stages)
+
+
+def wides(layer: Layer, tokens: int, processors: int) -> Iterator[Wide]:
+    """Tiles no taller than the tokens ask for, each also cut where its last wave leaves processors idle."""
+    for tile in WIDE:
+        if tile.m > max(64, 1 << (tokens - 1).bit_length()) or (
+            tokens >= 2048 and tile.m * tile.n < 128 * 256
+        ):
+            continue
+        yield tile
+        width = tile.n // 2 if layer.gated else tile.n
+        tiles, programs = -(-tokens // tile.m) * -(-layer.n // width), processors * tile.programs
+        if tiles % programs and tiles < 6 * programs and layer.k >= 8 * tile.k:
+            yield replace(tile, stream=True)
+
+
+# -- trials -----------------------------------------------------------------------------------------------------
+
+
+def product(
+    layer: Layer, tokens: int, config: Gemv | Skinny | Wide | None, copies: int, device: torch.device
+) -> Launch:
+    """One kernel by itself: of one token with the norm inside, else with the norm left out. None is the library."""
+    around = fusion(layer, tokens, device) if isinstance(config, Gemv) else gpu.Fusion(gated=layer.gated)
+    x, dtype, pdl = draw(tokens, layer.k, device=device), wide(layer), configs.pdl(device)
+    copied = weights(layer, copies, device)
+    match config:
+        case Gemv():
+            calls: list[Call] = [partial(gpu.gemv, x, w, config, around, dtype, pdl) for w in copied]
+        case Skinny():
+            calls = [partial(gpu.skinny, x, w, config, around, dtype, pdl) for w in copied]
+        case Wide():
+            calls = [partial(multiply, x, w, config, around, dtype, pdl) for w in copied]
+        case None:
+            calls = [partial(gpu.library, x, w, around, dtype, pdl) for w in copied]
+    return Launch(calls, lambda: 0.0)
+
+
+def linear_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
+    """One token, a few, many: the library is a candidate for all but one token."""
+    row = (("n", layer.n), ("k", layer.k), ("gated", layer.gated))
+    for config in gemvs(layer):
+        yield Trial("gemv", row, config, layer.bytes, partial(product, layer, 1, config))
+    for most in SKINNY_TOKENS:
+        for few in (None, *skinnies(layer, most)):
+            make = partial(product, layer, most, few)
+            yield Trial("skinny", (("tokens", most), *row), few, layer.bytes, make)
+    tma = fits(draw(1, layer.k, device=device), draw(1, layer.k, device=device))
+    for most in MIDDLE_TOKENS if tma else ():
+        tokens = min(most, LONG)
+        if layer.name == "head" and most == MANY:
+            continue
+        options = wides(layer, tokens, attention.multiprocessors(device))
+        for many in (None, *options):
+            make = partial(product, layer, tokens, many)
+            yield Trial("middle", (("tokens", said(most)), *row), many, layer.bytes, make)
+
+
+def attention_trials(
+    sizes: Sizes, kernels: Sequence[str], limits: Limits, device: torch.device
+) -> Iterator[Trial]:
+    """Every candidate on every piece of work that its row of the table would serve."""
+    way = Way()
+    few_pairs, *_ = steps = (attention.multiprocessors(device), 2048, MANY)
+    for most, work in served_decodes(sizes, steps) if "decode" in kernels else ():
+        row = (("head_dim", sizes.head_dim), ("pairs", said(most)))
+        make = attention.decode_after_store if most == few_pairs else attention.decode
+        for config in DECODES:
+            moved = work.bytes(sizes, way.kv)
+            made = partial(make, work, sizes, way, config=config)
+            yield Trial("decode", row, config, moved, made, limits.floor_us(moved))
+    for most, work in served_prompts() if "prefill" in kernels else ():
+        row = (("head_dim", sizes.head_dim), ("queries", said(most[0])), ("keys", said(most[1])))
+        for config in PREFILLS:
+            moved, operations = work.bytes(sizes, way.kv), work.operations(sizes)
+            made = partial(attention.prefill, work, sizes, way, config=config)
+            yield Trial("prefill", row, config, moved, made, limits.floor_us(moved, operations))
+
+
+def served_decodes(sizes: Sizes, steps: Sequence[int]) -> Iterator[tuple[int, Work]]:
+    """Works with the row of the table that serves them: `steps` of (row, kv head) pairs at most."""
+    for work in attention.DECODES:
+        yield next(most for most in steps if len(work.rows) * sizes.kv_heads <= most), work
+
+
+def served_prompts() -> Iterator[tuple[tuple[int, int], Work]]:
+    """As served_decodes."""
+    for work in attention.PREFILLS:
+        queries, keys = work.means
+        yield next(most for most in PROMPTS if queries <= most[0] and keys <= most[1]), work
+
+
+def said(most: int) -> int | None:
+    """As files say it."""
+    return None if most == MANY else most
+
+
+# -- choice -----------------------------------------------------------------------------------------------------
+
+
+def choose(timed: Sequence[tuple[Trial, float]]) -> table.Rows:
+    """For every row of the table the candidate that took least, summed over its works in units of their floors.
+
+    Candidates that did not run on all works of a row are out; ours must beat the library clearly.
+    """
+    costs: dict[tuple[str, Row], dict[Config | None, list[float]]] = {}
+    for trial, us in timed:
+        handicap = BETTER if trial.config is None else 1.0
+        by_config = costs.setdefault((trial.kind, trial.row), {})
+        by_config.setdefault(trial.config, []).append(us / trial.floor_us * handicap)
+    rows: table.Rows = {}
+    for (kind, row), by_config in costs.items():
+        works = max(map(len, by_config.values()))
+        whole = {config: sum(each) for config, each in by_config.items() if len(each) == works}
+        best = min(whole, key=lambda config: whole[config])
+        rows.setdefault(kind, []).append({**dict(row), "use": configs.brief(best)})
+    return rows
+
+
+def trials(kernels: Sequence[str], shapes: Sequence[str], limits: Limits) -> list[Trial]:
+    """All candidates for what these models need; layers and attention that they share are there once."""
+    device = torch.device("cuda")
+    sizes = [Sizes.of(shape) for shape in shapes]
+    found: list[Trial] = []
+    if "linear" in kernels:
+        layers = {(y.n, y.k, y.gated): y for one in sizes for y in one.layers}
+        found += [trial for layer in layers.values() for trial in linear_trials(layer, device)]
+    by_head = {one.head_dim: one for one in sizes}
+    for one in by_head.values():
+        found += attention_trials(one, kernels, limits, device)
+    return found
+
+
+def _runs(kernels: Sequence[str], shapes: Sequence[str], limits: Limits, index: int) -> bool:
+    """Compile one candidate into Triton's cache by running it once; False where this GPU is too small for it."""
+    try:
+        trials(kernels, shapes, limits)[index].make(1, torch.device("cuda")).calls[0]()
+        torch.cuda.synchronize()
+    except OutOfResources:
+        return False
+    torch.cuda.empty_cache()
+    return True
+
+
+@torch.inference_mode()
+def tune(kernels: Sequence[str], shapes: Sequence[str], path: Path | None, say: Say) -> Path:
+    """Time all candidates and write the table; where to. What the file said of other rows stays.
+
+    Raises UnknownName for a kernel that is not tuned or a shape that is not known.
+    """
+    for kernel in kernels:
+        if kernel not in TUNED:
+            raise UnknownName.among("tuned kernel", kernel, list(TUNED), param="kernel")
+    device, limits = torch.device("cuda"), measure_limits()
+    path = path or table.own(configs.capability(device))
+    every, before = trials(kernels, shapes, limits), table.read(path)
+    say(f"compiling {len(every)} candidates")
+    with pool() as processes:
+        jobs = [processes.submit(_runs, kernels, shapes, limits, index) for index in range(len(every))]
+        ready = [trial for trial, job in zip(every, jobs, strict=True) if job.result()]
+    timed: list[tuple[Trial, float]] = []
+    for trial in ready:
+        took = replay(trial.make(copies_of(trial.bytes), device).calls, repeats=5, target_ms=2.0)
+        timed.append((trial, took.us))
+        say(f"{trial.kind} {dict(trial.row)} {configs.brief(trial.config)}: {took.us:.1f} us")
+    about = {"gpu": torch.cuda.get_device_name(), **versions("headrace", "torch", "triton")}
+    table.write(path, table.merged(before, choose(timed)), about)
+    return path

@@ -1,0 +1,107 @@
+"""What tuning tries, and what it makes of the times."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from headrace.bench import kernels_attention, kernels_tune
+from headrace.bench.kernels_attention import DECODES
+from headrace.bench.kernels_case import Layer, Sizes
+from headrace.bench.kernels_tune import BETTER, Trial, choose, gemvs, skinnies, wides
+from headrace.bench.replay import Limits
+from headrace.kernels import configs, table
+from headrace.kernels.configs import MANY, Gemv, PagedDecode, Wide
+
+CPU = torch.device("cpu")
+SIZES = [Sizes.of("llama-3.1-8b"), Sizes.of("qwen3-0.6b")]
+LAYERS = [layer for sizes in SIZES for layer in sizes.layers]
+LIMITS = Limits(1e12, 1e14)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda y: f"{y.name}-{y.n}")
+def test_every_layer_has_a_moderate_number_of_distinct_candidates(layer: Layer):
+    for options in (
+        list(gemvs(layer)),
+        *(list(skinnies(layer, tokens)) for tokens in kernels_tune.SKINNY_TOKENS),
+    ):
+        assert 3 <= len(options) <= 16
+        assert len(set(options)) == len(options)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda y: f"{y.name}-{y.n}")
+def test_tiles_are_powers_of_two_and_splits_leave_work(layer: Layer):
+    for option in gemvs(layer):
+        assert option.rows & (option.rows - 1) == 0
+        assert option.chunk & (option.chunk - 1) == 0
+    for option in skinnies(layer, 16):
+        assert option.split * 2 * option.k <= layer.k
+
+
+@pytest.mark.parametrize("tokens", [64, 128, 256, 512, 8192])
+def test_tiles_suit_their_tokens_and_fit_into_shared_memory(tokens: int):
+    for layer in LAYERS:
+        tried = list(wides(layer, tokens, 132))
+        assert 2 <= len(tried) <= 14
+        assert len(set(tried)) == len(tried)
+        for config in tried:
+            assert config.m < 2 * max(tokens, 64)
+            assert (config.m + config.n) * config.k * 2 * config.stages * config.programs <= 227 * 1024
+
+
+def test_every_work_is_served_by_one_row_of_the_table():
+    steps = (132, 2048, MANY)
+    for sizes in SIZES:
+        served = list(kernels_tune.served_decodes(sizes, steps))
+        assert [work for _, work in served] == list(DECODES)
+        assert {most for most, _ in served} == set(steps)
+    assert {most for most, _ in kernels_tune.served_prompts()} == set(kernels_tune.PROMPTS)
+
+
+def test_attention_s_trials_make_rows_that_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels_attention, "multiprocessors", lambda device: 132)
+    trials = list(kernels_tune.attention_trials(SIZES[1], ("decode", "prefill"), LIMITS, CPU))
+    rows = choose([(trial, trial.floor_us) for trial in trials])
+    table.write(tmp_path / "t.json", rows, {})
+    made = configs._table(table.read(tmp_path / "t.json"))
+    assert set(made.decode[128]) == {132, 2048, MANY}
+    assert list(made.prefill[128]) == sorted(kernels_tune.PROMPTS)
+
+
+def test_linear_trials_have_the_library_among_them_but_for_one_token():
+    trials = list(kernels_tune.linear_trials(Layer("o", 1024, 512), CPU))
+    libraries = [(t.kind, dict(t.row)["tokens"]) for t in trials if t.config is None]
+    assert libraries == [("skinny", n) for n in (16, 32, 64)] + [
+        ("middle", n) for n in (64, 128, 256, 512, None)
+    ]
+    heads = list(kernels_tune.linear_trials(Layer("head", 1024, 512), CPU))
+    assert not [t for t in heads if t.kind == "middle" and dict(t.row)["tokens"] is None]
+
+
+def trial(config, row=(("n", 1),), floor=1.0, kind="middle") -> Trial:
+    return Trial(kind, row, config, 1.0, lambda copies, device: pytest.fail("not now"), floor)
+
+
+def test_ours_must_beat_the_library_clearly():
+    ours = Wide(64, 128, 64, 4, 4)
+    for us, wanted in ((BETTER + 0.01, None), (BETTER - 0.01, configs.brief(ours))):
+        assert choose([(trial(None), 1.0), (trial(ours), us)]) == {"middle": [{"n": 1, "use": wanted}]}
+
+
+def test_works_count_by_their_floors_and_a_candidate_must_serve_all():
+    one, two, partial = (PagedDecode(n, 4, 2, 256) for n in (1, 2, 4))
+    times = [
+        (trial(one, floor=1.0), 2.0), (trial(one, floor=100.0), 100.0),
+        (trial(two, floor=1.0), 1.0), (trial(two, floor=100.0), 150.0),
+        (trial(partial, floor=1.0), 0.1),
+    ]  # fmt: skip
+    assert choose(times) == {"middle": [{"n": 1, "use": configs.brief(two)}]}
+
+
+def test_kinds_and_rows_stay_apart():
+    rows = choose([
+        (trial(Gemv(1, 2, 4), kind="gemv"), 1.0), (trial(Gemv(2, 2, 4), (("n", 2),), kind="gemv"), 5.0),
+        (trial(Wide(1, 2, 3, 4, 5)), 3.0),
+    ])  # fmt: skip
+    assert [row["n"] for row in rows["gemv"]] == [1, 2]
+    assert len(rows["middle"]) == 1

@@ -1,0 +1,44 @@
+"""`headrace bench kernels` where there is no GPU, and the table it prints where there is one."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from headrace.cli.main import run
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@no_gpu
+@pytest.mark.parametrize("words", [[], ["decode", "--shape", "qwen3-0.6b"], ["--tune"]])
+def test_without_a_gpu_it_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
+    assert run(["bench", "kernels", *words]) == 2
+    said = capsys.readouterr().err
+    assert "CUDA device" in said
+    assert "headrace doctor" in said
+
+
+def test_a_table_to_write_is_of_no_use_without_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["bench", "kernels", "--table", str(tmp_path / "t.json")]) == 2
+    assert "--tune" in capsys.readouterr().err
+
+
+def test_the_table_has_a_line_for_every_case():
+    pytest.importorskip("triton")
+    from headrace.bench.kernels import Outcome, Selection
+    from headrace.bench.replay import Limits, Took
+    from headrace.cli.bench.kernels import shown
+
+    cases = Selection(("norm",), ("qwen3-0.6b",)).cases()
+    timed, alone, wrong, *_ = (Outcome(shape, case, 0.0) for shape, case in cases)
+    timed = timed._replace(took=Took(4.0, 0.0), library=Took(6.0, 0.0))
+    alone = alone._replace(took=Took(100.0, 0.0))
+    console = Console(width=150, record=True, file=StringIO())
+    console.print(shown([timed, alone, wrong._replace(error=0.5)], Limits(2e9, 1e12)))
+    lines = console.export_text().splitlines()
+    assert any("1 tokens" in line and "1.50x" in line and "4.0" in line for line in lines)
+    assert any("32 tokens" in line and "100.0" in line for line in lines)
+    assert any("not timed" in line and "5.0e-01" in line for line in lines)

@@ -1,0 +1,120 @@
+"""`headrace bench serve` as people call it, against a stub."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headrace.bench.serve.selftest import stub
+from headrace.cli.main import run
+
+QUICK = ["--no-self-test", "--tokens-in", "20", "--tokens-out", "6", "--warmup", "0"]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with stub("--interval", "0.002") as address:
+        yield address
+
+
+def bench(url: str, *words: str) -> int:
+    return run(["bench", "serve", "--url", url, *QUICK, *words])
+
+
+def test_a_level_is_shown_and_written(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    files = {name: tmp_path / f"r.{name}" for name in ("json", "csv", "html", "jsonl")}
+    code = bench(
+        url, "--rate", "40", "--requests", "30", "--goodput", "ttft=5,tpot=1", "--output", str(files["json"]),
+        "--csv", str(files["csv"]), "--html", str(files["html"]), "--samples", str(files["jsonl"]),
+    )  # fmt: skip
+    assert code == 0
+    shown = capsys.readouterr().out
+    for word in ("40/s", "30 ok", "TTFT", "TPOT", "ITL", "E2E", "goodput", "server: KV in use"):
+        assert word in shown, word
+    said = json.loads(files["json"].read_text())
+    assert said["levels"][0]["completed"] == 30
+    assert said["settings"]["api_key"] is None
+    assert len(list(csv.DictReader(files["csv"].read_text().splitlines()))) == 1
+    assert files["html"].read_text().startswith("<!doctype html>")
+    assert len(files["jsonl"].read_text().splitlines()) == 30
+
+
+def test_several_levels_and_a_comparison(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ("--concurrency", "1,2", "--requests", "8", "--duration", "20")
+    assert bench(url, *words, "--output", str(tmp_path / "a.json")) == 0
+    words = ("--concurrency", "1", *words[2:], "--compare", str(tmp_path / "a.json"), "--fail-if")
+    assert bench(url, *words, "tpot_p50 +2000%, error_rate +0.5") == 0
+    capsys.readouterr()
+    assert bench(url, *words, "output_per_second +0.0001%,output_per_second -0.0001%") == 1
+    assert "fails: 1 streams, output_per_second went from" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_search_says_what_holds(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("headrace.bench.serve.search.LONGEST", 1)
+    output = tmp_path / "s.json"
+    limit = "ttft_p50<30"
+    assert bench(url, "--find-slo", limit, "--rate", "200", "--duration", "0.3", "--output", str(output)) == 0
+    found = json.loads(output.read_text())["search"]
+    assert (found["limits"], found["holds"], found["fails"]) == (limit, 200, None)
+    assert "200/s holds" in capsys.readouterr().out
+
+
+def test_a_trace_a_file_and_conversations(url: str, tmp_path: Path):
+    trace = tmp_path / "t.jsonl"
+    entries = [{"timestamp": 10 * n, "input_length": 5, "output_length": 3} for n in range(5)]
+    trace.write_text("\n".join(map(json.dumps, entries)))
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "hi", "max_tokens": 3}\n')
+    output = tmp_path / "o.json"
+    for words, sent in (
+        (("--replay", str(trace)), 5),
+        (("--data", str(prompts), "--rate", "50", "--requests", "4"), 4),
+        (("--turns", "3", "--think", "0.01", "--concurrency", "1", "--requests", "2", "--duration", "9"), 6),
+        (("--endpoint", "completions", "--no-stream", "--rate", "inf", "--requests", "3"), 3),
+    ):
+        assert bench(url, *words, "--output", str(output)) == 0
+        assert json.loads(output.read_text())["levels"][0]["completed"] == sent
+
+
+def test_a_server_where_everything_fails_gives_numbers_and_an_exit_code(capsys: pytest.CaptureFixture[str]):
+    with stub("--trouble", "error") as address:
+        assert bench(address, "--rate", "50", "--requests", "5") == 1
+    shown = capsys.readouterr().out
+    assert "5 error" in shown
+    assert "HTTP 500: it broke" in shown.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "stubb"], "did you mean 'stub'"),
+        (["--rate", "x"], "--rate is 'x'"),
+        (["--rate", "0"], "--rate is '0'"),
+        (["--rate", "1", "--concurrency", "1"], "both given"),
+        (["--concurrency", "1.5"], "whole numbers"),
+        (["--tokens-in", "many"], "--tokens-in"),
+        (["--cancel", "2"], "--cancel"),
+        (["--goodput", "itl=1"], "--goodput"),
+        (["--find-slo", "x<1"], "no limit"),
+        (["--fail-if", "tpot_p99 +5%"], "without --compare"),
+        (["--compare", "none.json"], "cannot be read"),
+        (["--data", "none.jsonl"], "cannot be read"),
+        (["--replay", "none.jsonl"], "cannot be read"),
+        (["--extra", "["], "--extra"),
+        (["--rate", "inf", "--duration", "1"], "needs --requests"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_sent(
+    url: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert bench(url, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str]):
+    assert bench("http://127.0.0.1:9", "--requests", "1") == 2
+    assert "cannot be reached" in capsys.readouterr().err
