@@ -1,6 +1,6 @@
 """Turn token ids into text as they come, never showing half a character."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 from headrace.text.tokenizer import Tokenizer, to_text
@@ -17,11 +17,19 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        shown: Collection[int] = (),
     ):
-        """`prompt_ids` decide about the first space, and may end inside a character."""
+        """`prompt_ids` decide about the first space, and may end inside a character.
+
+        `shown` are special tokens that are not skipped.
+        """
         self._tokenizer = tokenizer
         self._hidden: frozenset[int] = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._hidden -= frozenset(shown)
         if tokenizer.spelling == "other":
             self._before = [*islice(self._visible(reversed(prompt_ids)), _PATIENCE)][::-1]
             self._pending: list[int] = []

@@ -13,6 +13,7 @@ import tokenizers
 
 from headrace.base.errors import Refused
 from headrace.text import byte_level, sentence_piece, vocabulary
+from headrace.text.formats import Formats, detect
 from headrace.text.template import ChatTemplate
 from headrace.text.vocabulary import Vocabulary
 
@@ -191,6 +192,11 @@ class Tokenizer:
         if self.template is None:
             raise Refused("the model has no chat template", param="messages", hint=NO_TEMPLATE)
         return self.template
+
+    @cached_property
+    def formats(self) -> Formats:
+        """How the model writes thoughts and calls of tools, found from its template; nothing without one."""
+        return Formats() if self.template is None else detect(self.template)
 
     @cached_property
     def fingerprint(self) -> str:
