@@ -7,6 +7,7 @@ from os import PathLike
 from time import monotonic
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,6 +27,7 @@ from headrace.engine.request import Request, SamplingParams
 from headrace.engine.resolve import Plan
 from headrace.engine.start import Notify, start
 from headrace.engine.stream import Stream, Update
+from headrace.engine.structured import behind_thoughts
 from headrace.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -112,7 +114,19 @@ class LLM:
             )
             for conversation in conversations
         ]
-        return self.generate(prompts, sampling_params, use_tqdm)
+        tags = self.intake.text_tokenizer.formats.thinking
+        params = [
+            msgspec.structs.replace(
+                each,
+                structured_outputs=behind_thoughts(
+                    each.structured_outputs,
+                    tags,
+                    tags is not None and tags.begun(prompt["prompt"], continue_final_message),
+                ),
+            )
+            for each, prompt in zip(self._params(sampling_params, len(prompts)), prompts, strict=True)
+        ]
+        return self.generate(prompts, params, use_tqdm)
 
     def render(self, messages: Messages, **options: Any) -> list[int]:
         """Token ids of a conversation, through the model's chat template; `options` are those of its `render`."""

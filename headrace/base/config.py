@@ -98,6 +98,10 @@ class Memory(Knobs):
     kv_blocks: int | None = knob(
         None, "number of KV blocks; default: as many as memory.share leaves room for", low=1
     )
+    kv_dtype: Literal["auto", "fp8"] = knob(
+        "auto",
+        "type of cached keys and values; auto: that of the activations; fp8 (e4m3) halves what they take",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,10 @@ class Schedule(Knobs):
         "auto", "plan the next step while one runs; auto: on a GPU, where it gains something"
     )
     graphs: bool = knob(True, "record decoding steps as CUDA graphs; off shows errors where they arise")
+    deterministic: bool = knob(
+        False,
+        "a request's logits are the same bits whatever shares its steps, however its prompt is cut or cached; slower",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,12 +243,14 @@ _VLLM = {
     "gpu_memory_utilization": "memory.share",
     "block_size": "memory.block",
     "num_gpu_blocks_override": "memory.kv_blocks",
+    "kv_cache_dtype": "memory.kv_dtype",
     "max_num_batched_tokens": "schedule.tokens",
     "max_num_seqs": "schedule.rows",
     "scheduling_policy": "schedule.policy",
     "enable_prefix_caching": "schedule.prefix_cache",
     "async_scheduling": "schedule.overlap",
     "enforce_eager": "schedule.graphs",
+    "deterministic": "schedule.deterministic",  # ours; theirs is an environment variable
 }
 _DTYPES = {"half": "float16", "float": "float32"}
 _READ: dict[str, Callable[[Any], Any]] = {
@@ -251,6 +261,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "model.dummy_weights": lambda v: {"dummy": True, "auto": False, "safetensors": False, "gguf": False}.get(
         v, v
     ),
+    "kv_cache_dtype": lambda v: {"fp8_e4m3": "fp8"}.get(v, v),
     "schedule.policy": lambda v: "arrival" if v == "fcfs" else v,
     "enforce_eager": lambda v: not v,
     "schedule.overlap": lambda v: {True: "on", False: "off"}.get(v, v),
@@ -262,7 +273,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "data_parallel_size": ((1,), "this version runs on one device"),
     "trust_remote_code": ((False,), "no code from a checkpoint is ever run"),
     "quantization": ((None,), "a checkpoint's own format is recognized; nothing is quantized while loading"),
-    "kv_cache_dtype": (("auto",), "the KV cache has the type of the activations"),
     "cpu_offload_gb": ((0,), "weights stay on the device"),
     "enable_lora": ((False,), "adapters are not supported yet"),
     "speculative_config": ((None,), "speculative decoding is not supported yet"),

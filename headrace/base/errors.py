@@ -4,8 +4,12 @@ Fault
   Refused      400  exit 2   cannot be done as asked
     TooLong    400  exit 2   does not fit, not even alone
     UnknownName 404 exit 2   no such model, command, scheme or request
+    Denied     401  exit 2   no key, or not a known one
+    Forbidden  403  exit 2   not for whoever asks, or not from there
+    TooLarge   413  exit 2   more bytes than are read
     BadCheckpoint 400 exit 2 the files are damaged, incomplete or not what they claim
   Busy         429  exit 1   not now
+  Late         408  exit 1   the time a request was given ran out
   Unreachable  503  exit 2   a file or service outside this machine could not be had
   Broken       500  exit 1   our side; the request ended, the program lives
 """
@@ -57,6 +61,24 @@ class UnknownName(Refused):
         return cls(f"unknown {what} {name!r}", param=param, hint=f"{hint}known: {', '.join(sorted(known))}")
 
 
+class Denied(Refused):
+    """No key was given, or not a known one."""
+
+    status = 401
+
+
+class Forbidden(Refused):
+    """Not for whoever asks, or not from there."""
+
+    status = 403
+
+
+class TooLarge(Refused):
+    """More bytes than are read."""
+
+    status = 413
+
+
 class BadCheckpoint(Refused):
     """The files are damaged, incomplete or not what they claim to be."""
 
@@ -64,13 +86,22 @@ class BadCheckpoint(Refused):
 
 
 class Busy(Fault):
-    """Not now: a queue is full. `retry_after` says in how many seconds to come back."""
+    """Not now: a queue is full. `retry_after` says in how many seconds to come back, `limit` which limit it was."""
 
     status = 429
 
-    def __init__(self, message: str, *, retry_after: float = 1.0, hint: str | None = None):
+    def __init__(
+        self, message: str, *, retry_after: float = 1.0, hint: str | None = None, limit: str = "requests"
+    ):
         super().__init__(message, hint=hint)
-        self.retry_after = retry_after
+        self.retry_after, self.limit = retry_after, limit
+
+
+class Late(Fault):
+    """The time that a request was given ran out; what it had made until then was sent."""
+
+    status = 408
+    hint = "allow more time, or ask for fewer tokens"
 
 
 class Unreachable(Fault):

@@ -10,8 +10,12 @@ from typing import Any, Literal, TypeGuard
 import msgspec
 
 from headrace.base.errors import Refused
+from headrace.engine import structured
+from headrace.engine.calling import Voice, effort, messages_for, read_tools, read_voice
 from headrace.engine.intake import Intake
 from headrace.engine.request import SamplingParams
+from headrace.engine.structured import StructuredOutputsParams, behind_thoughts
+from headrace.text.speech import Speech
 
 Body = Mapping[str, Any]
 
@@ -24,6 +28,7 @@ SAME = (
 BOTH = frozenset(
     {
         *SAME,
+        *structured.FIELDS,
         "model",
         "logprobs",
         "max_tokens",
@@ -33,35 +38,30 @@ BOTH = frozenset(
         "add_special_tokens",
         "cache_salt",
     }
-    | {"priority", "return_token_ids", "return_tokens_as_token_ids"}
+    | {"priority", "return_token_ids", "return_tokens_as_token_ids", "timeout_ms", "timings", "request_id"}
 )
+STREAM_OPTIONS = ("include_usage", "continuous_usage_stats")
 CHAT = BOTH | {
     "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "add_generation_prompt",
     "continue_final_message", "documents", "chat_template_kwargs", "reasoning_effort",
+    "parallel_tool_calls", "include_reasoning",
 }  # fmt: skip
 COMPLETION = BOTH | {"prompt"}
 IGNORED = frozenset(
     {
-        "user", "metadata", "store", "service_tier", "verbosity", "parallel_tool_calls", "request_id", "session_id",
-        "include_reasoning", "stream_interval", "media_io_kwargs", "mm_processor_kwargs", "prompt_cache_key",
-        "safety_identifier",
+        "user", "metadata", "store", "service_tier", "verbosity", "session_id",
+        "stream_interval", "media_io_kwargs", "mm_processor_kwargs", "prompt_cache_key",
+        "safety_identifier", "guided_decoding_backend",
     }
 )  # fmt: skip
-_LATER = "structured output is not supported yet"
 _NONE = (None,)
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "best_of": ((None, 1), "ask for n answers and choose"),
     "use_beam_search": ((None, False), "beam search is not supported"),
     "length_penalty": ((None, 1, 1.0), "it belongs to beam search, which is not supported"),
     "suffix": ((None, ""), "filling in the middle is not supported yet"),
-    "response_format": ((None, {"type": "text"}), _LATER),
-    "structured_outputs": (_NONE, _LATER),
-    "guided_json": (_NONE, _LATER),
-    "guided_regex": (_NONE, _LATER),
-    "guided_choice": (_NONE, _LATER),
-    "guided_grammar": (_NONE, _LATER),
-    "functions": ((None, []), "tool calls are not read from answers yet"),
-    "function_call": ((None, "none"), "tool calls are not read from answers yet"),
+    "functions": ((None, []), "this is the old name; use tools"),
+    "function_call": ((None, "none"), "this is the old name; use tool_choice"),
     "modalities": ((None, ["text"]), "answers are text"),
     "audio": (_NONE, "answers are text"),
     "prediction": (_NONE, "predicted output is not supported"),
@@ -83,9 +83,13 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     before      for each prompt, the text that the reply repeats in front of every answer (`echo`)
     scoring     nothing is to be generated (max_tokens 0 with echo): the one token that is, is left out of the reply
+    voice       how the answer to a chat is read
     logprobs    how many likely tokens the reply shows per position; None: no log-probabilities
     bare_ids    tokens are written "token_id:N" instead of as text
     show_ids    the reply has token ids beside the text
+    timeout_ms  how long the whole answer may take
+    timings     the reply says how long its parts took
+    request_id  the client's name for the request
     unknown     fields that nobody knows, for a warning
     """
 
@@ -93,6 +97,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     prompts: tuple[tuple[int, ...], ...]
     params: SamplingParams
     before: tuple[str, ...]
+    voice: Voice | None = None
     echo: bool = False
     scoring: bool = False
     logprobs: int | None = None
@@ -103,21 +108,20 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     show_ids: bool = False
     stream: bool = False
     stream_options: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    timeout_ms: int | None = None
+    timings: bool = False
+    request_id: str | None = None
     unknown: tuple[str, ...] = ()
+
+    def speech(self) -> Speech | None:
+        """The reader of one answer, which tells its parts apart; None where all of it is content."""
+        return self.voice.speech() if self.voice is not None else None
 
 
 def read_chat(body: Body, intake: Intake, defaults: SamplingParams) -> Ask:
     """A body of /v1/chat/completions. `defaults` holds for what it leaves out. Raises Refused naming the field."""
     unknown = _screen(body, CHAT)
-    if body.get("tools") and body.get("tool_choice") != "none":
-        raise Refused(
-            "tools is not supported yet: tool calls are not read from answers",
-            param="tools",
-            hint='leave tools out, or set "tool_choice": "none"',
-        )
-    messages = body.get("messages")
-    if not _is_list(messages) or not messages:
-        raise Refused("messages must be a list of at least one message", param="messages")
+    messages = _messages(body)
     logprobs = _chat_logprobs(body)
     limit = _first(body, "max_completion_tokens", "max_tokens")
     echo = (
@@ -126,16 +130,27 @@ def read_chat(body: Body, intake: Intake, defaults: SamplingParams) -> Ask:
         and messages[-1].get("role") == "assistant"
     )
     last = messages[-1].get("content") if echo else ""
+    ids, voice = _spoken(body, messages, intake)
+    more = {
+        "shown_token_ids": voice.shown(intake.text_tokenizer),
+        "structured_outputs": _constraint(body, intake, voice),
+    }
     return Ask(
         kind="chat",
-        prompts=(tuple(_rendered(body, messages, intake)),),
-        params=_params(body, defaults, max_tokens=limit, logprobs=logprobs),
+        prompts=(tuple(ids),),
+        voice=voice,
+        params=_params(body, defaults, max_tokens=limit, logprobs=logprobs, **more),
         before=(last if isinstance(last, str) else "",),
         echo=echo,
         logprobs=logprobs,
         unknown=unknown,
         **_shape(body),
     )
+
+
+def chat_ids(body: Body, intake: Intake) -> list[int]:
+    """The token ids of a chat body's messages, as its prompt would have them. Raises Refused naming the field."""
+    return _spoken(body, _messages(body), intake)[0]
 
 
 def read_completion(body: Body, intake: Intake, defaults: SamplingParams) -> Ask:
@@ -154,7 +169,8 @@ def read_completion(body: Body, intake: Intake, defaults: SamplingParams) -> Ask
     scoring = echo and limit == 0
     if scoring:
         limit = 1
-    more = {"prompt_logprobs": logprobs} if echo and logprobs is not None else {}
+    more: dict[str, Any] = {"prompt_logprobs": logprobs} if echo and logprobs is not None else {}
+    more["structured_outputs"] = _constraint(body, intake)
     ids = [tuple(_encoded(prompt, special, intake)) for prompt in prompts]
     return Ask(
         kind="completion",
@@ -171,6 +187,11 @@ def read_completion(body: Body, intake: Intake, defaults: SamplingParams) -> Ask
 
 ROUTES = {"/v1/chat/completions": read_chat, "/v1/completions": read_completion}
 """Who reads the bodies of which address."""
+
+
+def takes_long(body: Mapping[str, Any]) -> bool:
+    """Whether reading the body may take seconds, because it asks for a form that must be tried out first."""
+    return any(body.get(name) is not None for name in (*structured.FIELDS, "tools"))
 
 
 # -- parts ----------------------------------------------------------------------------------------------------
@@ -194,16 +215,49 @@ def _params(body: Body, defaults: SamplingParams, **more: Any) -> SamplingParams
     return msgspec.structs.replace(defaults, **{**given, **more})
 
 
+def _constraint(body: Body, intake: Intake, voice: Voice | None = None) -> StructuredOutputsParams | None:
+    """The form that an answer must have, found possible. Raises Refused naming the field that asks for it."""
+    field, wanted = structured.read(body) or ("tools", None)
+    try:
+        if voice is None:
+            return _possible(wanted, intake)
+        tool_or_form = voice.constraint(intake.text_tokenizer, wanted)
+        return _possible(behind_thoughts(tool_or_form, voice.formats.thinking, voice.begun), intake)
+    except Refused as fault:
+        if fault.param != "structured_outputs":
+            raise
+        if voice is not None and wanted is None and not any(tool.strict for tool in voice.tools):
+            loose = tuple(msgspec.structs.replace(tool, parameters={}) for tool in voice.tools)
+            if loose != voice.tools:  # nobody insists on schemas that llguidance has no grammar for
+                return _constraint(body, intake, msgspec.structs.replace(voice, tools=loose))
+        message = fault.message.replace("structured_outputs", field, 1)
+        raise Refused(message, param=field, hint=fault.hint or None) from fault
+
+
+def _possible(wanted: StructuredOutputsParams | None, intake: Intake) -> StructuredOutputsParams | None:
+    if wanted is not None:
+        intake.grammar(wanted)  # looks at it, and remembers what it found
+    return wanted
+
+
 def _shape(body: Body) -> dict[str, Any]:
     """What is the same for both kinds."""
     options = body.get("stream_options")
     if options is not None and not isinstance(options, Mapping):
         raise Refused(f"stream_options is {_kind(options)}; expected an object", param="stream_options")
+    stream = _switch(body, "stream")
+    if options and not stream:
+        raise Refused(
+            "stream_options is given without stream", param="stream_options", hint='set "stream": true'
+        )
     priority = body.get("priority")
     if priority is not None and (not isinstance(priority, int) or isinstance(priority, bool)):
         raise Refused(f"priority is {priority!r}; expected a whole number", param="priority")
-    salt, model = body.get("cache_salt"), body.get("model")
-    for name, value in (("cache_salt", salt), ("model", model)):
+    limit = body.get("timeout_ms")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise Refused(f"timeout_ms is {limit!r}; expected a whole number, 1 or more", param="timeout_ms")
+    salt, model, name_of_it = body.get("cache_salt"), body.get("model"), body.get("request_id")
+    for name, value in (("cache_salt", salt), ("model", model), ("request_id", name_of_it)):
         if value is not None and not isinstance(value, str):
             raise Refused(f"{name} is {_kind(value)}; expected text", param=name)
     if salt == "":
@@ -214,8 +268,11 @@ def _shape(body: Body) -> dict[str, Any]:
         "priority": priority or 0,
         "bare_ids": _switch(body, "return_tokens_as_token_ids"),
         "show_ids": _switch(body, "return_token_ids"),
-        "stream": _switch(body, "stream"),
-        "stream_options": options or {},
+        "stream": stream,
+        "stream_options": {name: True for name in STREAM_OPTIONS if _switch(options or {}, name)},
+        "timeout_ms": limit,
+        "timings": _switch(body, "timings"),
+        "request_id": name_of_it,
     }
 
 
@@ -230,24 +287,33 @@ def _chat_logprobs(body: Body) -> int | None:
     return 0 if top is None else top
 
 
-def _rendered(body: Body, messages: Sequence[Any], intake: Intake) -> list[int]:
+def _messages(body: Body) -> Sequence[Any]:
+    messages = body.get("messages")
+    if not _is_list(messages) or not messages:
+        raise Refused("messages must be a list of at least one message", param="messages")
+    return messages
+
+
+def _spoken(body: Body, messages: Sequence[Any], intake: Intake) -> tuple[list[int], Voice]:
+    """The prompt that the messages make, and how to read the answer."""
     tokenizer = intake.text_tokenizer
+    template, formats, box = tokenizer.chat_template(), tokenizer.formats, read_tools(body)
     more = body.get("chat_template_kwargs")
     if more is not None and not isinstance(more, Mapping):
         raise Refused(
             f"chat_template_kwargs is {_kind(more)}; expected an object", param="chat_template_kwargs"
         )
-    kwargs = dict(more or {})
-    if body.get("reasoning_effort") is not None:
-        kwargs.setdefault("reasoning_effort", body["reasoning_effort"])
-    text = tokenizer.chat_template().render(
-        messages,
+    continued = bool(_switch(body, "continue_final_message"))
+    text = template.render(
+        messages_for(template, formats, messages),
         add_generation_prompt=_switch(body, "add_generation_prompt", None),
-        continue_final_message=bool(_switch(body, "continue_final_message")),
+        tools=box.specs,
+        continue_final_message=continued,
         documents=body.get("documents"),
-        **kwargs,
+        **(effort(body) | dict(more or {})),
     )
-    return tokenizer.encode(text, add_special_tokens=bool(_switch(body, "add_special_tokens")))
+    ids = tokenizer.encode(text, add_special_tokens=bool(_switch(body, "add_special_tokens")))
+    return ids, read_voice(body, box, formats, text, continued)
 
 
 def _prompts(given: object) -> list[str | list[Any]]:

@@ -1,31 +1,53 @@
 """The loop: plan a step, run it, commit what came back; with one step in flight where that pays."""
 
+import logging
 from collections import deque
+from time import monotonic
 
-from headrace.base.errors import TooLong
+from headrace.base.errors import Refused, TooLong
 from headrace.engine.blocks import BlockPool
+from headrace.engine.constrain import Constraints, End
 from headrace.engine.executor import Executor
+from headrace.engine.grammar import Compiler
 from headrace.engine.policy import policy
 from headrace.engine.request import Event, Request
 from headrace.engine.resolve import Plan
 from headrace.engine.runner import Pending
-from headrace.engine.scheduler import Row, Scheduler
+from headrace.engine.scheduler import Outcome, Row, Scheduler
+from headrace.engine.sequence import Sequence
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 0.02
+"""Seconds a step waits for a grammar to be compiled where there is nothing else to do."""
 
 
 class Engine:
-    """Turns requests into events. Not thread-safe: one thread calls it."""
+    """Turns requests into events. Not thread-safe: one thread calls it.
 
-    def __init__(self, plan: Plan, executor: Executor):
+    latest      the step that was begun last        fresh   whether the last call of `step` began it
+    faults      steps that failed
+    suspects    after a step failed, sets of requests that are tried apart until the one that fails is found
+    """
+
+    def __init__(self, plan: Plan, executor: Executor, compiler: Compiler | None = None):
         self.plan, self.executor = plan, executor
         self.scheduler = _scheduler(plan)
+        self.constraints = Constraints(compiler, plan.rows, pinned=plan.device.type == "cuda")
         self.depth = 1 if plan.overlap else 0
         self.flight: deque[tuple[list[Row], Pending]] = deque()
         self.lost: list[Event] = []
+        self.latest: list[Row] = []
+        self.fresh = False
+        self.faults = 0
+        self.suspects: list[list[Sequence]] = []
+        self._blamed: list[Row] | None = None  # the step that is being run, waited for or committed
+        self._events: list[Event] = []
 
     @property
     def busy(self) -> bool:
         """Whether `step` has anything left to do."""
-        return bool(self.scheduler.live or self.flight or self.lost)
+        return bool(self.scheduler.live or self.flight or self.lost or self.constraints.waiting)
 
     def add(self, request: Request) -> None:
         """Put a request in line. Raises TooLong if it could not run even alone, Refused if its id is in use."""
@@ -34,41 +56,172 @@ class Engine:
                 f"prompt of {len(request.prompt)} and up to {request.max_tokens} new tokens are {request.longest};"
                 f" the maximum context length is {self.plan.max_len}"
             )
-        self.scheduler.add(request)
+        if request.id in self.constraints.waiting:
+            raise Refused(f"request id {request.id!r} is in use", param="request_id")
+        if request.grammar is None:
+            self.scheduler.add(request)
+        else:
+            self.scheduler.check(request)
+            self.constraints.order(request)
 
     def cancel(self, id: str, finish: str = "abort") -> Event | None:
         """End a request now. None if it has ended already."""
+        if self.constraints.waiting.pop(id, None) is not None:
+            return Event(id, None, finish)
         return self.scheduler.cancel(id, finish)
+
+    def forget(self) -> None:
+        """Empty the prefix cache."""
+        self.scheduler.pool.forget_all()
 
     def step(self) -> list[Event]:
         """Start the next step and return what the oldest one gave; blocks while the device works.
 
-        If it fails or is interrupted, all requests are lost: the next call says so, and the engine is as new.
+        A request that raises inside a step ends alone, with "error": the step is lost, and its requests are tried
+        apart, half by half, until it is found. If the device is beyond repair, or the step is interrupted, all
+        requests are lost: that is raised, the next call says so, and the engine is as new.
         """
         if self.lost:
             lost, self.lost = self.lost, []
             return lost
+        self._events, self._blamed = [], None
         try:
-            return self._step()
+            try:
+                self._step()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it ends one request and not all
+                self._isolate(error)
         except BaseException:
             self._start_over()
             raise
+        return self._events
 
-    def _step(self) -> list[Event]:
-        step = self.scheduler.plan()
+    def _step(self) -> None:
+        if self.constraints.waiting:
+            self._admit_compiled()
+        group = self._next_suspects()
+        step = self.scheduler.plan(set(group) if group else None)
+        if group and not step:  # they must wait for memory that others hold
+            self.suspects.clear()
+            group, step = None, self.scheduler.plan()
+        self.fresh = bool(step)
         if step:
-            self.flight.append((step, self.executor.run(step)))
-        if not self.flight or (step and len(self.flight) <= self.depth):
-            return []
+            self._note(step)
+            self._blamed = step
+            run = self._run_constrained if self.constraints.concern(step) else self.executor.run
+            self.flight.append((step, run(step)))
+        if not self.flight or (step and len(self.flight) <= self.depth and not group):
+            return
+        self._land()
+        if group:
+            self.suspects.pop()
+
+    def _land(self) -> None:
+        """Wait for the oldest step in flight and commit it."""
         done, pending = self.flight.popleft()
-        return self.scheduler.commit(done, pending())
+        self._blamed = done
+        self.scheduler.commit(done, pending(), self._events)
+        if self.constraints.used:
+            self._end_all(self.constraints.follow(done))
+
+    def _run_constrained(self, step: list[Row]) -> Pending:
+        """Start a step whose samples must wait for masks; these need the tokens of the steps before it.
+
+        While the device computes the logits, the older steps are committed and the masks are made.
+        """
+        ahead = self.executor.forward(step)
+        self.flight.append((step, _not_drawn))  # lost as well, should an older one fail
+        while len(self.flight) > 1:
+            self._land()
+        self.flight.pop()
+        self._blamed = step
+        masks, ends = self.constraints.masks(step)
+        self._end_all(ends)
+        return self.executor.draw(ahead, masks)
+
+    def _admit_compiled(self) -> None:
+        """Put requests in line whose grammar is ready."""
+        if not (self.scheduler.live or self.flight):
+            self.constraints.wait(PATIENCE)
+        ready, failed = self.constraints.ready()
+        for request, matcher in ready:
+            self.scheduler.add(request)
+            self.scheduler.live[request.id].matcher = matcher
+        self._events += [Event(id, None, "error") for id in failed]
+
+    def _end_all(self, ends: list[End]) -> None:
+        for id, finish in ends:
+            if (event := self.scheduler.cancel(id, finish)) is not None:
+                self._events.append(event)
+
+    def _note(self, step: list[Row]) -> None:
+        self.latest = step
+        now = monotonic()
+        for row in step:
+            if row.new is not None and row.seq.scheduled is None:
+                row.seq.scheduled = now
+
+    # -- after a failure ------------------------------------------------------------------------------------------
+
+    def _next_suspects(self) -> list[Sequence] | None:
+        """The next group to be tried apart, without those that have ended."""
+        while self.suspects:
+            group = [seq for seq in self.suspects[-1] if not seq.finished]
+            if group:
+                self.suspects[-1] = group
+                return group
+            self.suspects.pop()
+        return None
+
+    def _isolate(self, error: Exception) -> None:
+        """A step raised. Nothing of it is kept; the only request in it ends, of several each half is tried apart."""
+        blamed = self._blamed
+        if blamed is None:
+            raise error  # nobody's request, but the planning itself
+        self.faults += 1
+        self.executor.check()
+        lost = self._land_older(blamed)
+        seqs = dict.fromkeys(row.seq for step in lost for row in step if not row.seq.finished)
+        self.scheduler.rewind(seqs)
+        found = [seq for seq in dict.fromkeys(row.seq for row in blamed) if seq in seqs]
+        if self.suspects:
+            self.suspects.pop()
+        if len(found) == 1:
+            self._end(found[0], error)
+        elif found:
+            half = len(found) // 2
+            self.suspects += [found[half:], found[:half]]
+
+    def _land_older(self, blamed: list[Row]) -> list[list[Row]]:
+        """Steps that were begun before the one that failed are good, unless they fail as well; the lost ones."""
+        if self.flight and blamed is self.latest:  # it failed to start: older ones are still in flight
+            try:
+                while self.flight:
+                    self._land()
+            except Exception as error:  # noqa: BLE001 - one fault is dealt with at a time
+                log.warning("a step before the failed one failed as well: %s", error)
+        lost = [blamed, *(step for step, _ in self.flight)]
+        if self._blamed is not None and self._blamed is not blamed:
+            lost.append(self._blamed)
+        self.flight.clear()
+        return lost
+
+    def _end(self, seq: Sequence, error: Exception) -> None:
+        log.error("request %s failed in a step and is ended", seq.request.id, exc_info=error)
+        if (event := self.scheduler.cancel(seq.request.id, "error")) is not None:
+            self._events.append(event)
 
     def _start_over(self) -> None:
         """What the scheduler believes may not be what the device did; nothing of it is kept."""
+        self.lost += self._events
         self.lost += [Event(id, None, "error") for id in self.scheduler.live]
         self.flight.clear()
+        self.suspects.clear()
         counts, self.scheduler = self.scheduler.counts, _scheduler(self.plan)
         self.scheduler.counts = counts
+
+
+def _not_drawn() -> Outcome:
+    raise AssertionError("the step's tokens have not been asked for")
 
 
 def _scheduler(plan: Plan) -> Scheduler:

@@ -6,7 +6,9 @@ from typing import Any
 import msgspec
 
 from headrace.base.errors import Refused, TooLong
+from headrace.engine.grammar import Compiler
 from headrace.engine.request import Request, SamplingParams, check_vocab
+from headrace.engine.structured import Grammar, StructuredOutputsParams
 from headrace.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -14,10 +16,25 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 
 
 class Intake:
-    """Checks and tokenizes for one model. Torch-free, so that any process can do it."""
+    """Checks and tokenizes for one model. Torch-free, so that any process can do it.
 
-    def __init__(self, tokenizer: Tokenizer | None, max_len: int, vocab: int, eos_ids: frozenset[int]):
+    guarded         requests come from strangers, so that their grammars are tried in a process of their own
+    max_logprobs    how many likely tokens per position a request may see; -1: any number
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        max_len: int,
+        vocab: int,
+        eos_ids: frozenset[int],
+        *,
+        guarded: bool = False,
+        max_logprobs: int = 20,
+    ):
         self.tokenizer, self.max_len, self.vocab, self.eos_ids = tokenizer, max_len, vocab, eos_ids
+        self.max_logprobs = max_logprobs
+        self.compiler = Compiler(tokenizer, vocab, eos_ids, guarded=guarded) if tokenizer is not None else None
 
     def ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Raises Refused for one that is empty or not of a known form."""
@@ -46,7 +63,8 @@ class Intake:
     ) -> list[Request]:
         """One request per answer wanted (`params.n`), ids `id`, or `id/0`, `id/1`...
 
-        An answer that would pass the longest length is cut there. Raises Refused or TooLong.
+        An answer that would pass the longest length is cut there. Raises Refused or TooLong. A grammar that has
+        not been seen before may take seconds.
         """
         ids = tuple(self.ids(prompt))
         room = self.max_len - len(ids)
@@ -56,14 +74,19 @@ class Intake:
                 f" answer needs at least one",
                 param="prompt",
             )
-        check_vocab(params, self.vocab)
+        check_vocab(params, self.vocab, max_logprobs=self.max_logprobs)
         stop_ids = frozenset(params.stop_token_ids) | (
             frozenset[int]() if params.ignore_eos else self.eos_ids
         )
+        grammar = None
+        if params.structured_outputs is not None:
+            grammar = self.grammar(params.structured_outputs)
+            params = msgspec.structs.replace(params, structured_outputs=None)
         request = Request(
             id=id,
             prompt=ids,
             params=params,
+            grammar=grammar,
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             stop_ids=stop_ids,
             eos_ids=self.eos_ids,
@@ -74,6 +97,16 @@ class Intake:
         if params.n == 1:
             return [request]
         return [self._nth(request, i) for i in range(params.n)]
+
+    def grammar(self, wanted: StructuredOutputsParams) -> Grammar:
+        """What an answer must follow. Raises Refused for what cannot be followed."""
+        if self.compiler is None:
+            raise Refused(
+                "this model has no tokenizer, so that no form can be asked of its text",
+                param="structured_outputs",
+                hint="give a tokenizer with --tokenizer",
+            )
+        return self.compiler.grammar(wanted)
 
     @property
     def text_tokenizer(self) -> Tokenizer:

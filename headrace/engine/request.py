@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 import msgspec
 
 from headrace.base.errors import Refused
+from headrace.engine.structured import Grammar, StructuredOutputsParams, constraint
 
 COLDEST = 0.01
 """Lowest temperature above 0; smaller ones are raised to it, because logits divided by them overflow."""
@@ -40,9 +41,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs      the same for the prompt's tokens
     detokenize           produce text
     skip_special_tokens  leave special tokens out of the text
+    shown_token_ids      special tokens that stay in the text where the others are left out
     spaces_between_special_tokens   taken for vLLM's sake; without effect, as there with these tokenizers
     logit_bias           token id -> number added to its logit, -100 to 100
     allowed_token_ids    the only tokens that may be generated
+    structured_outputs   the form that the answer must have
+    guided_decoding      the older name of structured_outputs
     """
 
     n: int = 1
@@ -65,15 +69,23 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    shown_token_ids: Sequence[int] = ()
     spaces_between_special_tokens: bool = True
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
+    guided_decoding: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         for name in _SWITCHES:
             _switch(name, getattr(self, name))
         for name, check in _FIELDS.items():
             msgspec.structs.force_setattr(self, name, check(name, getattr(self, name)))
+        if self.guided_decoding is not None:
+            if self.structured_outputs is not None:
+                raise Refused("guided_decoding is the older name of structured_outputs", param="guided_decoding")
+            msgspec.structs.force_setattr(self, "structured_outputs", self.guided_decoding)
+            msgspec.structs.force_setattr(self, "guided_decoding", None)
         if 0 < self.temperature < COLDEST:
             msgspec.structs.force_setattr(self, "temperature", COLDEST)
         if self.n > 1 and self.temperature == 0:
@@ -109,6 +121,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     bad         token sequences that must not be completed
     salt        requests with different salts share no cached prefix
     priority    lower runs earlier
+    grammar     what the answer must follow, made of params.structured_outputs, which is None then
+    emitted     tokens of the answer that were generated before, where an engine that is gone had begun it:
+                the answer goes on behind them as if it had never been interrupted
     """
 
     id: str
@@ -120,15 +135,23 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     bad: tuple[tuple[int, ...], ...] = ()
     salt: str = ""
     priority: int = 0
+    grammar: Grammar | None = None
+    emitted: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "prompt", tuple(self.prompt))
+        msgspec.structs.force_setattr(self, "emitted", tuple(self.emitted))
         if not self.prompt:
             raise Refused(
                 "the prompt is empty; expected at least one token", param="prompt", hint="give some text"
             )
         if self.max_tokens < 1:
             raise Refused(f"max_tokens is {self.max_tokens}; expected at least 1", param="max_tokens")
+        if len(self.emitted) >= self.max_tokens:
+            raise Refused(
+                f"{len(self.emitted)} tokens were generated before, max_tokens is {self.max_tokens}; expected fewer",
+                param="emitted",
+            )
         self._check_choice()
 
     @property
@@ -181,6 +204,8 @@ class Event(NamedTuple):
 
     finish  None, "stop", "length", "abort" or "error"      stop    the token id that ended it
     cached  tokens of the prompt that came from the prefix cache
+    scheduled   on a request's first event: when it was first part of a step, in monotonic seconds
+    evictions   how often its blocks were taken away so far
     """
 
     id: str
@@ -190,6 +215,8 @@ class Event(NamedTuple):
     logprobs: Logprobs | None = None
     prompt_logprobs: PromptLogprobs | None = None
     cached: int = 0
+    scheduled: float | None = None
+    evictions: int = 0
 
 
 def check_vocab(params: SamplingParams, vocab: int, *, max_logprobs: int = 20) -> None:
@@ -340,12 +367,21 @@ def _bias(name: str, given: object) -> dict[int, float] | None:
         raise _wrong(name, given, expected)
     found: dict[int, float] = {}
     for key, bias in cast(Mapping[object, object], given).items():
-        token = int(key) if isinstance(key, str) and key.isdecimal() else _whole_number(key)
+        token = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 20 else _whole_number(key)
         value = _number(bias)
         if token is None or token < 0 or value is None or not -100 <= value <= 100:
             raise _wrong(name, cast(object, given), expected)
         found[token] = value
     return found or None
+
+
+def _structured(name: str, given: object) -> StructuredOutputsParams | None:
+    """A constraint, or its fields in a mapping."""
+    if given is None or isinstance(given, StructuredOutputsParams):
+        return given
+    if not isinstance(given, Mapping):
+        raise _wrong(name, given, "StructuredOutputsParams, or a mapping of its fields")
+    return constraint(name, {str(key): value for key, value in cast(Mapping[object, object], given).items()})
 
 
 def _items(name: str, given: object, expected: str) -> tuple[object, ...]:
@@ -375,6 +411,7 @@ _FIELDS: dict[str, Callable[[str, object], object]] = {
     "seed": _seed,
     "stop": _strings(MOST_STOPS),
     "stop_token_ids": _ids(),
+    "shown_token_ids": _ids(),
     "bad_words": _strings(MOST_BAD_WORDS),
     "max_tokens": _whole(
         1,
@@ -388,4 +425,6 @@ _FIELDS: dict[str, Callable[[str, object], object]] = {
     "prompt_logprobs": _whole(-1, None, _COUNT, optional=True),
     "logit_bias": _bias,
     "allowed_token_ids": _ids(optional=True),
+    "structured_outputs": _structured,
+    "guided_decoding": _structured,
 }

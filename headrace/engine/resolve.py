@@ -15,6 +15,7 @@ from headrace.base.hardware import Hardware
 from headrace.engine.blocks import blocks_for
 from headrace.engine.cache import bytes_per_block
 from headrace.engine.layout import Layout, lay_out
+from headrace.kernels import configs
 from headrace.nn.attention import Attention
 from headrace.nn.decoder import Decoder
 
@@ -68,6 +69,8 @@ class Plan:
     graphs: bool
     seed: int
     memory: MemoryPlan
+    kv_dtype: torch.dtype
+    deterministic: bool
 
     @property
     def kv_tokens(self) -> int:
@@ -104,6 +107,17 @@ def pick_dtype(config: Config, settings: dict[str, Any], device: torch.device) -
     return torch.float16 if said.endswith("float16") and not said.endswith("bfloat16") else torch.bfloat16
 
 
+def pick_kv_dtype(config: Config, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """That of the activations, or 8-bit floats. Raises Refused where a GPU has none."""
+    if config.memory.kv_dtype == "auto":
+        return dtype
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise Refused(
+            "this GPU knows no 8-bit floats; they begin with compute capability 8.9", param="memory.kv_dtype"
+        )
+    return torch.float8_e4m3fn
+
+
 def resolve(
     config: Config,
     settings: dict[str, Any],
@@ -125,14 +139,26 @@ def resolve(
     model = build(max_len)
     layers = model.attentions
     layout = lay_out([layer.window for layer in layers])
-    per_block = bytes_per_block(layout, config.memory.block, *_kv_shape(layers), dtype)
+    kv_dtype = pick_kv_dtype(config, dtype, device)
+    per_block = bytes_per_block(layout, config.memory.block, *_kv_shape(layers), kv_dtype)
     parameters = sum(p.numel() for p in model.parameters())
     weights = parameters * dtype.itemsize + sum(b.nbytes for b in model.buffers())
     work = workspace(settings, layers[0].heads * layers[0].head_dim, tokens, rows, dtype)
+    if config.schedule.deterministic and not cpu:
+        # Twice, because what was outgrown stays for the graphs that point there.
+        head = layers[0]
+        work += 8 * configs.paged_fixed_elements(rows, head.heads, head.kv_heads, head.head_dim, max_len)
     most = CPU_KV // per_block if cpu and config.memory.share is None else None
     room = _Room(config, free, int(free * share), share, weights, work, per_block, most)
     max_len, kv_blocks = room.kv_blocks(layout, max_len, rows, tokens)
     attention = pick_attention(config, device, layers[0].head_dim)
+    records = _records(attention, dtype, config.memory.block, layers[0])
+    if config.schedule.deterministic and not cpu and not records:
+        raise Refused(
+            f"on a GPU schedule.deterministic needs the triton back end, 16-bit weights and blocks of a multiple of"
+            f" 16 tokens; these are {attention}, {dtype} and {config.memory.block}",
+            param="schedule.deterministic",
+        )
     return Plan(
         model=config.model.path,
         path=path,
@@ -151,9 +177,11 @@ def resolve(
         policy=config.schedule.policy,
         prefix_cache=config.schedule.prefix_cache,
         overlap=not cpu if config.schedule.overlap == "auto" else config.schedule.overlap == "on",
-        graphs=config.schedule.graphs and _records(attention, dtype, config.memory.block, layers[0]),
+        graphs=config.schedule.graphs and records,
         seed=config.model.seed,
         memory=MemoryPlan(free, int(free * share), weights, work, kv_blocks * per_block),
+        kv_dtype=kv_dtype,
+        deterministic=config.schedule.deterministic,
     )
 
 

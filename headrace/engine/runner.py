@@ -1,12 +1,14 @@
 """One device: a step in, its tokens out."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headrace.engine.batch import Batch
+from headrace.engine.constrain import Masks
 from headrace.engine.graphs import Graphs
 from headrace.engine.request import PromptLogprobs
 from headrace.engine.sampler import Sampler, Samples
@@ -20,6 +22,13 @@ Pending = Callable[[], Outcome]
 """Waits for a step to end on the device and returns what it gave."""
 
 
+class Ahead(NamedTuple):
+    """A step that is under way as far as its logits [S, V] of the rows that sample; None where no row does."""
+
+    logits: Tensor | None
+    prompt: dict[int, PromptLogprobs] | None = None
+
+
 class Runner:
     """Owns the model, the batch's buffers and the sampler of one device. `graphs` only where it is a GPU."""
 
@@ -30,20 +39,49 @@ class Runner:
     @torch.inference_mode()
     def run(self, step: list[Row]) -> Pending:
         """Enqueue a step. On a GPU this returns before the step has run."""
+        pad = self._admit(step)
+        if pad is not None:
+            return self._replay(step, pad)
+        return self.draw(self._whole(step))
+
+    @torch.inference_mode()
+    def forward(self, step: list[Row]) -> Ahead:
+        """The first part of `run`: all that needs no masks. `draw` is to follow before anything else."""
+        pad = self._admit(step)
+        if pad is None:
+            return self._whole(step)
+        assert self.graphs is not None
+        self.batch.fill(step, pad)
+        self.sampler.flush()
+        return Ahead(self.graphs.run(None)[: len(step)])
+
+    @torch.inference_mode()
+    def draw(self, ahead: Ahead, masks: Masks | None = None) -> Pending:
+        """The second part of `run`: tokens, by what the masks allow."""
+        if ahead.logits is None:
+            return lambda: Outcome([], None, ahead.prompt)
+        return self._sample(ahead.logits, ahead.prompt, masks)
+
+    def _admit(self, step: list[Row]) -> int | None:
+        """Tell the sampler who is new. How many rows to lay out for a graph; None if the step is for none."""
         for row in step:
             if row.new is not None and row.new.at == 0:  # the first row of a sequence's stay in its slot
                 self.sampler.admit(row.slot, row.seq.request, row.seq.tokens)
-        pad = self.graphs.rows_for(len(step)) if self.graphs and all(row.feeds for row in step) else None
-        if pad is not None:
-            return self._replay(step, pad)
+        return self.graphs.rows_for(len(step)) if self.graphs and all(row.feeds for row in step) else None
+
+    def _whole(self, step: list[Row]) -> Ahead:
         batch = self.batch
         batch.fill(step)
         hidden_TE = self.model(batch)
         prompt = self._prompt_logprobs(step, hidden_TE)
         if not batch.samples_np.any():
-            return lambda: Outcome([], None, prompt)
-        logits_SV = self.model.logits(hidden_TE.index_select(0, batch.sample))
-        return self._sample(logits_SV, prompt)
+            return Ahead(None, prompt)
+        return Ahead(self.model.logits(hidden_TE.index_select(0, batch.sample)), prompt)
+
+    def check(self) -> None:
+        """Wait for the device. Raises if it is beyond repair, as after an illegal access."""
+        if self.batch.device.type == "cuda":
+            torch.cuda.synchronize(self.batch.device)
 
     def _replay(self, step: list[Row], pad: int) -> Pending:
         assert self.graphs is not None
@@ -53,10 +91,13 @@ class Runner:
         out = self.graphs.run(plan)[: len(step)]
         return self._sample(out, None) if plan is None else self._fetch(Samples(out), None)
 
-    def _sample(self, logits_SV: Tensor, prompt: dict[int, PromptLogprobs] | None) -> Pending:
+    def _sample(
+        self, logits_SV: Tensor, prompt: dict[int, PromptLogprobs] | None, masks: Masks | None = None
+    ) -> Pending:
         batch = self.batch
         slots = batch.row_slots_np[batch.samples_np]
-        samples = self.sampler.sample(logits_SV, slots, batch.context_np[batch.samples_np].astype(np.int64))
+        positions = batch.context_np[batch.samples_np].astype(np.int64)
+        samples = self.sampler.sample(logits_SV, slots, positions, masks)
         every = len(slots) == len(batch.row_slots_np)
         where = batch.row_slots[: len(slots)] if every else self._slots_that_sample()
         batch.last.index_copy_(0, where, samples.tokens)

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.engine.constrain import Masks
 from headrace.engine.request import Logprobs, PromptLogprobs, Request
+from headrace.kernels.forbid import forbid
 from headrace.kernels.sample import Plan, Settings, draw
 
 FORBIDDEN = -1e30
@@ -24,7 +26,7 @@ PROMPT = 1 << 30
 """Set in a token's count if the token is in the prompt; the bits below count how often it was generated."""
 
 # What a request asks for beyond drawing; each row's sum says what must be done.
-BIAS, PENALTY, WORDS, FLOOR = 1, 2, 4, 8
+BIAS, PENALTY, WORDS, FLOOR, GRAMMAR = 1, 2, 4, 8, 16
 
 # Rows of the table of float parameters.
 SCALE, REACH, TOP_P, REPETITION, PRESENCE, FREQUENCY = range(6)
@@ -101,10 +103,21 @@ class Samples(NamedTuple):
 
 
 class Sampler:
-    """Samples for `rows` slots. With a `seed`, requests without one of their own repeat from run to run."""
+    """Samples for `rows` slots. With a `seed`, requests without one of their own repeat from run to run.
 
-    def __init__(self, rows: int, vocab: int, device: torch.device | str, seed: int | None = None):
+    With `deterministic` a row's log-probabilities are the same bits whatever other rows there are.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        vocab: int,
+        device: torch.device | str,
+        seed: int | None = None,
+        deterministic: bool = False,
+    ):
         self.vocab, self.device = vocab, torch.device(device)
+        self.deterministic = deterministic
         rows += 1  # the last slot is nobody's: rows that pad a graph draw with its settings, greedily
         self._random = np.random.default_rng(seed)
         self._features = np.zeros(rows, np.int64)
@@ -150,6 +163,7 @@ class Sampler:
             | self._admit_penalties(slot, request, output)
             | self._admit_words(slot, request, output)
             | self._admit_floor(slot, request)
+            | (GRAMMAR if request.grammar is not None else 0)
         )
 
     def release(self, slot: int) -> None:
@@ -160,10 +174,13 @@ class Sampler:
             lanes.take_back(slot)
 
     @torch.inference_mode()
-    def sample(self, logits_SV: Tensor, slots: np.ndarray, positions: np.ndarray) -> Samples:
+    def sample(
+        self, logits_SV: Tensor, slots: np.ndarray, positions: np.ndarray, masks: Masks | None = None
+    ) -> Samples:
         """Draw a token for each row; its logits (float32) are overwritten.
 
         slots [S], no two alike; positions [S] in their sequences of the tokens to be drawn (the first of all is 0).
+        Rows that `masks` names draw nothing else than it allows, whatever they ask for.
         """
         assert logits_SV.shape == (len(slots), self.vocab)
         self.flush()
@@ -174,6 +191,8 @@ class Sampler:
         if present:
             logits_SV = logits_SV.contiguous()
             self._edit(logits_SV, features, slots, positions)
+            if masks is not None:
+                forbid(logits_SV, self._send(masks.rows), self._upload(masks.bits))
         plan = self._draw_plan(slots)
         settings = None if plan.greedy else self.settings(*self._send(np.stack((slots, positions))))
         tokens = draw(logits_SV, settings, plan)
@@ -182,7 +201,7 @@ class Sampler:
         if raw_RV is None:
             return Samples(tokens)
         widths = self._widths[slots[wanted]]
-        found = _ranked(raw_RV, tokens[self._send(wanted)], int(widths.max()))
+        found = _ranked(raw_RV, tokens[self._send(wanted)], int(widths.max()), self.deterministic)
         return Samples(tokens, Scores(wanted, widths, *map(_to_host, found)))
 
     def plan(self, slots: np.ndarray) -> Plan | None:
@@ -199,13 +218,12 @@ class Sampler:
         floats = self._floats[:, slots]
         return Plan.of(floats[SCALE], floats[REACH], self._ints[0, slots], floats[TOP_P])
 
-    @staticmethod
     @torch.inference_mode()
-    def prompt_logprobs(logits_TV: Tensor, targets_T: Tensor, k: int) -> PromptLogprobs:
+    def prompt_logprobs(self, logits_TV: Tensor, targets_T: Tensor, k: int) -> PromptLogprobs:
         """Log-probabilities of given tokens int64 [T] by the logits [T, V] before them; k of the likeliest, -1: all."""
         count = len(targets_T)
         widths = np.full(count, min(k, logits_TV.shape[1]) if k >= 0 else logits_TV.shape[1])
-        found = _ranked(logits_TV, targets_T, int(widths[0]) if count else 0)
+        found = _ranked(logits_TV, targets_T, int(widths[0]) if count else 0, self.deterministic)
         lists = Samples(targets_T, Scores(np.arange(count), widths, *found)).lists()
         return [entry for entry in lists or () if entry is not None]
 
@@ -328,6 +346,10 @@ class Sampler:
                 mirror.copy_(torch.from_numpy(table).pin_memory(), non_blocking=True)
         self._stale = False
 
+    def _upload(self, bits: Tensor) -> Tensor:
+        """Masks on the device, without waiting for it where they lie in pinned memory."""
+        return bits.to(self.device, non_blocking=True)
+
     def _send(self, numbers: np.ndarray | Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         """Whole numbers as an int64 tensor on the device, without waiting for the device."""
         tensor = torch.from_numpy(np.asarray(numbers, np.int64))
@@ -336,9 +358,14 @@ class Sampler:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
-def _ranked(logits_NV: Tensor, targets_N: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _ranked(
+    logits_NV: Tensor, targets_N: Tensor, k: int, one_by_one: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Each target's log-probability and rank [N]; ids and log-probabilities [N, k] of the likeliest."""
-    total = logits_NV.logsumexp(-1, keepdim=True)
+    if one_by_one and len(logits_NV):  # copied, so that each begins where memory is aligned
+        total = torch.stack([row.clone().logsumexp(-1, keepdim=True) for row in logits_NV])
+    else:
+        total = logits_NV.logsumexp(-1, keepdim=True)
     chosen = logits_NV.gather(-1, targets_N[:, None])
     rank = (logits_NV > chosen).sum(-1) + 1
     most, ids = logits_NV.topk(k, -1)

@@ -1,7 +1,7 @@
 """Who runs next, and how far. No torch, no clock, no I/O: the same calls give the same answers."""
 
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,28 +82,34 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Put a request in line. Raises TooLong if it could not run even alone, Refused if its id is in use."""
+        self.check(request)
+        seq = Sequence(request, self._orders, len(self.pool.groups))
+        self._orders += 1
+        self.live[request.id] = seq
+        insort(self.waiting, seq, key=self.key)
+
+    def check(self, request: Request) -> None:
+        """Raise what `add` would."""
         if request.id in self.live:
             raise Refused(f"request id {request.id!r} is in use", param="request_id")
-        seq = Sequence(request, self._orders, len(self.pool.groups))
         if (need := self._worst(request.longest)) > self.pool.count:
             raise TooLong(
                 f"prompt of {len(request.prompt)} and up to {request.max_tokens} new tokens need {need} KV blocks"
                 f" of {self.pool.size} tokens; there are {self.pool.count}"
             )
-        self._orders += 1
-        self.live[request.id] = seq
-        insort(self.waiting, seq, key=self.key)
 
-    def plan(self) -> list[Row]:
-        """The next step. May be called again before this one is committed."""
+    def plan(self, only: Set[Sequence] | None = None) -> list[Row]:
+        """The next step. May be called again before this one is committed. `only`: nobody else takes part."""
         picked: dict[Sequence, int] = {}
         budget = self.max_tokens
         for seq in list(self.running):
             count = min(seq.pending, budget)
+            if only is not None and seq not in only:
+                continue
             if count and seq.slot >= 0 and self._grow(seq, count):
                 picked[seq] = count
                 budget -= count
-        while budget and self.waiting:
+        while budget and self.waiting and (only is None or self.waiting[0] in only):
             if (new := self._admit(budget)) is not None:
                 picked[new] = min(new.pending, budget)
                 budget -= picked[new]
@@ -114,9 +120,12 @@ class Scheduler:
                 break
         return [self._issue(seq, count) for seq, count in picked.items() if seq.slot >= 0]
 
-    def commit(self, step: list[Row], outcome: Outcome) -> list[Event]:
-        """Samples come back in row order, steps in the order they were planned."""
-        events: list[Event] = []
+    def commit(self, step: list[Row], outcome: Outcome, events: list[Event] | None = None) -> list[Event]:
+        """Samples come back in row order, steps in the order they were planned.
+
+        Adds to `events`, if given, row by row: what is in there is true even if a later row raises.
+        """
+        events = [] if events is None else events
         sampled = 0
         for n, row in enumerate(step):
             seq = row.seq
@@ -132,10 +141,37 @@ class Scheduler:
                 if not seq.finished:
                     finish = seq.append(token)
                     stop = token if finish == "stop" else None
-                    events.append(Event(seq.request.id, token, finish, stop, logprobs, cached=seq.cached))
+                    events.append(
+                        Event(
+                            seq.request.id,
+                            token,
+                            finish,
+                            stop,
+                            logprobs,
+                            None,
+                            seq.cached,
+                            self._first_time(seq),
+                            seq.evictions,
+                        )
+                    )
                     if finish:
                         self._retire(seq)
         return events
+
+    def rewind(self, seqs: Iterable[Sequence]) -> None:
+        """Steps in flight that these were part of are lost: go back to what was confirmed."""
+        for seq in seqs:
+            seq.owed = 0
+            if seq.slot < 0:
+                continue  # evicted meanwhile: it starts anew in any case
+            seq.epoch += 1
+            seq.shown, seq.fed = 0, False
+            seq.issued = seq.computed = min(seq.computed, len(seq.tokens) - 1)
+            if any(
+                passed > kind.first_visible(seq.issued) // self.pool.size
+                for kind, passed in zip(self.pool.groups, seq.passed, strict=True)
+            ):
+                self._evict(seq)  # blocks that it would need again were given back
 
     def cancel(self, id: str, finish: str = "abort") -> Event | None:
         """End a request now; its blocks are free for the next plan. None if it is not (or no longer) here."""
@@ -143,7 +179,7 @@ class Scheduler:
             return None
         seq.finished = finish
         self._retire(seq)
-        return Event(id, None, finish, cached=seq.cached)
+        return Event(id, None, finish, cached=seq.cached, evictions=seq.evictions)
 
     # -- one sequence ---------------------------------------------------------------------------
 
@@ -151,7 +187,17 @@ class Scheduler:
         """Tell what a row learned of the prompt, less what was told before an eviction."""
         new = found[max(0, seq.scored - start) :]
         seq.scored += len(new)
-        return [Event(seq.request.id, None, prompt_logprobs=new)] if new else []
+        if not new:
+            return []
+        return [Event(seq.request.id, None, prompt_logprobs=new, scheduled=self._first_time(seq))]
+
+    @staticmethod
+    def _first_time(seq: Sequence) -> float | None:
+        """When it was scheduled, said once."""
+        if seq.told:
+            return None
+        seq.told = True
+        return seq.scheduled
 
     def _admit(self, budget: int) -> Sequence | None:
         seq = self.waiting[0]

@@ -1,9 +1,13 @@
 """Where we are with a request: the only state it has on the host."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from headrace.engine.blocks import chain, root
 from headrace.engine.request import Request
+
+if TYPE_CHECKING:
+    from headrace.engine.grammar import Matcher
 
 
 @dataclass(eq=False, slots=True)
@@ -19,6 +23,8 @@ class Sequence:
     passed    per layer group, how many leading blocks were given back already
     shown     how many blocks of each group the device has been told of
     scored    tokens of the prompt whose log-probabilities were reported
+    scheduled when it was first part of a step      told    whether an event has said so
+    matcher   where the answer stands in its grammar, if it has one
     """
 
     request: Request
@@ -36,12 +42,15 @@ class Sequence:
     scored: int = 0
     cached: int = 0
     evictions: int = 0
+    scheduled: float | None = None
+    told: bool = False
+    matcher: "Matcher | None" = None
     blocks: list[list[int]] = field(init=False)
     passed: list[int] = field(init=False)
     keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.prompt)
+        self.tokens = [*self.request.prompt, *self.request.emitted]
         self.blocks = [[] for _ in range(self.groups)]
         self.passed = [0] * self.groups
 

@@ -16,7 +16,7 @@ from headrace.base.errors import Refused
 from headrace.base.hardware import probe
 from headrace.checkpoint.config import read_config, read_json, read_tokenizer
 from headrace.checkpoint.hub import SAMPLING, find
-from headrace.checkpoint.load import dummy, load, open_source
+from headrace.checkpoint.load import dummy, load, load_cache_scales, open_source
 from headrace.engine.batch import Batch
 from headrace.engine.cache import KVCache
 from headrace.engine.engine import Engine
@@ -73,10 +73,10 @@ def start(config: Config, notify: Notify | None = None) -> Started:
         torch.set_num_threads(plan.threads)
     tokenizer = find_tokenizer(config, found.path)
     model = load_model(config, found, notify)
-    engine = Engine(plan, Executor(_runner(model, plan)))
     intake = Intake(
         tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer)
     )
+    engine = Engine(plan, Executor(_runner(model, plan)), intake.compiler)
     return Started(engine, plan, intake, recommended(found.path, config.model.path))
 
 
@@ -90,7 +90,12 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
         dummy(model, config.model.seed)
     else:
         said = notify and (lambda done, total: notify("loading weights", done / total))
-        load(model, open_source(found.path), said)
+        source = open_source(found.path)
+        load(model, source, said)
+        if plan.kv_dtype != plan.dtype:
+            load_cache_scales(model.named_attentions(), source)
+    if plan.deterministic:
+        model.set_deterministic()
     return model.eval()
 
 
@@ -150,11 +155,11 @@ def _runner(model: Decoder, plan: Plan) -> Runner:
         plan.block,
         layers[0].kv_heads,
         layers[0].head_dim,
-        plan.dtype,
+        plan.kv_dtype,
         plan.device,
     )
-    backend = discover.module(backends, plan.attention, "attention back end").Backend()
+    backend = discover.module(backends, plan.attention, "attention back end").Backend(plan.deterministic)
     batch = Batch(plan.rows, plan.tokens, -(-plan.max_len // plan.block), cache, backend)
-    sampler = Sampler(plan.rows, model.shape.vocab, plan.device, plan.seed)
+    sampler = Sampler(plan.rows, model.shape.vocab, plan.device, plan.seed, plan.deterministic)
     graphs = Graphs(model, batch, sampler, plan.rows) if plan.device.type == "cuda" and plan.graphs else None
     return Runner(model, batch, sampler, graphs)

@@ -1,9 +1,12 @@
 """What one request's tokens mean: its text so far, stop strings, and how it ended."""
 
+from array import array
+from bisect import bisect_left
 from typing import NamedTuple
 
 from headrace.engine.request import Event, Logprobs, PromptLogprobs, Request
 from headrace.text.detokenize import Detokenizer
+from headrace.text.speech import Speech
 from headrace.text.stop import StopStrings
 from headrace.text.tokenizer import Tokenizer
 
@@ -23,13 +26,19 @@ class Update(NamedTuple):
 
 
 class Stream:
-    """The receiving end of one request. `tokenizer` None gives token ids and no text."""
+    """The receiving end of one request. `tokenizer` None gives token ids and no text.
+
+    `ends` says how long the text was after each token; `listener` reads the text to tell thoughts from answers.
+    """
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None):
         params = request.params
         self.request = request
         self.text = ""
         self.token_ids: list[int] = []
+        self.ends = array("Q")
+        self.listener: Speech | None = None
+        self._heard = 0
         self.logprobs: list[Logprobs] = []
         self.prompt_logprobs: PromptLogprobs = []
         self.cached = 0
@@ -38,7 +47,8 @@ class Stream:
         self._pieces: Detokenizer | None = None
         self._stops: StopStrings | None = None
         if tokenizer is not None and params.detokenize:
-            self._pieces = Detokenizer(tokenizer, request.prompt, params.skip_special_tokens)
+            skip, shown = params.skip_special_tokens, params.shown_token_ids
+            self._pieces = Detokenizer(tokenizer, request.prompt, skip, shown)
             if params.stop:
                 self._stops = StopStrings(params.stop, include=params.include_stop_str_in_output)
 
@@ -50,7 +60,8 @@ class Stream:
             self.prompt_logprobs += event.prompt_logprobs
         text, matched, ids = "", None, ()
         if event.token is not None:
-            self.cached = event.cached
+            if not self.token_ids:  # what is found after an eviction is no merit of the cache
+                self.cached = event.cached
             ids = (event.token,)
             self.token_ids.append(event.token)
             if event.logprobs is not None:
@@ -62,10 +73,25 @@ class Stream:
         elif finish:
             text += self._rest()
         self.text += text
+        if ids:
+            self.ends.append(len(self.text))
         self.finish, self.stop = finish, stop
         return Update(
             text, ids, event.logprobs, finish, stop, cancel=matched is not None and not event.finish
         )
+
+    def thoughts(self) -> int:
+        """How many of the tokens are thoughts, for the reader in `listener`. Reads no text twice."""
+        speech = self.listener
+        if speech is None:
+            return 0
+        if speech.thought_end is None:
+            speech.push(self.text[self._heard :])
+            self._heard = len(self.text)
+        end = speech.thought_end
+        if end is None:
+            return len(self.token_ids) if speech.thinking else 0
+        return min(bisect_left(self.ends, end) + 1, len(self.ends)) if end else 0
 
     def _text(self, event: Event) -> tuple[str, str | None]:
         params = self.request.params

@@ -209,7 +209,10 @@ def test_when_the_engine_fails_everybody_hears_of_it(
             raise RuntimeError("the device is gone")
         return real(step)
 
-    runner.run = fail
+    def gone():
+        raise RuntimeError("the device is gone")
+
+    runner.run, runner.check = fail, gone
 
     async def work() -> None:
         tasks = [collect(engine, [5, i], LONG) for i in range(12)]

@@ -143,8 +143,7 @@ def test_an_id_in_use_is_refused(started: Started):
     assert len(tokens_of(drain(started.engine))["a"]) == 12
 
 
-@pytest.mark.parametrize("fault", [RuntimeError("device"), KeyboardInterrupt()])
-def test_a_failing_step_ends_every_request_and_leaves_a_working_engine(started, monkeypatch, fault):
+def test_an_interrupted_step_ends_every_request_and_leaves_a_working_engine(started, monkeypatch):
     engine = started.engine
     expected = greedy_answer(started, [5, 6, 7])
     engine.add(ask("a", [5, 6, 7]))
@@ -153,11 +152,11 @@ def test_a_failing_step_ends_every_request_and_leaves_a_working_engine(started, 
     runner = engine.executor.runner
 
     def fail(step):
-        raise fault
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "run", fail)
-        with pytest.raises(type(fault)):
+        with pytest.raises(KeyboardInterrupt):
             drain(engine)
     assert [(event.id, event.finish) for event in engine.step()] == [("a", "error"), ("b", "error")]
     assert_idle(engine)

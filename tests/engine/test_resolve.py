@@ -20,6 +20,7 @@ from headrace.engine.resolve import (
     pick_attention,
     pick_device,
     pick_dtype,
+    pick_kv_dtype,
     resolve,
     workspace,
 )
@@ -87,6 +88,30 @@ def test_half_the_type_is_half_the_memory():
     tables = 4096 * 32 * 4  # of the rope stay float32
     assert (half.memory.weights - tables) * 2 == whole.memory.weights - tables
     assert half.kv_blocks > 2 * whole.kv_blocks
+
+
+def test_eight_bits_of_cache_are_a_quarter_of_thirty_two():
+    whole, small = plan(60 << 20), plan(60 << 20, kv_cache_dtype="fp8")
+    assert (whole.kv_dtype, small.kv_dtype) == (torch.float32, torch.float8_e4m3fn)
+    assert small.memory.kv_cache == small.kv_blocks * 2 * 8 * 16 * 2 * 32
+    assert small.memory.weights == whole.memory.weights
+    assert 4 * whole.kv_blocks <= small.kv_blocks < 4 * (whole.kv_blocks + 1)
+
+
+def test_a_gpu_without_small_floats_has_no_small_cache(monkeypatch: pytest.MonkeyPatch):
+    config = from_names(kv_cache_dtype="fp8")
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert pick_kv_dtype(config, torch.bfloat16, gpu) == torch.float8_e4m3fn
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with pytest.raises(Refused, match="8-bit"):
+        pick_kv_dtype(config, torch.bfloat16, gpu)
+    assert pick_kv_dtype(from_names(), torch.bfloat16, gpu) == torch.bfloat16
+
+
+def test_deterministic_is_part_of_the_plan():
+    assert plan(deterministic=True).deterministic
+    assert not plan().deterministic
 
 
 def test_rows_are_no_more_than_tokens():

@@ -313,13 +313,30 @@ def test_a_batch_that_wants_no_logprobs_has_none():
 
 def test_prompt_logprobs():
     logits, targets = torch.randn(3, VOCAB), torch.tensor([4, 0, 9])
-    found = Sampler.prompt_logprobs(logits, targets, 2)
+    found = Sampler(1, VOCAB, CPU).prompt_logprobs(logits, targets, 2)
     wanted = logits.log_softmax(-1)
     assert [entry.logprob for entry in found] == pytest.approx(wanted[range(3), targets].tolist(), abs=1e-5)
     assert all(isinstance(entry, Logprobs) and len(entry.top) == 2 for entry in found)
     assert [entry.top[0][0] for entry in found] == logits.argmax(-1).tolist()
-    assert [len(entry.top) for entry in Sampler.prompt_logprobs(logits, targets, -1)] == [VOCAB] * 3
-    assert Sampler.prompt_logprobs(logits[:0], targets[:0], 2) == []
+    assert [len(entry.top) for entry in Sampler(1, VOCAB, CPU).prompt_logprobs(logits, targets, -1)] == [
+        VOCAB
+    ] * 3
+    assert Sampler(1, VOCAB, CPU).prompt_logprobs(logits[:0], targets[:0], 2) == []
+
+
+def test_log_probabilities_that_depend_on_no_other_row():
+    """By themselves, in memory that begins where that of a single row does."""
+    logits, targets = 5 * torch.randn(9, 1001), torch.arange(9)
+    sampler = Sampler(1, 1001, CPU, deterministic=True)
+    together = sampler.prompt_logprobs(logits, targets, 3)
+    for n in range(9):
+        assert (
+            sampler.prompt_logprobs(logits[n : n + 1].clone(), targets[n : n + 1], 3) == together[n : n + 1]
+        )
+    usual = Sampler(1, 1001, CPU).prompt_logprobs(logits, targets, 3)
+    assert [entry.logprob for entry in together] == pytest.approx(
+        [entry.logprob for entry in usual], abs=1e-5
+    )
 
 
 def test_lanes_are_lent_grown_and_given_back():

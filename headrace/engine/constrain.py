@@ -1,0 +1,228 @@
+"""Requests with a grammar inside the engine: they wait until it is compiled, and every step brings them masks.
+
+S rows of a step that sample, M of them under a grammar, W 32-bit words of a mask, V vocabulary.
+"""
+
+import logging
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from time import perf_counter, thread_time
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.base.errors import Fault, Refused
+from headrace.engine.grammar import Compiler, Matcher, mask_of
+from headrace.engine.request import Request
+from headrace.engine.scheduler import Row
+from headrace.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+log = logging.getLogger(__name__)
+
+SLOW_STEP = 0.05
+"""Seconds. If a step's masks take longer, those of the next are timed one by one, to see whose fault it is."""
+SLOW_MASK = 0.01
+"""Seconds of computing time. A request whose mask takes longer has a strike."""
+STRIKES = 3
+"""With so many a request is ended: an ambiguous grammar takes ever longer, and everybody waits for its masks."""
+
+End = tuple[str, str]
+"""A request's id, and how it ends."""
+
+
+class Masks(NamedTuple):
+    """Which tokens may come: rows int64 [M] among those that sample, bits int32 [M, W] in host memory.
+
+    Bit i of word w stands for the token 32 * w + i. `bits` is overwritten for the step after.
+    """
+
+    rows: np.ndarray
+    bits: Tensor
+
+
+class _Open(NamedTuple):
+    n: int
+    seq: Sequence
+    matcher: Matcher
+
+
+class Constraints:
+    """What the engine knows of grammars. `compiler` None: without a tokenizer there are none.
+
+    waiting   requests whose grammar is being compiled      used   whether there ever was one
+    """
+
+    def __init__(self, compiler: Compiler | None, rows: int, pinned: bool = False):
+        self.compiler, self.rows, self.pinned = compiler, rows, pinned
+        self.waiting: dict[str, tuple[Request, Future[LLMatcher]]] = {}
+        self.used = False
+        self._bits: Tensor | None = None
+        self._wary = False
+
+    # -- until the grammar is there
+
+    def order(self, request: Request) -> None:
+        """Have the request's grammar compiled. Raises Refused if there can be none, or the id is in use."""
+        if self.compiler is None or request.grammar is None:
+            raise Refused(
+                "structured output needs a tokenizer, and this model has none", param="structured_outputs"
+            )
+        if request.id in self.waiting:
+            raise Refused(f"request id {request.id!r} is in use", param="request_id")
+        self.waiting[request.id] = request, self.compiler.start(request.grammar.source)
+        self.used = True
+
+    def ready(self) -> tuple[list[tuple[Request, Matcher]], list[str]]:
+        """Requests that may start now, and those whose grammar is none."""
+        found: list[tuple[Request, Matcher]] = []
+        failed: list[str] = []
+        for id, (request, future) in list(self.waiting.items()):
+            if not future.done():
+                continue
+            del self.waiting[id]
+            try:
+                found.append((request, self.matcher(request, future.result())))
+            except Fault as fault:
+                log.warning("request %s: %s", id, fault.message)
+                failed.append(id)
+        return found, failed
+
+    def wait(self, seconds: float) -> None:
+        """Until one of them is compiled, or the time is over."""
+        wait([future for _, future in self.waiting.values()], seconds, FIRST_COMPLETED)
+
+    def matcher(self, request: Request, compiled: "LLMatcher") -> Matcher:
+        """At the beginning of the request's answer."""
+        assert self.compiler is not None and request.grammar is not None
+        compiler, allowed = self.compiler, request.params.allowed_token_ids
+        keep = mask_of(tuple(allowed), compiler.words) if allowed is not None else None
+        endless = tuple(id for id in compiler.ends if id not in request.stop_ids)
+        if endless:  # ends for llguidance, but not for this request
+            others = ~mask_of(endless, compiler.words)
+            keep = others if keep is None else keep & others
+        return Matcher(compiled, request.grammar, compiler, len(request.prompt), keep)
+
+    # -- one step
+
+    def concern(self, step: list[Row]) -> bool:
+        """Whether the step's samples must wait for masks."""
+        return self.used and any(row.samples and row.seq.matcher is not None for row in step)
+
+    def follow(self, step: list[Row]) -> list[End]:
+        """Take what a committed step has brought. Requests that end although the step did not end them."""
+        return self._ends(row.seq for row in step if row.samples)
+
+    def masks(self, step: list[Row]) -> tuple[Masks | None, list[End]]:
+        """For a step all of whose earlier samples are committed; and requests that end with what they have."""
+        found = self._open(step)
+        late = [seq for _, seq, matcher in found if matcher.upto != len(seq.tokens)]
+        ends = self._ends(late) if late else []
+        if ends:
+            over = {id for id, _ in ends}
+            found = [one for one in found if one.seq.request.id not in over]
+        if not found:
+            return None, ends
+        bits = self._filled([matcher for _, _, matcher in found])
+        for i, (_, seq, matcher) in enumerate(found):
+            if (matcher.ll.is_stopped() or not matcher.plain) and (finish := self._finish(seq, bits, i)):
+                ends.append((seq.request.id, finish))
+        return Masks(np.array([n for n, _, _ in found], np.int64), bits), ends
+
+    @staticmethod
+    def _open(step: list[Row]) -> list[_Open]:
+        """Rows that sample under a grammar, with their numbers among all that sample."""
+        found: list[_Open] = []
+        n = 0
+        for row in step:
+            if row.samples:
+                seq = row.seq
+                if seq.matcher is not None and not seq.finished:
+                    found.append(_Open(n, seq, seq.matcher))
+                n += 1
+        return found
+
+    def _ends(self, seqs: Iterable[Sequence]) -> list[End]:
+        """Let matchers take what is new to them. Who must end now."""
+        ends: list[End] = []
+        pairs: list[tuple[LLMatcher, int]] = []
+        moved: list[tuple[Sequence, Matcher]] = []
+        for seq in seqs:
+            matcher = seq.matcher
+            if matcher is None or seq.finished or (new := len(seq.tokens) - matcher.upto) == 0:
+                continue
+            if new == 1 and matcher.bound and matcher.opens is None:
+                pairs.append((matcher.ll, seq.tokens[-1]))
+                matcher.upto += 1
+                moved.append((seq, matcher))
+            elif (finish := matcher.follow(seq.tokens)) is not None:
+                ends.append(_end(seq, finish))
+        if pairs:
+            assert self.compiler is not None
+            self.compiler.executor.consume_token_par(pairs)
+        for seq, matcher in moved:
+            if matcher.ll.is_stopped():
+                ends.append(_end(seq, matcher.end()))
+        return ends
+
+    def _filled(self, matchers: list[Matcher]) -> Tensor:
+        """Masks [M, W] by the grammars alone, all of them at once."""
+        assert self.compiler is not None
+        if self._bits is None:  # one is enough: when it is filled again, the step that read it is over
+            self._bits = torch.zeros(
+                (self.rows, self.compiler.words), dtype=torch.int32, pin_memory=self.pinned
+            )
+        bits = self._bits[: len(matchers)]
+        bound = [(matcher, n) for n, matcher in enumerate(matchers) if matcher.bound]
+        began = perf_counter()
+        if self._wary:
+            self._fill_one_by_one(bound, bits)
+        elif bound:
+            self.compiler.executor.unsafe_compute_mask_ptr(
+                [(matcher.ll, n) for matcher, n in bound], bits.data_ptr(), self.compiler.words * 4, len(bits)
+            )
+        self._wary = perf_counter() - began > SLOW_STEP
+        return bits
+
+    def _fill_one_by_one(self, bound: list[tuple[Matcher, int]], bits: Tensor) -> None:
+        for matcher, n in bound:
+            began = thread_time()
+            matcher.ll.unsafe_compute_mask_ptr(bits[n].data_ptr(), bits.shape[1] * 4)
+            if thread_time() - began > SLOW_MASK:
+                matcher.strikes += 1
+                matcher.plain = False
+
+    def _finish(self, seq: Sequence, bits: Tensor, i: int) -> str | None:
+        """Adapt mask i to the rest of what the request says; how it ends if nothing is left."""
+        matcher, compiler = seq.matcher, self.compiler
+        assert matcher is not None and compiler is not None
+        if matcher.strikes >= STRIKES:
+            return _end(seq, "error")[1]
+        if matcher.bound and matcher.ll.is_stopped():
+            return _end(seq, matcher.end())[1]
+        row = bits[i].numpy()
+        if not matcher.bound:
+            row[:] = ~mask_of(compiler.ends, compiler.words)  # a thought is not the end
+        elif matcher.opens is not None:
+            row |= mask_of((matcher.opens,), compiler.words)
+        if matcher.keep is not None:
+            row &= matcher.keep
+            if not row.any():
+                return _end(seq, "stop" if matcher.bound and matcher.ll.is_accepting() else "error")[1]
+        return None
+
+
+def _end(seq: Sequence, finish: str | None) -> End:
+    """Log why a request ends with an error, which its client is not told."""
+    assert finish is not None and seq.matcher is not None
+    if finish == "error":
+        reason = seq.matcher.ll.get_error().partition("\n")[0][:200]
+        if seq.matcher.strikes >= STRIKES:
+            reason = "it is so ambiguous that others wait for it"
+        reason = reason or "no token is allowed both by it and by allowed_token_ids"
+        log.warning("request %s cannot follow its grammar and is ended: %s", seq.request.id, reason)
+    return seq.request.id, finish

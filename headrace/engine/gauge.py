@@ -1,0 +1,200 @@
+"""Compiles grammars by llguidance within limits; a stranger's in a process of its own first, which may be given up."""
+
+import faulthandler
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from threading import Lock
+from time import thread_time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headrace.base.errors import Broken, Refused
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+log = logging.getLogger(__name__)
+
+SECONDS = 2.0
+"""The longest that a stranger's grammar may take to compile."""
+MEGABYTES = 4096
+"""Address space of the process that tries it."""
+MASK_SECONDS = 0.05
+"""The longest that one mask may take."""
+LOOKS = 3
+"""Tokens that are tried on a new grammar, to find out early that it is too ambiguous."""
+
+LIMITS = {
+    "max_items_in_row": 5_000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 30_000,
+    "max_lexer_states": 100_000,
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+"""Of llguidance: what a grammar, and one mask of it, may cost. They do not bound the time to compile."""
+
+SLICES = (r"[\x20\x0A\x0D\x09]+", *(rf'[^"\\\x00-\x1F\x7F]{times}' for times in (
+    "{1,3}", "{1,5}", "{1,7}", "{1,10}", "{1,15}", "{1,30}", "+")))  # fmt: skip
+"""Kinds of tokens whose masks are made once: white space, and what stands in JSON strings, by length. More lengths
+than llguidance has by itself: where a string may have 12 more characters, few tokens are left to look at."""
+
+
+def library() -> Any:
+    """The llguidance package, which nothing else here imports. Raises Broken where it is not installed."""
+    try:
+        import llguidance
+    except ImportError as error:
+        raise Broken(
+            "structured output needs the package llguidance, which is not installed",
+            hint="pip install llguidance",
+        ) from error
+    return llguidance
+
+
+def read_vocabulary(words: str, vocab: int, ends: Sequence[int]) -> "LLTokenizer":
+    """From the tokenizers library's JSON text; takes part of a second. Raises Refused for what cannot be read."""
+    try:
+        return library().LLTokenizer(words, n_vocab=vocab, eos_token=list(ends) or None, slices=list(SLICES))
+    except ValueError as error:
+        raise Refused(
+            f"structured output is not possible with this model's tokenizer: {error}",
+            param="structured_outputs",
+        ) from error
+
+
+def compiled(source: str, words: "LLTokenizer") -> "LLMatcher":
+    """A matcher at the beginning of a text. Raises Refused with llguidance's reason."""
+    llguidance = library()
+    limits = llguidance.LLParserLimits(**LIMITS)
+    matcher = llguidance.LLMatcher(words, source, log_level=0, limits=limits)
+    if matcher.is_error():
+        raise refused(matcher.get_error())
+    matcher.compute_bitmask()  # what it finds out about the beginning, its copies need not find out again
+    look = matcher.deep_copy()
+    for _ in range(LOOKS):
+        began = thread_time()
+        allowed = bits_of(np.frombuffer(look.compute_bitmask(), np.uint8))
+        if look.is_error():
+            raise refused(look.get_error())
+        if thread_time() - began > MASK_SECONDS:
+            raise refused("it is too ambiguous: finding out which tokens may come takes too long")
+        token = next((int(id) for id in allowed if id not in words.eos_tokens), None)
+        if token is None or look.is_stopped():
+            break
+        look.consume_token(token)
+    return matcher
+
+
+def bits_of(mask: np.ndarray) -> np.ndarray:
+    """The ids that a mask allows."""
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+
+
+def refused(reason: str) -> Refused:
+    """A grammar is not taken for this reason, of which llguidance may have said more than people want to read."""
+    lines = [line.strip() for line in reason.partition("\n<state>")[0].splitlines()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    said = " ".join(told or (line for line in lines if line.strip("^ ")))
+    return Refused(f"structured_outputs cannot be followed: {said[:400]}", param="structured_outputs")
+
+
+class Gauge:
+    """Says what is wrong with grammars for one vocabulary. The process is started when first needed.
+
+    `words` gives the tokenizers library's JSON text. Grammars are tried one after the other.
+    """
+
+    def __init__(self, words: Callable[[], str], vocab: int, ends: Sequence[int]):
+        self._words, self._vocab, self._ends = words, vocab, tuple(ends)
+        self._child: subprocess.Popen[str] | None = None
+        self._lock = Lock()
+
+    def check(self, source: str) -> None:
+        """Raise Refused if something is wrong with it. Takes SECONDS at most, and what it takes to start."""
+        with self._lock:
+            answer = self._ask(source)
+        message = json.loads(answer) if answer else None
+        if message is None:
+            raise refused(f"it takes more than {SECONDS:g} seconds or {MEGABYTES} MiB to compile")
+        if message:
+            raise Refused(message, param="structured_outputs")
+
+    def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+    def _ask(self, source: str) -> str:
+        """The child's line; "" if it died of the question."""
+        child = self._started()
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(json.dumps(source) + "\n")
+            child.stdin.flush()
+            answer = child.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self.close()
+        return answer
+
+    def _started(self) -> "subprocess.Popen[str]":
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self.close()
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "headrace.engine.gauge"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+        )
+        assert self._child.stdin is not None
+        try:
+            settings = {"words": self._words(), "vocab": self._vocab, "ends": self._ends, "seconds": SECONDS}
+            self._child.stdin.write(json.dumps(settings) + "\n")
+        except BrokenPipeError:
+            log.warning("the process that tries grammars ended at once")
+        return self._child
+
+
+def main() -> None:
+    """The process: a vocabulary on the first line, then grammars; what is wrong with each, "" if nothing.
+
+    A thread of faulthandler ends it while llguidance computes, which nothing in Python could.
+    """
+    _limit_memory()
+    settings = json.loads(sys.stdin.readline())
+    words = read_vocabulary(settings["words"], settings["vocab"], settings["ends"])
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        for line in sys.stdin:
+            faulthandler.dump_traceback_later(settings["seconds"], exit=True, file=nowhere)
+            try:
+                compiled(json.loads(line), words)
+                said = ""
+            except Refused as fault:
+                said = fault.message
+            faulthandler.cancel_dump_traceback_later()
+            sys.stdout.write(json.dumps(said) + "\n")
+            sys.stdout.flush()
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
+
+
+if __name__ == "__main__":
+    main()

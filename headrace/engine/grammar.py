@@ -1,0 +1,223 @@
+"""Grammars at work, by llguidance: checked, compiled for one vocabulary, followed token by token; torch-free."""
+
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from hashlib import blake2b
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from headrace.base.errors import Refused
+from headrace.engine.gauge import Gauge, compiled, library, read_vocabulary, refused
+from headrace.engine.structured import Grammar, StructuredOutputsParams, to_grammar
+from headrace.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+
+log = logging.getLogger(__name__)
+
+KEPT = 128
+"""Compiled grammars that are kept for the next request with the same one."""
+KNOWN = 4096
+"""Grammars of which it is remembered whether they are good."""
+GBNF = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+MOST_GBNF = 1 << 15
+
+
+class Compiler:
+    """Grammars for one vocabulary of `vocab` ids. Its methods may be called from any thread.
+
+    `guarded`: whoever sends grammars is not trusted, so that they are tried in a process of their own first.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int, eos_ids: frozenset[int], *, guarded: bool = False):
+        self.tokenizer, self.vocab, self.eos_ids = tokenizer, vocab, eos_ids
+        self.words = -(-vocab // 32)
+        self._ends = sorted(id for id in eos_ids if id < vocab)
+        self._gauge = Gauge(tokenizer.backend.to_str, vocab, self._ends) if guarded else None
+        self._verdicts: OrderedDict[bytes, Refused | None] = OrderedDict()
+        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._lock, self._making = Lock(), Lock()
+
+    # -- at the door
+
+    def grammar(self, params: StructuredOutputsParams) -> Grammar:
+        """What `params` asks for, looked at closely. Raises Refused with llguidance's reason."""
+        if params.grammar is not None and GBNF.search(params.grammar):
+            params = msgspec.structs.replace(params, grammar=_from_gbnf(params.grammar))
+        grammar = to_grammar(params, self.is_special)
+        self.check(grammar)
+        return grammar
+
+    def check(self, grammar: Grammar) -> None:
+        """Raise Refused if the grammar is none, or takes too long. May take seconds for a new one."""
+        name = blake2b(grammar.source.encode(), digest_size=16).digest()
+        with self._lock:
+            known = name in self._verdicts
+            fault = self._verdicts.get(name)
+        if not known:
+            fault = self._try(grammar.source)
+            with self._lock:
+                self._verdicts[name] = fault
+                while len(self._verdicts) > KNOWN:
+                    self._verdicts.popitem(last=False)
+        if fault is not None:
+            raise Refused(fault.message, param=fault.param, hint=fault.hint or None)
+
+    def is_special(self, text: str) -> bool:
+        """Whether this text is a token of its own, of which plain text is never made."""
+        id = self.tokenizer.piece_to_id(text)
+        return id is not None and (id in self.tokenizer.special_ids or (text[0], text[-1]) == ("<", ">"))
+
+    def _try(self, source: str) -> Refused | None:
+        try:
+            if self._gauge is not None:
+                self._gauge.check(source)
+            else:
+                self.start(source).result()
+        except Refused as fault:
+            return fault
+        return None
+
+    # -- for the engine
+
+    def start(self, source: str) -> "Future[LLMatcher]":
+        """Compile in another thread, or have it at once if it was compiled before. The future may raise Refused."""
+        with self._lock:
+            found = self._compiled.pop(source, None)
+            if found is None:
+                found = self._threads.submit(self._compile, source)
+            self._compiled[source] = found
+            while len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        return found
+
+    @property
+    def lltokenizer(self) -> "LLTokenizer":
+        """The vocabulary as llguidance wants it; made when first needed, which takes part of a second."""
+        with self._making:
+            return self._lltokenizer
+
+    @cached_property
+    def _lltokenizer(self) -> "LLTokenizer":
+        return read_vocabulary(self.tokenizer.backend.to_str(), self.vocab, self._ends)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Ids that llguidance takes for the end of a text."""
+        return tuple(self.lltokenizer.eos_tokens)
+
+    @cached_property
+    def executor(self) -> "LLExecutor":
+        """Threads that fill masks."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return library().LLExecutor(min(16, cores))
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(2, thread_name_prefix="headrace-grammar")
+
+    def _compile(self, source: str) -> "LLMatcher":
+        return compiled(source, self.lltokenizer)
+
+
+class Matcher:
+    """Where one answer stands in its grammar: a function of the tokens generated so far.
+
+    upto    how many of all tokens, the prompt's `start` included, it has taken
+    bound   whether the next token must follow the grammar; in a thought it need not
+    opens   a token that may come nevertheless, and begins a thought
+    plain   its mask is what the grammar says and nothing else
+    strikes how often its mask took too long
+    keep    mask int32 [W] of the only tokens that the request lets come, whatever the grammar says; None: all
+    """
+
+    __slots__ = ("_closes", "_compiler", "_tail", "bound", "keep", "ll", "opens", "plain", "strikes", "upto")
+
+    def __init__(
+        self,
+        compiled: "LLMatcher",
+        grammar: Grammar,
+        compiler: Compiler,
+        start: int,
+        keep: np.ndarray | None = None,
+    ):
+        self.ll = compiled.deep_copy()
+        self.upto, self.keep, self.strikes = start, keep, 0
+        thinking = grammar.thinking
+        self.bound = thinking is None or not thinking.begun
+        self.opens: int | None = None
+        if thinking is not None and self.bound:
+            self.opens = compiler.tokenizer.piece_to_id(thinking.opens)
+        self._compiler, self._closes = compiler, thinking.closes.encode() if thinking is not None else b""
+        self._tail = b""
+        self.plain = thinking is None and keep is None
+
+    def follow(self, tokens: Sequence[int]) -> str | None:
+        """Take what is new of all tokens, prompt and answer so far. How the answer must end now, if it must.
+
+        "stop" if the grammar lets nothing more come, "error" if a token broke it or it became too complex.
+        """
+        new = tokens[self.upto :]
+        self.upto += len(new)
+        if not (self.bound and self.opens is None):
+            new = self._think(new)
+        if new:
+            self.ll.consume_tokens(list(new))
+        return self.end()
+
+    def end(self) -> str | None:
+        """How the answer must end now, if it must."""
+        if not self.ll.is_stopped():
+            return None
+        return "error" if self.ll.is_error() else "stop"
+
+    def _think(self, new: Sequence[int]) -> Sequence[int]:
+        """Take the tokens of a thought; those behind it."""
+        for n, token in enumerate(new):
+            if self.bound:
+                if token != self.opens:
+                    self.opens = None
+                    return new[n:]
+                self.bound, self.opens = False, None
+            elif (rest := self._closed(token)) is not None:
+                self.bound = True
+                return [*self._compiler.lltokenizer.tokenize_bytes(rest), *new[n + 1 :]]
+        return ()
+
+    def _closed(self, token: int) -> bytes | None:
+        """What the token says behind the closing tag; None if the thought goes on."""
+        self._tail += self._compiler.tokenizer.token_bytes(token)
+        _, closed, rest = self._tail.partition(self._closes)
+        if closed:
+            self._tail = b""
+            return rest.lstrip()
+        self._tail = self._tail[-len(self._closes) :]
+        return None
+
+
+@lru_cache(64)
+def mask_of(ids: tuple[int, ...], words: int) -> np.ndarray:
+    """A mask int32 [words] that allows these ids. Not to be written to."""
+    bits = np.zeros(words * 32, np.uint8)
+    bits[list(ids)] = 1
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+def _from_gbnf(text: str) -> str:
+    """GBNF, whose rules are written with ::=, as Lark. Raises Refused."""
+    if len(text) > MOST_GBNF:
+        raise refused(f"GBNF of {len(text)} characters; expected at most {MOST_GBNF}, or Lark")
+    llguidance = library()
+    try:
+        return llguidance.gbnf_to_lark.any_to_lark(text)
+    except Exception as error:
+        raise refused(f"GBNF: {error}") from error

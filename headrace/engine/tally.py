@@ -1,0 +1,25 @@
+"""How large the engine's steps were, counted as it goes: for metrics."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+EDGES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Tokens up to which a step is counted with others of its size."""
+
+
+class Tally:
+    """Steps so far, by size. `sizes` has a count per edge, one for what is above, and the sum of tokens."""
+
+    __slots__ = ("rows", "sizes")
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.sizes = [0] * (len(EDGES) + 2)
+
+    def count(self, rows: Sequence[tuple[int, int]]) -> int:
+        """Count a step of rows (first position, last position + 1); how many tokens it has."""
+        tokens = sum(stop - start for start, stop in rows)
+        self.rows += len(rows)
+        self.sizes[bisect_left(EDGES, tokens)] += 1
+        self.sizes[-1] += tokens
+        return tokens

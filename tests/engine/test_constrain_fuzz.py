@@ -1,0 +1,174 @@
+"""No schedule, eviction, cancelling or failing step changes what is said under a grammar, or leaves anything behind."""
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+from zlib import crc32
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.engine.constrain import Masks
+from headrace.engine.engine import Engine
+from headrace.engine.gauge import bits_of
+from headrace.engine.grammar import Compiler
+from headrace.engine.layout import lay_out
+from headrace.engine.request import Request, SamplingParams
+from headrace.engine.scheduler import Outcome, Row
+from headrace.engine.structured import StructuredOutputsParams, Thinking
+from headrace.text.tokenizer import Tokenizer
+from headrace.text.vocabulary import Vocabulary
+from tests import tiny
+
+WORDS = Tokenizer(Vocabulary(tiny.library()))
+COMPILER = Compiler(WORDS, WORDS.vocab_size, frozenset({tiny.EOS}))
+FORMS: list[StructuredOutputsParams | None] = [
+    None,
+    StructuredOutputsParams(regex="[ab]{3,9}"),
+    StructuredOutputsParams(json={"type": "array", "items": {"type": "integer", "maximum": 9, "minimum": 0}}),
+    StructuredOutputsParams(choice=["x", "yes", "yesterday"]),
+    StructuredOutputsParams(regex="c{2}d*", thinking=Thinking("<|im_start|>", "q", True)),
+    StructuredOutputsParams(grammar='start: "(" start ")" | "z"', thinking=Thinking("<|im_start|>", "r")),
+]
+GRAMMARS = [form and COMPILER.grammar(form) for form in FORMS]
+
+
+class Stub:
+    """Says of each row what its request and its position make it say, of what the mask allows.
+
+    `faults` are numbers of calls that fail.
+    """
+
+    def __init__(self, faults: frozenset[int] = frozenset()):
+        self.faults, self.calls = faults, 0
+
+    def run(self, step: list[Row]) -> Any:
+        return self.draw(self.forward(step), None)
+
+    def forward(self, step: list[Row]) -> list[Row]:
+        self._fail()
+        return step
+
+    def draw(self, step: list[Row], masks: Masks | None) -> Any:
+        self._fail()
+        rows = dict(zip(masks.rows.tolist(), masks.bits.numpy(), strict=True)) if masks is not None else {}
+        tokens = []
+        for n, row in enumerate(row for row in step if row.samples):
+            dice = crc32(f"{row.seq.request.id} {row.stop}".encode())
+            allowed = bits_of(rows[n]) if n in rows else range(WORDS.vocab_size)
+            tokens.append(int(allowed[dice % len(allowed)]) if len(allowed) else 0)
+        return lambda: Outcome(tokens)
+
+    def check(self) -> None:
+        pass
+
+    def _fail(self) -> None:
+        self.calls += 1
+        if self.calls in self.faults:
+            raise RuntimeError("the device had a bad moment")
+
+
+def engine(
+    executor: Stub, blocks: int = 200, tokens: int = 64, rows: int = 8, overlap: bool = False
+) -> Engine:
+    plan = SimpleNamespace(
+        overlap=overlap,
+        rows=rows,
+        max_len=64,
+        device=torch.device("cpu"),
+        kv_blocks=blocks,
+        block=4,
+        layout=lay_out([None]),
+        tokens=tokens,
+        policy="arrival",
+        prefix_cache=True,
+    )
+    return Engine(plan, executor, COMPILER)  # pyright: ignore[reportArgumentType]
+
+
+def ask(id: int, form: int, prompt: int, length: int) -> Request:
+    return Request(
+        id=str(id),
+        prompt=tuple(range(3, 3 + prompt)),
+        params=SamplingParams(max_tokens=length),
+        max_tokens=length,
+        stop_ids=frozenset({tiny.EOS}),
+        grammar=GRAMMARS[form],
+    )
+
+
+def serve(
+    made: Engine, requests: list[Request], cancel_at: dict[int, str]
+) -> dict[str, tuple[list[int], str]]:
+    """Tokens and end of each request, of which there is exactly one."""
+    tokens: dict[str, list[int]] = defaultdict(list)
+    ends: dict[str, str] = {}
+    for request in requests:
+        made.add(request)
+    steps = 0
+    while made.busy:
+        events = made.step()
+        steps += 1
+        assert steps < 3000, "no progress"
+        if (id := cancel_at.get(steps)) and (event := made.cancel(id)) is not None:
+            events = [*events, event]
+        for event in events:
+            assert event.id not in ends
+            if event.token is not None:
+                tokens[event.id].append(event.token)
+            if event.finish:
+                ends[event.id] = event.finish
+    assert made.scheduler.pool.free == made.scheduler.pool.count
+    assert not made.constraints.waiting
+    return {request.id: (tokens[request.id], ends[request.id]) for request in requests}
+
+
+WORK = st.lists(
+    st.tuples(st.integers(0, len(FORMS) - 1), st.integers(1, 12), st.integers(1, 14)), min_size=1, max_size=7
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    work=WORK,
+    blocks=st.integers(8, 24),
+    tokens=st.integers(2, 32),
+    rows=st.integers(1, 6),
+    overlap=st.booleans(),
+    cancel=st.dictionaries(st.integers(1, 30), st.integers(0, 6).map(str), max_size=2),
+)
+def test_no_schedule_changes_what_is_said(
+    work: list[tuple[int, int, int]],
+    blocks: int,
+    tokens: int,
+    rows: int,
+    overlap: bool,
+    cancel: dict[int, str],
+):
+    requests = [ask(id, *each) for id, each in enumerate(work)]
+    alone = {request.id: serve(engine(Stub()), [request], {})[request.id] for request in requests}
+    found = serve(engine(Stub(), blocks, tokens, rows, overlap), requests, cancel)
+    for id, (said, end) in found.items():
+        if end == "abort":
+            assert id in cancel.values()
+            assert said == alone[id][0][: len(said)]
+        else:
+            assert (said, end) == alone[id]
+
+
+@settings(max_examples=40, deadline=None)
+@given(work=WORK, overlap=st.booleans(), faults=st.frozensets(st.integers(1, 25), min_size=1, max_size=2))
+def test_a_step_that_fails_costs_nobody_else_a_word(
+    work: list[tuple[int, int, int]], overlap: bool, faults: frozenset[int]
+):
+    requests = [ask(id, *each) for id, each in enumerate(work)]
+    alone = {request.id: serve(engine(Stub()), [request], {})[request.id] for request in requests}
+    found = serve(engine(Stub(faults), overlap=overlap), requests, {})
+    failed = [id for id, (_, end) in found.items() if end == "error" and alone[id][1] != "error"]
+    assert len(failed) <= len(faults)
+    for id, (said, end) in found.items():
+        if id in failed:
+            assert said == alone[id][0][: len(said)]
+        else:
+            assert (said, end) == alone[id]

@@ -1,0 +1,198 @@
+"""Grammars are checked where requests come in, within limits, and remembered."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from headrace.base.errors import Broken, Refused
+from headrace.engine import gauge, grammar
+from headrace.engine.gauge import Gauge, bits_of
+from headrace.engine.grammar import Compiler, Matcher, mask_of
+from headrace.engine.structured import Grammar, StructuredOutputsParams
+from headrace.text.tokenizer import Tokenizer
+from headrace.text.vocabulary import Vocabulary
+from tests import tiny
+
+WORDS = Tokenizer(Vocabulary(tiny.library()))
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Compiler:
+    return Compiler(WORDS, WORDS.vocab_size, frozenset({tiny.EOS}))
+
+
+@pytest.fixture(scope="module")
+def guard() -> Iterator[Gauge]:
+    made = Gauge(WORDS.backend.to_str, WORDS.vocab_size, [tiny.EOS])
+    yield made
+    made.close()
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"json": {"type": "odd"}}, "odd"),
+    ({"json": {"uniqueItems": True, "type": "array"}}, "uniqueItems"),
+    ({"json": {"$ref": "https://example.com/x"}}, "not present"),
+    ({"json": {"$ref": "#/$defs/none"}}, "none"),
+    ({"json": {"type": "string", "minLength": 3, "maxLength": 2}}, "Unsatisfiable"),
+    ({"json": {"enum": []}}, "Unsatisfiable"),
+    ({"regex": "a("}, "unclosed group"),
+    ({"regex": "(?=a)b"}, "look-around"),
+    ({"regex": r"(a)\1"}, "backreferences"),
+    ({"regex": "(" * 300 + "a" + ")" * 300}, "nest"),
+    ({"regex": "\\"}, "cannot be followed"),
+    ({"grammar": "start: nothing"}, "nothing"),
+    ({"grammar": "begin: 'a'"}, "cannot be followed"),
+    ({"grammar": "start: <no_such_token>"}, "no_such_token"),
+    ({"grammar": "root ::= nothing"}, "nothing"),
+    ({"grammar": "root ::= ("}, "GBNF"),
+    ({"grammar": "root ::= " + "(" * 9000}, "GBNF"),
+    ({"grammar": "root ::= " + '"a" ' * 9000}, "GBNF"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "reason"), BAD, ids=[str(wanted)[:40] for wanted, _ in BAD])
+def test_a_bad_grammar_is_refused_with_the_reason(compiler: Compiler, wanted: dict[str, Any], reason: str):
+    for _ in range(2):
+        with pytest.raises(Refused, match=reason) as caught:
+            compiler.grammar(StructuredOutputsParams(**wanted))
+        assert caught.value.param == "structured_outputs"
+        assert len(caught.value.message) < 500
+
+
+GOOD: list[dict[str, Any]] = [
+    {"json": {"type": "object", "properties": {"a": {"$ref": "#"}}}},
+    {"json": {"$defs": {"x": {"type": "array", "items": {"$ref": "#/$defs/x"}}}, "$ref": "#/$defs/x"}},
+    {
+        "json": {
+            "title": "T",
+            "description": "d",
+            "type": "integer",
+            "default": 1,
+            "examples": [2],
+            "$schema": "s",
+        }
+    },
+    {"json": {"anyOf": [{"type": "string", "pattern": "^a.*$"}, {"const": None}], "nullable": True}},
+    {"regex": "^(a+)+$"},
+    {"regex": r"(\w{1,50}\s){1,50}"},
+    {"regex": "(a|b)*a(a|b){60}"},
+    {"grammar": 'start: "a" | start "b"'},
+    {"grammar": "start: <|im_start|> /x/"},
+    {"choice": [f"choice number {n}" for n in range(3000)]},
+]
+
+
+@pytest.mark.parametrize("wanted", GOOD, ids=[str(wanted)[:40] for wanted in GOOD])
+def test_a_good_grammar_is_taken(compiler: Compiler, wanted: dict[str, Any]):
+    made = compiler.grammar(StructuredOutputsParams(**wanted))
+    assert compiler.start(made.source).result() is compiler.start(made.source).result(), "compiled once"
+
+
+def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grammar, "KEPT", 3)
+    monkeypatch.setattr(grammar, "KNOWN", 5)
+    small = Compiler(WORDS, WORDS.vocab_size, frozenset({tiny.EOS}))
+    made = [small.grammar(StructuredOutputsParams(choice=[f"c{n}"])) for n in range(9)]
+    assert list(small._compiled) == [one.source for one in made[-3:]]
+    assert len(small._verdicts) == 5
+    assert small.start(made[0].source).result() is not None, "what was forgotten is compiled again"
+
+
+def test_without_the_package_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(Broken, match="llguidance") as caught:
+        Compiler(WORDS, 259, frozenset()).grammar(StructuredOutputsParams(choice=["a"]))
+    assert "pip install" in caught.value.hint
+
+
+def test_a_vocabulary_that_llguidance_cannot_read_is_refused():
+    library = tiny.library()
+    library.decoder = None  # pyright: ignore[reportAttributeAccessIssue]
+    library.pre_tokenizer = None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(Refused, match="tokenizer"):
+        Compiler(Tokenizer(Vocabulary(library)), 259, frozenset({2})).grammar(
+            StructuredOutputsParams(choice=["a"])
+        )
+
+
+def test_a_vocabulary_larger_than_the_tokenizer_and_one_without_an_end():
+    wide = Compiler(WORDS, 1000, frozenset({tiny.EOS, 5000}))
+    made = wide.grammar(StructuredOutputsParams(regex="a?"))
+    mask = wide.start(made.source).result().compute_bitmask()
+    assert len(mask) == wide.words * 4
+    endless = Compiler(WORDS, 259, frozenset())
+    assert endless.grammar(StructuredOutputsParams(regex="a?"))
+    assert len(endless.ends) == 1, "llguidance wants one in any case; requests do without"
+
+
+# -- the process that tries grammars
+
+
+def lark(text: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": text}]})
+
+
+def test_the_guard_says_what_is_wrong(guard: Gauge):
+    with pytest.raises(Refused, match="missing") as caught:
+        guard.check(lark("start: missing"))
+    assert caught.value.param == "structured_outputs"
+    guard.check(lark("start: <|im_start|> /a/"))
+
+
+def test_a_grammar_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    slow = '{"grammars": [{"json_schema": {"type": "integer", "multipleOf": 99999937}}]}'
+    monkeypatch.setattr(gauge, "SECONDS", 0.3)
+    made = Gauge(WORDS.backend.to_str, WORDS.vocab_size, [tiny.EOS])
+    try:
+        with pytest.raises(Refused, match=r"takes more than 0\.3 seconds"):
+            made.check(slow)
+        made.check(lark("start: /a/"))  # the next one has a new process
+    finally:
+        made.close()
+
+
+def test_strangers_grammars_are_tried_by_the_guard(guard: Gauge):
+    wary = Compiler(WORDS, WORDS.vocab_size, frozenset({tiny.EOS}), guarded=True)
+    wary._gauge = guard
+    assert wary.grammar(StructuredOutputsParams(choice=["yes"]))
+    with pytest.raises(Refused, match="unclosed"):
+        wary.grammar(StructuredOutputsParams(regex="("))
+
+
+def test_masks_that_take_too_long_are_found_out(compiler: Compiler, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gauge, "MASK_SECONDS", 0.0)
+    with pytest.raises(Refused, match="too ambiguous"):
+        compiler.grammar(StructuredOutputsParams(regex="never seen before"))
+
+
+# -- one answer
+
+
+def matcher(compiler: Compiler, **wanted: Any) -> Matcher:
+    made: Grammar = compiler.grammar(StructuredOutputsParams(**wanted))
+    return Matcher(compiler.start(made.source).result(), made, compiler, start=2)
+
+
+def test_where_an_answer_stands_depends_on_its_tokens_alone(compiler: Compiler):
+    tokens = [7, 7, *WORDS.encode('{"a": [1, {"b": null}]', add_special_tokens=False)]
+    at_once, one_by_one = (matcher(compiler, json_object=True) for _ in range(2))
+    assert at_once.follow(tokens) is None
+    for n in range(2, len(tokens) + 1):
+        assert one_by_one.follow(tokens[:n]) is None
+        assert one_by_one.follow(tokens[:n]) is None, "nothing is taken twice"
+    assert at_once.ll.compute_bitmask() == one_by_one.ll.compute_bitmask()
+    assert at_once.follow([*tokens, *WORDS.encode("}", add_special_tokens=False)]) == "stop"
+
+
+def test_a_token_that_breaks_the_grammar_is_an_error(compiler: Compiler):
+    strict = matcher(compiler, regex="ab")
+    assert strict.follow([0, 0, *WORDS.encode("ax", add_special_tokens=False)]) == "error"
+    assert strict.end() == "error"
+
+
+def test_masks_and_ids():
+    assert list(bits_of(mask_of((0, 31, 32, 95), 3))) == [0, 31, 32, 95]
+    assert not mask_of((), 2).any()
