@@ -4,11 +4,16 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 
 from headrace.api.llm import LLM
 from headrace.api.outputs import RequestOutput
+from headrace.engine.graphs import Graphs
 from headrace.engine.request import SamplingParams
-from headrace.models.qwen import TINY
+from headrace.kernels.sample import Plan
+from headrace.models.gemma import TINY as GEMMA_TINY
+from headrace.models.llama import TINY as LLAMA_TINY
+from headrace.models.qwen import TINY as QWEN_TINY
 from tests import tiny
 
 pytestmark = pytest.mark.gpu
@@ -25,6 +30,7 @@ WAYS = {
     "eager": {"enforce_eager": True},
     "evicted": {"num_gpu_blocks_override": 200, "max_num_batched_tokens": 256, "max_num_seqs": 64},
     "one step at a time": {"async_scheduling": False},
+    "deterministic": {"deterministic": True},
 }
 
 
@@ -45,7 +51,7 @@ def answers(folder: Path, **names: object) -> tuple[list[RequestOutput], LLM]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.folder(tmp_path_factory.mktemp("model") / "wide", TINY | WIDE, seed=3)
+    return tiny.folder(tmp_path_factory.mktemp("model") / "wide", QWEN_TINY | WIDE, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +82,105 @@ def agreed(expected: RequestOutput, found: RequestOutput) -> int:
             return n
         assert abs(table[a].logprob - answer.logprobs[n][a].logprob) < TIE
     return len(said.token_ids)
+
+
+# -- a graph and the same step without one
+
+
+LLAMA_LIKE = {
+    "model_type": "llama", "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 3,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 2048,
+}  # fmt: skip
+GEMMA_LIKE = {"head_dim": 64, "max_position_embeddings": 2048, "sliding_window": 100}
+SHAPES = {"wide": QWEN_TINY | WIDE, "llama": LLAMA_TINY | LLAMA_LIKE, "gemma": GEMMA_TINY | GEMMA_LIKE}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def shaped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("model") / request.param, SHAPES[request.param], seed=5)
+
+
+def both_ways(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on every recorded step also runs without its graph first; row counts of the steps compared."""
+    replay, compared = graphs.run, []
+
+    def run(plan: Plan | None) -> torch.Tensor:
+        graphs.batch.backend.plan(graphs.batch)
+        eager = graphs._step(None).clone()
+        assert torch.equal(eager, replay(None)), f"{graphs.batch.rows} rows"
+        assert eager.isfinite().all()
+        compared.append(graphs.batch.rows)
+        return replay(plan)
+
+    monkeypatch.setattr(graphs, "run", run)
+    return compared
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_graph_gives_the_bits_of_the_step_it_records(
+    shaped: Path, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+):
+    llm = LLM(str(shaped), **{"memory.share": 0.1, "dtype": "bfloat16", "deterministic": deterministic})
+    runner = llm.local.engine.executor.runner
+    assert runner.graphs is not None
+    compared = both_ways(runner.graphs, monkeypatch)
+    prompts, params = work()
+    for count in (1, 2, 3, 7, 20, 65, 200):
+        ids = [{"prompt_token_ids": prompt} for prompt in prompts[:count]]
+        llm.generate(ids, params[:count], use_tqdm=False)
+    assert len(set(compared)) >= 8
+
+
+def test_graphs_change_no_bit_of_what_is_told(shaped: Path):
+    """The whole way: with graphs rows are padded to other numbers, so this needs `deterministic`."""
+    told = []
+    for eager in (False, True):
+        told.append(
+            [
+                (output.outputs[0].token_ids, output.outputs[0].logprobs)
+                for output in answers(shaped, deterministic=True, enforce_eager=eager)[0]
+            ]
+        )
+    assert told[0] == told[1]
+
+
+# -- a thousand requests
+
+
+def crowd() -> tuple[list[dict[str, list[int]]], list[SamplingParams]]:
+    """Prompts that share beginnings, answers of all lengths, some drawn and some greedy."""
+    random = Random(7)
+    stems = [[random.randrange(3, 250) for _ in range(200)] for _ in range(12)]
+    prompts, params = [], []
+    for n in range(1000):
+        own = [random.randrange(3, 250) for _ in range(random.randint(1, 100))]
+        prompts.append({"prompt_token_ids": random.choice(stems)[: random.randrange(200)] + own})
+        params.append(
+            SamplingParams(
+                temperature=(0.0, 0.8)[n % 2], seed=n, top_p=(1.0, 0.9)[n % 3 == 0], ignore_eos=True,
+                max_tokens=random.randint(1, 60), logprobs=20,
+            )
+        )  # fmt: skip
+    return prompts, params
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_thousand_requests_get_what_each_gets_alone(folder: Path, deterministic: bool):
+    prompts, params = crowd()
+    names = {"memory.share": 0.1, "dtype": "bfloat16", "deterministic": deterministic}
+    few = {"num_gpu_blocks_override": 150, "max_num_batched_tokens": 512, "max_num_seqs": 64}
+    crowded = LLM(str(folder), **names, **few)
+    together = crowded.generate(prompts, params, use_tqdm=False)
+    counts = crowded.local.engine.scheduler.counts
+    assert counts.evictions > 20
+    assert counts.cached_tokens > 1000
+    single = LLM(str(folder), **names, enable_prefix_caching=False)
+    for prompt, wanted, found in zip(prompts, params, together, strict=True):
+        (alone,) = single.generate([prompt], wanted, use_tqdm=False)
+        if deterministic:
+            assert alone.outputs[0].token_ids == found.outputs[0].token_ids
+            assert alone.outputs[0].logprobs == found.outputs[0].logprobs
+        elif wanted.temperature == 0:
+            agreed(alone, found)
+        else:
+            assert len(found.outputs[0].token_ids) == wanted.max_tokens

@@ -1,0 +1,176 @@
+"""From a body to an answer on its way: what chat and completions do alike."""
+
+import logging
+import re
+import secrets
+from collections.abc import Callable
+from time import time
+from typing import Any, NamedTuple
+
+from fastapi import Request
+from starlette.responses import Response
+
+from headrace.base.errors import Fault, UnknownName
+from headrace.engine.dialect import Ask, Body, takes_long
+from headrace.engine.intake import Intake
+from headrace.engine.reply import Json, reply
+from headrace.engine.request import Request as Prompted
+from headrace.engine.request import SamplingParams
+from headrace.serve import limits
+from headrace.serve.answer import Answer
+from headrace.serve.frontend import LONG_TEXT, Frontend
+from headrace.serve.settings import Serve
+from headrace.serve.sse import EventStream, Frames, Whole
+
+log = logging.getLogger(__name__)
+
+SAFE_NAME = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+"""What a client may call its request: it goes into headers, logs and traces."""
+
+LONGEST = 7 * 24 * 3600 * 1000
+"""Milliseconds; event loops cannot count much further."""
+
+PREFIX = {"chat": "chatcmpl", "completion": "cmpl"}
+
+Read = Callable[[Body, Intake, SamplingParams], Ask]
+
+
+class Asked(NamedTuple):
+    """What was asked for, read and checked; not with the engine yet.
+
+    requests    one per prompt and answer, prompt-major
+    name        what the client calls it, if anything      model   the name it used for the model
+    """
+
+    ask: Ask
+    requests: list[Prompted]
+    id: str
+    name: str | None
+    model: str
+    created: int
+
+
+class Offer:
+    """A kind of generation on offer: how its bodies are read and its streams are written."""
+
+    def __init__(self, kind: str, read: Read, frames: "Callable[[Asked, Answer, Intake], Frames]"):
+        self.kind, self.read, self.frames = kind, read, frames
+        self._warned: set[str] = set()
+
+    async def answer(self, request: Request) -> Response:
+        """Read the body, hand it to the engine; the response sends what comes."""
+        front, settings = of(request)
+        asked = await self.asked(request, admit=True)
+        ask, intake = asked.ask, front.intake
+        answer = front.submit(
+            asked.requests,
+            id=asked.id,
+            timeout_ms=None if ask.timeout_ms is None else min(ask.timeout_ms, LONGEST),
+            kind=self.kind,
+            trace=request.headers.get("traceparent"),
+            name=asked.name,
+        )
+        if ask.stream:
+            return EventStream(answer, self.frames(asked, answer, intake), settings)
+        return Whole(answer, lambda: whole(asked, answer, intake))
+
+    async def asked(self, request: Request, admit: bool = False) -> Asked:
+        """What a request asks for. Raises a Fault for what cannot be read or had.
+
+        `admit`: first of all it must have a place, because it shall be answered.
+        """
+        front, _ = of(request)
+        try:
+            return await self._read(request, admit)
+        except Fault as fault:
+            front.refuse(self.kind, fault)
+            raise
+
+    async def _read(self, request: Request, admit: bool) -> Asked:
+        front, settings = of(request)
+        facts, intake, state = front.facts, front.intake, request.scope["state"]
+        body = await limits.read_json(request)
+        wanted = limits.check(body, settings)
+        if admit:
+            front.admit(wanted)
+        model = served(body.get("model"), facts.served)
+        size = settings.max_body if takes_long(body) else length(request, settings)
+        if takes_long(body):
+            size = max(size, LONG_TEXT)
+        ask: Ask = await front.off_loop(size, lambda: self.read(body, intake, front.defaults))
+        self._warn(ask.unknown)
+        name = ask.request_id if ask.request_id and SAFE_NAME.fullmatch(ask.request_id) else state["name"]
+        id = f"{PREFIX[self.kind]}-{name or state['id']}"
+        if id in front.answers:  # a client may use its own name for several
+            id += f"-{secrets.token_hex(4)}"
+        return Asked(ask, _requests(ask, intake), id, name, model, int(time()))
+
+    def _warn(self, names: tuple[str, ...]) -> None:
+        """Once for each field that nobody knows, and not for ever more of them."""
+        for name in names:
+            if name not in self._warned and len(self._warned) < 100:
+                self._warned.add(name)
+                log.warning("requests have a field that is unknown here and ignored: %.60r", name)
+
+
+def _requests(ask: Ask, intake: Intake) -> list[Prompted]:
+    """Raises Refused or TooLong."""
+    return [
+        request
+        for n, prompt in enumerate(ask.prompts)
+        for request in intake.requests(
+            str(n), {"prompt_token_ids": prompt}, ask.params, salt=ask.salt, priority=ask.priority
+        )
+    ]
+
+
+def of(request: Request) -> tuple[Frontend, Serve]:
+    """The front and the settings of the app that a request came to."""
+    state = request.app.state
+    return state.front, state.settings
+
+
+def length(request: Request, settings: Serve) -> int:
+    """Bytes of a request's body; the most there can be where nobody says."""
+    return int(request.headers.get("content-length", settings.max_body))
+
+
+def served(name: Any, names: tuple[str, ...]) -> str:
+    """The name the reply gives to the model: the one that was asked for. Raises UnknownName."""
+    if name is None or name == "":
+        return names[0]
+    if not isinstance(name, str) or name not in names:
+        raise UnknownName.among("model", str(name)[:200], list(names), param="model")
+    return name
+
+
+def whole(asked: Asked, answer: Answer, intake: Intake) -> Json:
+    """The reply in one piece."""
+    body = reply(asked.ask, asked.id, asked.created, asked.model, answer.streams, intake.tokenizer)
+    if asked.ask.timings:
+        body["timings"] = timings(answer)
+    return body
+
+
+def timings(answer: Answer) -> Json:
+    """How long the parts of an answer took, in milliseconds, with the names llama.cpp has for some of them."""
+    found = answer.record()
+    scheduled, first = found.scheduled or found.ended, found.first or found.ended
+    last = found.last or first
+    computed = found.prompt_tokens - found.cached
+    prompt_ms, predicted_ms = 1e3 * (first - scheduled), 1e3 * (last - first)
+    return {
+        "queue_ms": 1e3 * (scheduled - found.arrived),
+        "ttft_ms": 1e3 * (first - found.arrived),
+        "total_ms": 1e3 * (last - found.arrived),
+        "cache_n": found.cached,
+        "prompt_n": computed,
+        "prompt_ms": prompt_ms,
+        "prompt_per_second": 1e3 * computed / prompt_ms if prompt_ms > 0 else None,
+        "predicted_n": found.generated,
+        "predicted_ms": predicted_ms,
+        # the first token belongs to the prompt's time
+        "predicted_per_second": 1e3 * (found.generated - 1) / predicted_ms if predicted_ms > 0 else None,
+        "preemptions": found.evictions,
+        "resumes": found.resumes,
+    }

@@ -1,0 +1,198 @@
+"""Which engine process a front listens to, and whether it is well; torch-free."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from os import getpid
+from pathlib import Path
+from time import monotonic
+from typing import Protocol, assert_never
+
+from headrace.base.errors import Broken, Fault
+from headrace.serve.link import Link
+from headrace.serve.settings import Serve
+from headrace.serve.vigil import Vigil
+from headrace.serve.wire import (
+    Events,
+    Facts,
+    Failed,
+    FromEngine,
+    Hello,
+    Loading,
+    Pulse,
+    Ready,
+    Refusal,
+    Refusals,
+    ToEngine,
+)
+from headrace.serve.words import read_words
+from headrace.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """Whom a connection tells what happens."""
+
+    def take(self, message: Events, now: float) -> None:
+        """A step was made."""
+        ...
+
+    def take_refusals(self, refusals: list[Refusal]) -> None:
+        """The engine did not take these requests."""
+        ...
+
+    def meet(self, facts: Facts, tokenizer: Tokenizer | None) -> None:
+        """There is an engine, and it has nothing to do yet."""
+        ...
+
+    def mourn(self) -> None:
+        """The engine that had our requests is gone."""
+        ...
+
+    def fail(self, fault: Fault) -> None:
+        """There will be no engine."""
+        ...
+
+    def name_rows(self, pulse: Pulse) -> str:
+        """What a step is made of, for the log."""
+        ...
+
+
+class Connection:
+    """Listens to the newest engine process.
+
+    up          it has said that it is ready, and may be given requests
+    loading     what it said last of how far it is
+    on_stall    called with the reason when it makes no progress: whoever started it is to kill it
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Serve,
+        front: int,
+        owner: Owner,
+        threads: Executor,
+        work: Callable[[], bool],
+    ):
+        self.up = False
+        self.loading = Loading("starting", 0.0)
+        self.vigil = Vigil(settings.stall_seconds)
+        self.on_stall: Callable[[str], None] = log.error
+        self._owner, self._work, self._threads = owner, work, threads
+        self._number = -1  # of the engine process last heard of
+        self._deaf = -1  # of the last one that is not listened to any more
+        self._doubt = False  # some engine process left; ours must be heard of again
+        self._patient = False  # steps run on a CPU
+        self._loop = asyncio.get_running_loop()
+        self._tokenizer: tuple[tuple[str | None, str | None], asyncio.Future[Tokenizer | None]] | None = None
+        self._link = Link(folder, front, self._receive, self._suspect)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawn(self._keep_watch(min(0.25, settings.stall_seconds / 4)))
+
+    @property
+    def well(self) -> bool:
+        """Whether the engine takes requests, and nothing is to be said against it."""
+        return self.up and not self._doubt and not self.vigil.silent(monotonic())
+
+    def send(self, message: ToEngine) -> None:
+        """Send to the engine; nothing happens where there is none: it is told all when it comes."""
+        if self.up:
+            self._link.send(self._number, message)
+
+    def lose(self) -> None:
+        """The engine process is dead, or is about to be killed: what it still says is not listened to."""
+        if self._deaf < self._number:
+            self._deaf = self._number
+            self._mourn()
+
+    def close(self) -> None:
+        """Free the socket."""
+        self.up = False
+        for task in self._tasks:
+            task.cancel()
+        self._link.close()
+
+    def _receive(self, number: int, message: FromEngine) -> None:
+        if number < self._number or number <= self._deaf:
+            return  # one that was given up
+        now = monotonic()
+        if number > self._number:
+            self._mourn()
+            self._number = number
+            self.vigil.restart(now)
+            self._link.send(number, Hello(getpid()))
+        self._doubt = False
+        if isinstance(message, Events):
+            self.vigil.advance(now)
+            self._owner.take(message, now)
+        else:
+            self.vigil.hear(now)
+            self._hear(number, message, now)
+
+    def _hear(self, number: int, message: Pulse | Ready | Refusals | Loading | Failed, now: float) -> None:
+        """What comes seldom."""
+        match message:
+            case Pulse():
+                self.vigil.beat(message, now)
+                if not self.up:
+                    self._link.send(number, Hello(getpid()))
+            case Ready(facts, boot):
+                if boot == getpid() and not self.up:
+                    self._spawn(self._get_ready(number, facts))
+            case Refusals(refusals):
+                self._owner.take_refusals(refusals)
+            case Loading():
+                self.loading = message
+                if message.tokenizer is not None:
+                    self._read_tokenizer(message.tokenizer, message.template)
+            case Failed(refusal):
+                self._owner.fail(refusal.fault())
+            case _:
+                assert_never(message)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """A task has ended. Without it this front would wait for ever, so what it raised is not kept quiet."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the connection to the engine failed", exc_info=error)
+            said = f"the connection to the engine failed: {type(error).__name__}: {error}"
+            self._owner.fail(error if isinstance(error, Fault) else Broken(said))
+
+    async def _get_ready(self, number: int, facts: Facts) -> None:
+        tokenizer = await self._read_tokenizer(facts.tokenizer, facts.template)
+        if number == self._number and number > self._deaf and not self.up:
+            self._patient = facts.device == "cpu"
+            self.vigil.restart(monotonic())
+            self.up = True
+            self._owner.meet(facts, tokenizer)
+
+    def _read_tokenizer(self, source: str | None, template: str | None) -> "asyncio.Future[Tokenizer | None]":
+        """Read it on another thread, once: it is asked for when its place is known, and when the engine is ready."""
+        if self._tokenizer is None or self._tokenizer[0] != (source, template):
+            reading = self._loop.run_in_executor(self._threads, read_words, source, template)
+            self._tokenizer = (source, template), reading
+        return self._tokenizer[1]
+
+    def _mourn(self) -> None:
+        if self.up:
+            self.up = False
+            self._owner.mourn()
+
+    def _suspect(self) -> None:
+        """Some engine process has closed its end; if it is ours, no pulse will follow."""
+        self._doubt = True
+
+    async def _keep_watch(self, period: float) -> None:
+        while True:
+            await asyncio.sleep(period)
+            if self.up and (why := self.vigil.look(self._work(), self._patient, monotonic())) is not None:
+                self.lose()
+                self.on_stall(f"{why}; its step: {self._owner.name_rows(self.vigil.pulse)}")

@@ -1,0 +1,400 @@
+"""A front process's side of the engine: requests go in, updates come out, whatever happens to the engine."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from os import getpid
+from pathlib import Path
+from time import monotonic
+from typing import TypeVar
+
+import msgspec
+
+from headrace.base.errors import Broken, Fault, Late, Refused, TooLong, Unreachable
+from headrace.engine.intake import Intake
+from headrace.engine.request import Event, Request, SamplingParams
+from headrace.serve.answer import Answer
+from headrace.serve.connection import Connection
+from headrace.serve.held import Held
+from headrace.serve.queue import Queue
+from headrace.serve.record import Watcher
+from headrace.serve.settings import Serve
+from headrace.serve.trial import Trial
+from headrace.serve.vigil import Vigil
+from headrace.serve.wire import Add, Cancel, Events, Facts, Forget, Loading, Pulse, Refusal, Stats
+from headrace.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LONG_TEXT = 4096
+"""Characters from which on a text is tokenized on another thread: about what takes half a millisecond."""
+
+PROBE = 4
+"""Events after which a suspect is harmless: more than the steps that may have been lost with the engine."""
+
+SEE_LOG = "the server's log says why"
+STOPS = Unreachable("the server is shutting down", hint="ask another one, or again later")
+
+
+class Frontend:
+    """Submits requests to the engine and hands back what comes. One per front process, used on one event loop.
+
+    facts, intake, defaults     raise Unreachable until the engine has been ready once
+    stats       the engine's latest
+    answers     what is being answered now, by the id it was submitted with
+    watchers    told of everything; see record.py
+    restarts    how often an engine was lost after it had been ready
+    connection  to the engine process of the moment
+    """
+
+    def __init__(self, folder: str | Path, settings: Serve, front: int = 0):
+        self.settings, self.front = settings, front
+        self.stats = Stats()
+        self.answers: dict[str, Answer] = {}
+        self.watchers: list[Watcher] = []
+        self.restarts = 0
+        self.draining = False
+        self._numbers = count()
+        self._live: dict[str, Held] = {}
+        self._trial = Trial()
+        self._facts: Facts | None = None
+        self._intake: Intake | None = None
+        self._queue: Queue | None = None
+        self._fault: Fault | None = None
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(2, "headrace-text")
+        self.connection = Connection(folder, settings, front, self, self._threads, lambda: bool(self._live))
+
+    # -- for routes -------------------------------------------------------------------------------------------
+
+    @property
+    def facts(self) -> Facts:
+        if self._facts is None or self._intake is None:
+            raise self._fault or Unreachable(
+                f"the model is not ready yet: {self.loading.doing}", hint="ask again in a moment"
+            )
+        return self._facts
+
+    @property
+    def intake(self) -> Intake:
+        _ = self.facts
+        assert self._intake is not None
+        return self._intake
+
+    @property
+    def defaults(self) -> SamplingParams:
+        return self.facts.defaults
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine works and new requests are welcome."""
+        return self.connection.well and not self.draining and self._fault is None
+
+    @property
+    def loading(self) -> Loading:
+        """How far an engine is that starts."""
+        return self.connection.loading
+
+    @property
+    def vigil(self) -> Vigil:
+        """What is known of the engine's progress."""
+        return self.connection.vigil
+
+    def submit(
+        self,
+        requests: Sequence[Request],
+        *,
+        id: str | None = None,
+        timeout_ms: int | None = None,
+        kind: str = "",
+        trace: str | None = None,
+        name: str | None = None,
+    ) -> Answer:
+        """Hand requests to the engine. `id` names the answer for people; default: the first request's.
+
+        Raises Busy (429) where the queue is full, Unreachable (503) while draining or before the engine was ever
+        ready, TooLong (400), Refused (400) for an id that is in use.
+        """
+        id = requests[0].id if id is None else id
+        try:
+            self._screen(id, requests)
+        except Fault as fault:
+            self.refuse(kind, fault)
+            raise
+        answer = Answer(id, requests, self.intake.tokenizer, kind, name)
+        answer.trace, answer.canceller = trace, self._end
+        seconds = self.settings.timeout if timeout_ms is None else timeout_ms / 1000
+        if seconds is not None:
+            answer.timer = self._loop.call_later(seconds, self._too_late, answer, seconds)
+        self.answers[id] = answer
+        mine = [self._take_in(answer, index, request) for index, request in enumerate(requests)]
+        for watcher in self.watchers:
+            watcher.submitted(answer)
+        self.connection.send(Add(mine))
+        return answer
+
+    def admit(self, requests: int) -> None:
+        """Raise for so many requests what `submit` would raise whatever their prompts are, before those are read."""
+        if self._fault is not None:
+            raise self._fault
+        if self.draining:
+            raise STOPS
+        _ = self.facts
+        assert self._queue is not None
+        if not self._queue.fits(requests, 0):
+            raise self._queue.busy(requests, (one.load for one in self._live.values()))
+
+    def refuse(self, kind: str, fault: Fault) -> None:
+        """Tell the watchers of a request that was not taken; routes call it for those they refuse themselves."""
+        for watcher in self.watchers:
+            watcher.refused(kind, fault)
+
+    async def off_loop(self, size: int, function: Callable[[], T]) -> T:
+        """Call what tokenizes or renders `size` characters: on another thread where that takes long."""
+        return function() if size < LONG_TEXT else await self._loop.run_in_executor(self._threads, function)
+
+    def forget(self) -> None:
+        """Empty the engine's prefix cache."""
+        self.connection.send(Forget())
+
+    # -- for whoever runs the process -------------------------------------------------------------------------
+
+    async def until_ready(self) -> Facts:
+        """Wait for the engine. Raises the Fault that kept it from starting."""
+        while not self.connection.up:
+            if self._fault is not None:
+                raise self._fault
+            self._changed.clear()
+            await self._changed.wait()
+        return self.facts
+
+    async def until_failed(self) -> Fault:
+        """Wait for the fault with which the engine is given up."""
+        while self._fault is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._fault
+
+    async def drain(self, seconds: float | None = None) -> None:
+        """Take nothing new, wait for what runs (drain_seconds at most), end what is left with an error."""
+        self.draining = True
+        end = monotonic() + (self.settings.drain_seconds if seconds is None else seconds)
+        while self._live and monotonic() < end and self._fault is None:
+            await asyncio.sleep(0.02)
+        if self._live:
+            log.warning("%d requests are ended: the server stops", len(self._live))
+        self._end_all(STOPS)
+
+    def fail(self, fault: Fault) -> None:
+        """Give up on the engine: everything ends with this fault, nothing new is taken."""
+        if self._fault is None:
+            self._fault = fault
+            self._end_all(fault)
+            self._changed.set()
+
+    def close(self) -> None:
+        """End everything here and free the socket."""
+        self._end_all(STOPS)
+        self.connection.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- requests ---------------------------------------------------------------------------------------------
+
+    def _screen(self, id: str, requests: Sequence[Request]) -> None:
+        """Everything that can be said against requests before the engine has seen them."""
+        if self._fault is not None:
+            raise self._fault
+        if self.draining:
+            raise STOPS
+        facts = self.facts
+        if id in self.answers:
+            raise Refused(f"request id {id!r} is in use", param="request_id")
+        for request in requests:
+            if request.longest > facts.max_len:
+                raise TooLong(
+                    f"prompt of {len(request.prompt)} and up to {request.max_tokens} new tokens are"
+                    f" {request.longest}; the maximum context length is {facts.max_len}"
+                )
+        assert self._queue is not None
+        if not self._queue.fits(len(requests), sum(len(request.prompt) for request in requests)):
+            raise self._queue.busy(len(requests), (one.load for one in self._live.values()))
+
+    def _take_in(self, answer: Answer, index: int, request: Request) -> Request:
+        """Give a request an id that no other process and no earlier one had, and remember it."""
+        assert self._queue is not None
+        request = msgspec.structs.replace(request, id=f"{self.front}.{getpid()}.{next(self._numbers)}")
+        self._live[request.id] = Held(answer, index, request, answer.streams[index])
+        self._queue.enter(len(request.prompt))
+        return request
+
+    def _end(self, answer: Answer, finish: str, fault: Fault | None) -> None:
+        """End all that is left of an answer; the engine is told. "timeout" looks like an error to the client."""
+        ids = [id for id, one in self._live.items() if one.answer is answer]
+        if fault is not None and answer.fault is None:
+            answer.fault = fault
+        for id in ids:
+            event = Event(id, None, "error" if finish == "timeout" else finish)
+            self._deliver(self._live[id], event, finish)
+        if ids:
+            self.connection.send(Cancel(ids))
+
+    def _end_all(self, fault: Fault) -> None:
+        for answer in list(self.answers.values()):
+            self._end(answer, "error", fault)
+
+    def _too_late(self, answer: Answer, seconds: float) -> None:
+        self._end(answer, "timeout", Late(f"the request had {seconds:g} seconds, and they are over"))
+
+    def _deliver(self, one: Held, event: Event, cause: str | None = None) -> bool:
+        """Hand an event to whoever waits for it; whether it ends what the engine would go on with.
+
+        `cause` is why it ended where the event does not say so.
+        """
+        update = one.stream.take(event)
+        answer = one.answer
+        answer.put(one.index, update)
+        for watcher in self.watchers:
+            watcher.updated(answer, one.index, update, event)
+        if update.finish:
+            self._finish(one, cause or update.finish)
+        return update.cancel
+
+    def _finish(self, one: Held, cause: str) -> None:
+        """Bookkeeping for a request whose terminal update was delivered."""
+        id, answer = one.request.id, one.answer
+        del self._live[id]
+        own = cause in ("stop", "length")
+        assert self._queue is not None
+        self._queue.leave(
+            one.begun,
+            len(one.request.prompt),
+            len(one.stream.token_ids) / one.request.max_tokens if own else None,
+        )
+        answer.close(cause)
+        if not answer.open:
+            del self.answers[answer.id]
+            record = answer.record()
+            for watcher in self.watchers:
+                watcher.ended(record)
+        if self._trial.deaths:
+            self._send_again(self._trial.forget(id))
+
+    # -- what the engine says ---------------------------------------------------------------------------------
+
+    def take(self, message: Events, now: float) -> None:
+        """The events of a step. This is the way of every token: nothing here may cost much."""
+        if message.stats is not None:
+            self._learn(message.stats)
+        live, surplus = self._live, []
+        for event in message.events:
+            if (one := live.get(event.id)) is None:
+                continue  # it was cancelled meanwhile
+            try:
+                if self._take_one(one, event, now):
+                    surplus.append(event.id)
+            except Exception:  # one request whose text cannot be made must not cost others theirs
+                log.exception("request %s cannot go on", one.answer.id)
+                self._end(one.answer, "error", Broken(f"request {one.answer.id} failed", hint=SEE_LOG))
+        if surplus:
+            self.connection.send(Cancel(surplus))
+
+    def _take_one(self, one: Held, event: Event, now: float) -> bool:
+        """Take an event. Whether the engine must be told that the request is over."""
+        answer = one.answer
+        if event.token is not None:
+            answer.last = now
+        if event.scheduled is not None or one.probe or not one.begun:
+            self._note(one, event, now)
+        if event.finish is not None:
+            answer.evictions += event.evictions
+            if event.finish == "error" and answer.fault is None:
+                answer.fault = Broken(f"request {answer.id} failed in the engine", hint=SEE_LOG)
+        return self._deliver(one, event)
+
+    def _learn(self, stats: Stats) -> None:
+        self.stats = stats
+        if self._queue is not None:
+            self._queue.learn(stats)
+        for watcher in self.watchers:
+            watcher.measured(stats)
+
+    def _note(self, one: Held, event: Event, now: float) -> None:
+        """The first event of a request, or one of a suspect."""
+        answer = one.answer
+        if not one.begun:
+            one.begun = True
+            assert self._queue is not None
+            self._queue.begin(len(one.request.prompt))
+            answer.scheduled = answer.scheduled or event.scheduled
+        if answer.first is None and event.token is not None:
+            answer.first = now
+        if one.probe:
+            one.probe -= 1
+            if not one.probe:
+                self._send_again(self._trial.acquit(event.id))
+
+    def take_refusals(self, refusals: list[Refusal]) -> None:
+        """The engine did not take these."""
+        for refusal in refusals:
+            if (one := self._live.get(refusal.id)) is not None:
+                one.answer.fault = refusal.fault()
+                self._deliver(one, Event(refusal.id, None, "error"))
+
+    # -- the engine's life ------------------------------------------------------------------------------------
+
+    def meet(self, facts: Facts, tokenizer: Tokenizer | None) -> None:
+        """There is an engine: it is sent all that is open."""
+        self._facts = facts
+        if self._intake is None or self._intake.tokenizer is not tokenizer:
+            self._intake = Intake(
+                tokenizer,
+                facts.max_len,
+                facts.vocab,
+                facts.eos_ids,
+                guarded=True,
+                max_logprobs=self.settings.max_logprobs,
+            )
+        if self._queue is None:
+            self._queue = Queue.of(facts, self.settings.queue, self.settings.queue_tokens)
+        self._queue.forget_engine()
+        self._send_again(self._trial.release(self._live))
+        self._changed.set()
+
+    def mourn(self) -> None:
+        """The engine is gone: what it had is sent to the next one, unless it is what kills engines."""
+        self.restarts += 1
+        for answer in self.answers.values():
+            answer.resumes += 1
+        guilty = self._trial.mourn([id for id, one in self._live.items() if one.begun])
+        if guilty is not None and (one := self._live.get(guilty)) is not None:
+            log.error("request %s is not tried again: the engine died of it", one.answer.id)
+            one.answer.fault = Broken(
+                f"the engine died while it worked on request {one.answer.id}, more than once", hint=SEE_LOG
+            )
+            self._deliver(one, Event(guilty, None, "error"))
+        self._changed.set()
+
+    def name_rows(self, pulse: Pulse) -> str:
+        """What the engine's step is made of, for the log: as the engine said, else what we know to have begun."""
+        live = self._live
+        rows = pulse.rows or [
+            (id, 0, len(one.request.prompt) + len(one.stream.token_ids))
+            for id, one in live.items()
+            if one.begun
+        ]
+        return (
+            " ".join(f"{live[id].answer.id if id in live else id}[{a}:{b}]" for id, a, b in rows) or "unknown"
+        )
+
+    def _send_again(self, ids: Iterable[str]) -> None:
+        """Have the engine go on with these."""
+        found = [self._live[id] for id in ids if id in self._live]
+        for one in found:
+            if one.request.id == self._trial.on_trial:
+                one.probe = PROBE
+        if found:
+            self.connection.send(Add([one.resumed() for one in found]))

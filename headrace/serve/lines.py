@@ -1,0 +1,74 @@
+"""One line in the log for every request that ended or was refused: text or JSON, never what was said in it."""
+
+import json
+import logging
+import re
+import sys
+from datetime import UTC, datetime
+from typing import IO, Any, Literal
+
+from headrace.base.errors import Fault
+from headrace.serve.record import Record, Watcher
+from headrace.serve.spans import Spans
+
+PLAIN = re.compile(r"[\w.:/@+-]{1,200}", re.ASCII)
+LONGEST = 200
+"""Characters shown of what a client chose: its name of the request, a model's name."""
+
+
+class Lines(Watcher):
+    """A watcher that writes. Values that clients choose are quoted, so that none can forge a line or a colour."""
+
+    def __init__(self, form: Literal["text", "json"] = "text", to: IO[str] | None = None):
+        self.form = form
+        self.log = logging.Logger(
+            "headrace.requests", logging.INFO
+        )  # of its own: `--debug` does not change it
+        out = logging.StreamHandler(to or sys.stderr)
+        out.setFormatter(logging.Formatter("%(message)s"))
+        self.log.addHandler(out)
+
+    def refused(self, kind: str, fault: Fault) -> None:
+        """What was wrong is said by its class and field; its message may quote the request."""
+        self._write(
+            "refused",
+            {"kind": kind, "cause": type(fault).__name__, "status": fault.status, "param": fault.param},
+        )
+
+    def ended(self, record: Record) -> None:
+        self._write("ended", fields(record))
+
+    def _write(self, what: str, found: dict[str, Any]) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        kept = {name: value for name, value in found.items() if value is not None}
+        if self.form == "json":
+            self.log.info(json.dumps({"time": now, "event": what, **kept}))
+        else:
+            self.log.info(" ".join([now, what, *(f"{name}={_shown(value)}" for name, value in kept.items())]))
+
+
+def fields(record: Record) -> dict[str, Any]:
+    """A record as the log and /debug/requests say it; seconds, rounded to 0.1 ms."""
+    spans = Spans.of(record)
+    name = None if record.name is None else record.name[:LONGEST]
+    return {
+        "id": record.id[:LONGEST],
+        "name": name,
+        "kind": record.kind,
+        "cause": record.cause,
+        "status": record.status,
+        **{key: None if value is None else round(value, 4) for key, value in spans._asdict().items()},
+        "prompt_tokens": record.prompt_tokens,
+        "cached_tokens": record.cached,
+        "generated": record.generated,
+        "max_tokens": record.max_tokens,
+        "prompts": record.prompts,
+        "n": record.n,
+        "evictions": record.evictions,
+        "resumes": record.resumes,
+    }
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if PLAIN.fullmatch(text) else json.dumps(text)

@@ -1,0 +1,95 @@
+"""Puts the watchers on a front process, and the routes through which they answer.
+
+observers = observe(front, settings, config.served[0], folder if settings.workers > 1 else None)
+app = make_app(front, settings, door=door, routers=[make_router(front, observers)], told=observers.metrics.http)
+app = Scrape(app, front, observers, door)
+...
+observers.close()
+"""
+
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
+
+from fastapi import APIRouter, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from headrace.serve import debug
+from headrace.serve.auth import Door
+from headrace.serve.debug import History, Live
+from headrace.serve.frontend import Frontend
+from headrace.serve.lines import Lines
+from headrace.serve.metrics import CONTENT_TYPE, Metrics
+from headrace.serve.settings import Serve
+from headrace.serve.trace import Tracer
+
+PATH = "/metrics"
+HEADERS = [(b"content-type", CONTENT_TYPE.encode())]
+
+
+class Observers(NamedTuple):
+    """The watchers of a front process; `tracer` None where no traces are wanted."""
+
+    metrics: Metrics
+    history: History
+    live: Live
+    tracer: Tracer | None
+
+    def close(self) -> None:
+        """Send what has not been sent."""
+        if self.tracer is not None:
+            self.tracer.close()
+
+
+def observe(front: Frontend, settings: Serve, model: str, folder: Path | None = None) -> Observers:
+    """Have a front process watched. Raises Refused where traces are wanted without the extra `otel`.
+
+    model    the name clients know the model by
+    folder   where the processes of a server that has several keep their numbers
+    """
+    metrics = Metrics(model, folder=folder, index=front.front)
+    history, live = History(metrics), Live(metrics, front)
+    tracer = Tracer(model, settings.traces) if settings.traces else None
+    front.watchers += [metrics, history, live]
+    if settings.request_log != "off":
+        front.watchers.append(Lines(settings.request_log))
+    if tracer is not None:
+        front.watchers.append(tracer)
+    return Observers(metrics, history, live, tracer)
+
+
+class Scrape:
+    """ASGI around the app: /metrics is answered at once.
+
+    Routers of inference gateways ask every server 20 times a second; the layers and routes of the app would cost
+    three times what the answer does. The door is the same.
+    """
+
+    def __init__(self, app: ASGIApp, front: Frontend, observers: Observers, door: Door):
+        self.app, self.front, self.metrics, self.door = app, front, observers.metrics, door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "GET":
+            return await self.app(scope, receive, send)
+        if self.door.fault(PATH, scope["headers"]) is not None:
+            return await self.app(scope, receive, send)  # which says so
+        began = monotonic()
+        self.metrics.ask(self.front)
+        body = self.metrics.render(self.front.ready)
+        headers = [*HEADERS, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self.metrics.http(PATH, "GET", 200, monotonic() - began)
+
+
+def make_router(front: Frontend, observers: Observers) -> APIRouter:
+    """/metrics and what is under /debug. Who may ask is decided in auth.py."""
+    router = APIRouter()
+
+    @router.api_route(PATH, methods=["GET", "HEAD"], summary="Numbers for Prometheus")
+    async def metrics() -> Response:
+        observers.metrics.ask(front)
+        return Response(observers.metrics.render(front.ready), media_type=CONTENT_TYPE)
+
+    router.include_router(debug.make_router(observers.live, observers.history))
+    return router

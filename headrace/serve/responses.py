@@ -1,0 +1,246 @@
+"""/v1/responses: made, followed, fetched, cancelled and forgotten."""
+
+import asyncio
+from time import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from headrace.base.errors import Fault, Refused, UnknownName
+from headrace.engine.dialect import Ask, read_chat, takes_long
+from headrace.engine.request import Request as Prompted
+from headrace.serve import limits, schema
+from headrace.serve.answer import Answer
+from headrace.serve.ask import SAFE_NAME, Asked, _requests, length, of, served
+from headrace.serve.errors import JSON
+from headrace.serve.frontend import LONG_TEXT
+from headrace.serve.items import Chat, renamed, to_chat, to_items
+from headrace.serve.output import new_id
+from headrace.serve.responding import Responding
+from headrace.serve.schema import answers, body_of
+from headrace.serve.shelf import Kept, Shelf
+from headrace.serve.sse import FAILED, EventStream, Whole, encode, fault_of
+
+Json = dict[str, Any]
+
+KIND = "response"
+POLL_SECONDS = 0.5
+"""How often a response in the background looks whether another process was told to cancel it."""
+
+router = APIRouter(tags=["responses"])
+
+
+class Desk:
+    """The responses of one front process: those on their way, and the shelf with those that are kept."""
+
+    def __init__(self, shelf: Shelf):
+        self.shelf = shelf
+        self.open: dict[str, Responding] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def keep(self, one: Responding) -> None:
+        """One has ended; keep it if it was asked for."""
+        self.open.pop(one.id, None)
+        if one.body.get("store") is not False and not one.forgotten:
+            self.shelf.put(one.id, Kept(one.response(), to_items(one.body.get("input")), one.messages()))
+
+    def found(self, id: str) -> Kept:
+        """What is known of a response. Raises UnknownName."""
+        if (one := self.open.get(id)) is not None:
+            return Kept(one.response(), to_items(one.body.get("input")))
+        if (kept := self.shelf.get(id)) is None:
+            raise unknown(id, "response_id")
+        return kept
+
+    def begin(self, one: Responding) -> None:
+        """Have one made in the background."""
+        self.shelf.put(one.id, Kept(one.response(), to_items(one.body.get("input"))))
+        task = asyncio.get_running_loop().create_task(self._make(one))
+        self._tasks[one.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(one.id, None))
+
+    async def cancel(self, id: str) -> Json:
+        """End one that is on its way, here or in another process; the response then. Raises UnknownName."""
+        if (one := self.open.get(id)) is not None:
+            assert one.answer is not None
+            one.answer.cancel()
+            if (task := self._tasks.get(id)) is not None:
+                await asyncio.wait([task])
+            return one.response() | {"status": "cancelled"} if one.status == "in_progress" else one.response()
+        kept = self.found(id)
+        if kept.response["status"] in ("queued", "in_progress"):
+            kept.cancelled = True
+            kept.response["status"] = "cancelled"
+            self.shelf.put(id, kept)
+        return kept.response
+
+    async def _make(self, one: Responding) -> None:
+        answer = one.answer
+        assert answer is not None
+        watch = asyncio.create_task(self._watch(one.id, answer)) if self.shelf.shared else None
+        try:
+            while await answer.next():
+                pass
+            if any(stream.finish in FAILED for stream in answer.streams):
+                one.fail(fault_of(answer))
+            else:
+                one.whole()
+        finally:
+            answer.cancel()
+            self.open.pop(one.id, None)
+            if watch is not None:
+                watch.cancel()
+
+    async def _watch(self, id: str, answer: Answer) -> None:
+        """Cancel an answer when another process was told to."""
+        while (kept := self.shelf.get(id)) is None or not kept.cancelled:
+            await asyncio.sleep(POLL_SECONDS)
+        answer.cancel()
+
+
+def unknown(id: str, param: str) -> UnknownName:
+    """There is no such response."""
+    return UnknownName(
+        f"there is no response {id[:100]!r}",
+        param=param,
+        hint="it was not stored, or was forgotten to make room",
+    )
+
+
+def desk_of(request: Request) -> Desk:
+    """The desk of the app that a request came to."""
+    return request.app.state.desk
+
+
+@router.post(
+    "/v1/responses",
+    responses=answers(schema.ResponseReply, 400, 404, 408, 413, stream=True),
+    openapi_extra=body_of("ResponseRequest"),
+)
+async def create(request: Request) -> Response:
+    """The model's response to some input, whole, as named server-sent events, or made in the background."""
+    front, settings = of(request)
+    desk = desk_of(request)
+    try:
+        one = await _read(request, desk)
+    except Fault as fault:
+        front.refuse(KIND, fault)
+        raise
+    answer = one.answer = front.submit(
+        one.asked.requests,
+        id=one.id,
+        timeout_ms=one.asked.ask.timeout_ms,
+        kind=KIND,
+        trace=request.headers.get("traceparent"),
+        name=one.asked.name,
+    )
+    desk.open[one.id] = one
+    if one.body.get("background") is True:
+        desk.begin(one)
+        return _json(one.response())
+    answered = EventStream(answer, one, settings) if one.asked.ask.stream else Whole(answer, one.whole)
+    return _Followed(answered, desk, one.id)
+
+
+class _Followed(Response):
+    """A response on its way to somebody who waits for it; when that is over, it is not on its way any more."""
+
+    def __init__(self, inner: Response, desk: Desk, id: str):
+        super().__init__()
+        self.inner, self.desk, self.id = inner, desk, id
+
+    async def __call__(self, *args: Any) -> None:
+        try:
+            await self.inner(*args)
+        finally:
+            self.desk.open.pop(self.id, None)
+
+
+async def _read(request: Request, desk: Desk) -> Responding:
+    """What is asked for. Raises a Fault naming the field."""
+    front, settings = of(request)
+    facts, intake = front.facts, front.intake
+    body = await limits.read_json(request)
+    limits.check(body, settings)
+    model = served(body.get("model"), facts.served)
+    if body.get("background") is True and (body.get("stream") is True or body.get("store") is False):
+        raise Refused(
+            "background goes neither with stream nor without store: its response is to be fetched",
+            param="background",
+        )
+    before = _before(body, desk)
+
+    def read() -> tuple[Chat, Ask, list[Prompted]]:
+        chat = to_chat(body, before)
+        try:
+            ask = read_chat(chat.body, intake, front.defaults)
+            return chat, ask, _requests(ask, intake)
+        except Refused as fault:
+            raise renamed(fault) from None
+
+    long = before or body.get("text") or takes_long(body)
+    size = LONG_TEXT if long else length(request, settings)
+    chat, ask, requests = await front.off_loop(size, read)
+    name = (
+        ask.request_id
+        if ask.request_id and SAFE_NAME.fullmatch(ask.request_id)
+        else request.scope["state"]["name"]
+    )
+    asked = Asked(ask, requests, new_id("resp"), name, model, int(time()))
+    return Responding(body, chat, asked, intake, desk.keep)
+
+
+def _before(body: Json, desk: Desk) -> list[Json]:
+    """The conversation that the body goes on with."""
+    id = body.get("previous_response_id")
+    if id is None:
+        return []
+    if not isinstance(id, str):
+        raise Refused("previous_response_id is no text; expected an id", param="previous_response_id")
+    if (kept := desk.shelf.get(id)) is None:
+        raise unknown(id, "previous_response_id")
+    if kept.response["status"] in ("queued", "in_progress"):
+        raise Refused(f"the response {id!r} has not ended yet", param="previous_response_id")
+    return kept.messages
+
+
+@router.get("/v1/responses/{response_id}", responses=answers(schema.ResponseReply, 404))
+async def fetch(request: Request, response_id: str) -> Response:
+    """A response that was made, or is being made."""
+    return _json(desk_of(request).found(response_id).response)
+
+
+@router.get("/v1/responses/{response_id}/input_items", responses=answers(schema.Items, 404))
+async def items(request: Request, response_id: str) -> Response:
+    """The input that a response came with."""
+    found = [{"id": new_id("msg")} | item for item in desk_of(request).found(response_id).items]
+    ends = (
+        {"first_id": found[0]["id"], "last_id": found[-1]["id"]}
+        if found
+        else {"first_id": None, "last_id": None}
+    )
+    return _json({"object": "list", "data": found, "has_more": False} | ends)
+
+
+@router.delete("/v1/responses/{response_id}", responses=answers(schema.Deleted, 404))
+async def delete(request: Request, response_id: str) -> Response:
+    """Forget a response; one that is being made is cancelled first."""
+    desk = desk_of(request)
+    if (one := desk.open.get(response_id)) is not None:
+        one.forgotten = True
+        desk.shelf.drop(response_id)
+        await desk.cancel(response_id)
+    elif not desk.shelf.drop(response_id):
+        raise unknown(response_id, "response_id")
+    return _json({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.post("/v1/responses/{response_id}/cancel", responses=answers(schema.ResponseReply, 404))
+async def cancel(request: Request, response_id: str) -> Response:
+    """End a response that is being made; one that has ended stays as it is."""
+    return _json(await desk_of(request).cancel(response_id))
+
+
+def _json(body: Any) -> Response:
+    return Response(encode(body), media_type=JSON)

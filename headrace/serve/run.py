@@ -1,0 +1,133 @@
+"""A front process from its start to its end: front end, watchers, app and uvicorn around each other, and signals."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+
+from headrace.base.errors import Fault
+from headrace.serve import page
+from headrace.serve.app import make_app
+from headrace.serve.auth import Door
+from headrace.serve.frontend import Frontend
+from headrace.serve.observe import Scrape, make_router, observe
+from headrace.serve.server import Server, listen, url, uvicorn_config
+from headrace.serve.settings import ServeConfig
+from headrace.serve.supervisor import Supervisor
+from headrace.serve.wire import Facts
+from headrace.serve.workers import Workers
+
+log = logging.getLogger(__name__)
+
+Said = Callable[[Facts, str], None]
+"""Told once, when requests can be answered: what the engine is, and where the server is reached."""
+
+
+def serve(config: ServeConfig, supervisor: Supervisor, said: Said) -> None:
+    """Be the first front process, until a signal or a fault ends it. The engine was started before this was imported.
+
+    Raises the Fault that kept the engine from starting, or with which it was given up.
+    """
+    workers = None
+    try:
+        sock = listen(config.serve)
+        workers = Workers(config, supervisor.folder, sock)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(first(config, supervisor, workers, sock, said))
+    finally:
+        if workers is not None:
+            workers.stop()
+        supervisor.stop()
+
+
+async def first(
+    config: ServeConfig, supervisor: Supervisor, workers: Workers, sock: socket.socket, said: Said
+) -> None:
+    """The first front process: it also looks after the engine and the other fronts."""
+    front = Frontend(supervisor.folder, config.serve)
+    front.connection.on_stall = supervisor.restart
+    supervisor.attach(front.connection.lose, front.fail)
+    workers.attach(front.fail)
+
+    async def tell() -> None:
+        said(await front.until_ready(), url(config.serve, sock))
+
+    telling = asyncio.create_task(_quietly(tell()))
+    try:
+        await answer(config, front, sock, supervisor.folder, workers.terminate)
+    finally:
+        telling.cancel()
+
+
+async def answer(
+    config: ServeConfig,
+    front: Frontend,
+    sock: socket.socket,
+    folder: Path,
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer HTTP until SIGTERM or SIGINT, then let requests end; a second signal ends them at once.
+
+    `stopping` is called at the first signal. Raises the Fault with which the engine is given up.
+    """
+    settings = config.serve
+    shared = folder if settings.workers > 1 else None
+    observers = observe(front, settings, config.served[0], shared)
+    door = Door(settings, page.OPEN if settings.page else ())
+    app = make_app(
+        front,
+        settings,
+        door=door,
+        routers=[make_router(front, observers)],
+        told=observers.metrics.http,
+        shared=shared,
+    )
+    server = Server(uvicorn_config(Scrape(app, front, observers, door), settings))
+    loop, stop, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+    def end() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    serving = asyncio.create_task(server.serve([sock]))
+    failed = asyncio.create_task(front.until_failed())
+    waits = [failed, asyncio.create_task(stop.wait()), serving]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            log.warning("stopping: requests that run have %g seconds to end", settings.drain_seconds)
+            stopping()
+            draining = asyncio.create_task(front.drain())
+            await asyncio.wait(
+                [draining, asyncio.create_task(hurry.wait())], return_when=asyncio.FIRST_COMPLETED
+            )
+            draining.cancel()
+        front.close()  # ends what is left, so that its last words can still be sent
+        server.should_exit = True
+        server.force_exit = hurry.is_set()
+        await serving
+        if failed.done():
+            raise failed.result()
+    finally:
+        for task in waits:
+            task.cancel()
+        front.close()
+        observers.close()
+
+
+async def _quietly(work: Coroutine[None, None, None]) -> None:
+    with suppress(Fault):  # it reaches whoever runs us by another way
+        await work
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

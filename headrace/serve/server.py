@@ -1,0 +1,208 @@
+"""The socket, uvicorn on it, and what uvicorn leaves open: limits on headers, slow senders, an orderly end."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from headrace.base.errors import Refused, TooLarge
+from headrace.base.log import LOG
+from headrace.serve import errors
+from headrace.serve.settings import Serve
+from headrace.serve.sse import ABORT
+
+try:  # compiled: a fifth of the cost of a streamed token less
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+except ImportError:  # pragma: no cover
+    HttpToolsProtocol = None
+
+BACKLOG = 2048
+KEEP_ALIVE = 75
+"""Seconds an idle connection stays open: longer than most clients and proxies keep theirs, so that they close it."""
+
+
+class _Bounded:
+    """What both of uvicorn's protocols lack: the time that a request's head may take, and a way to hang up.
+
+    Bytes of a head that is not complete keep a connection open for `seconds` and no longer.
+    """
+
+    transport: Any
+    cycle: Any
+    loop: asyncio.AbstractEventLoop
+    scope: Any
+    seconds = 60.0
+    _alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)  # type: ignore[misc]
+        self._alarm = self.loop.call_later(self.seconds, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._calm()
+        super().connection_lost(exc)  # type: ignore[misc]
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)  # type: ignore[misc]
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._calm()  # a request is under way; its body has a limit of its own
+        elif self._alarm is None and not self.transport.is_closing():
+            self._alarm = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def _calm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+
+def _refusal(fault: Refused) -> bytes:
+    body = msgspec.json.encode(errors.described(fault))
+    head = (
+        f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}\r\ncontent-type: {errors.JSON}\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class _H11(_Bounded, H11Protocol):
+    """uvicorn's protocol in pure Python; the library bounds the head."""
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.scope is not None:
+            self.scope.setdefault("extensions", {})[ABORT] = self.transport.abort
+
+    def send_400_response(self, msg: str) -> None:
+        self.transport.write(_refusal(Refused(msg)))
+        self.transport.close()
+
+
+def _http_tools(most: int) -> Any:
+    """uvicorn's fast protocol, which has no bound on the head of a request of its own."""
+    assert HttpToolsProtocol is not None
+
+    class HttpTools(_Bounded, HttpToolsProtocol):
+        head = 0
+
+        def on_message_begin(self) -> None:
+            self.head = 0
+            super().on_message_begin()
+            self.scope["extensions"] = {ABORT: self.transport.abort}
+
+        def on_url(self, url: bytes) -> None:
+            self._count(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._count(len(name) + len(value) + 4)
+            super().on_header(name, value)
+
+        def _count(self, size: int) -> None:
+            self.head += size
+            if self.head > most:
+                raise TooLarge("")  # the parser stops, and `send_400_response` is called
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            # A name or value that is not complete is held by the parser, which tells nobody how long it is.
+            waiting = self.cycle is None or self.cycle.response_complete
+            self.unparsed = self.unparsed + len(data) if waiting else 0
+            if self.unparsed > 2 * most and not self.transport.is_closing():
+                self.send_400_response("")
+
+        unparsed = 0
+
+        def send_400_response(self, msg: str) -> None:
+            large = self.head > most or self.unparsed > 2 * most
+            fault = TooLarge(f"the headers are larger than {most} bytes") if large else Refused(msg)
+            self.transport.write(_refusal(fault))
+            self.transport.close()
+
+    return HttpTools
+
+
+def uvicorn_config(app: ASGIApp, settings: Serve) -> uvicorn.Config:
+    """How uvicorn is run: quiet, HTTP only, with the fast protocol and loop where they are installed."""
+    theirs = logging.getLogger("uvicorn")  # says what it has to say where we do
+    theirs.handlers, theirs.propagate = LOG.handlers, False
+    theirs.setLevel(max(LOG.level, logging.WARNING))
+    fast = HttpToolsProtocol is not None
+    protocol = _http_tools(settings.max_header) if fast else _H11
+    protocol.seconds = settings.body_seconds
+    return uvicorn.Config(
+        app,
+        loop="auto",
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=settings.max_header,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )
+
+
+def check_tls(settings: Serve) -> None:
+    """Raise Refused for a certificate or key that cannot be used."""
+    if settings.ssl_keyfile and not settings.ssl_certfile:
+        raise Refused("a private key is given without a certificate", param="serve.ssl_keyfile")
+    if not settings.ssl_certfile:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    except (OSError, ssl.SSLError) as fault:
+        raise Refused(
+            f"the certificate or its key cannot be used: {fault}",
+            param="serve.ssl_certfile",
+            hint="give PEM files with --ssl-certfile and --ssl-keyfile",
+        ) from fault
+
+
+def listen(settings: Serve) -> socket.socket:
+    """The socket that all front processes accept on. Raises Refused where it cannot be had."""
+    check_tls(settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as fault:
+        sock.close()
+        raise Refused(
+            f"{settings.host}:{settings.port} cannot be listened on: {fault.strerror}",
+            param="serve.port",
+            hint="give another --port, or 0 for any that is free",
+        ) from fault
+    sock.listen(BACKLOG)
+    sock.set_inheritable(True)
+    return sock
+
+
+def url(settings: Serve, sock: socket.socket) -> str:
+    """Where the server is reached from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    scheme = "https" if settings.ssl_certfile else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn without signal handlers: whoever runs it says when it ends."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

@@ -1,0 +1,244 @@
+"""The small endpoints: models, tokens, what a body would become, whether the server lives and how much it does."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from headrace import __version__
+from headrace.base.errors import Refused, UnknownName, Unreachable
+from headrace.engine.dialect import chat_ids
+from headrace.engine.intake import Intake
+from headrace.engine.reply import Json
+from headrace.serve import limits, schema
+from headrace.serve.ask import Asked, length, of, served
+from headrace.serve.chat import CHAT
+from headrace.serve.completions import COMPLETIONS
+from headrace.serve.errors import JSON
+from headrace.serve.schema import answers, body_of
+from headrace.serve.sse import encode
+
+router = APIRouter()
+
+
+def _json(body: Any) -> Response:
+    return Response(encode(body), media_type=JSON)
+
+
+# -- models -------------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/models", responses=answers(schema.ModelList), tags=["models"])
+async def models(request: Request) -> Response:
+    """The models that may be asked for: one, under each of its names."""
+    front, _ = of(request)
+    return _json({"object": "list", "data": [_model(front.facts, name) for name in front.facts.served]})
+
+
+@router.get("/v1/models/{name:path}", responses=answers(schema.Model, 404), tags=["models"])
+async def model(request: Request, name: str) -> Response:
+    """One of them."""
+    front, _ = of(request)
+    if name not in front.facts.served:
+        raise UnknownName.among("model", name[:200], list(front.facts.served), param="model")
+    return _json(_model(front.facts, name))
+
+
+def _model(facts: Any, name: str) -> Json:
+    permission = {
+        "id": f"modelperm-{facts.created}",
+        "object": "model_permission",
+        "created": facts.created,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    return {
+        "id": name,
+        "object": "model",
+        "created": facts.created,
+        "owned_by": "headrace",
+        "root": facts.model,
+        "parent": None,
+        "max_model_len": facts.max_len,
+        "permission": [permission],
+    }
+
+
+# -- tokens -------------------------------------------------------------------------------------------------------
+
+
+@router.post(
+    "/tokenize",
+    responses=answers(schema.Tokens, 400, 404, 408, 413),
+    openapi_extra=body_of("TokenizeRequest"),
+    tags=["tokens"],
+)
+async def tokenize(request: Request) -> Response:
+    """The token ids of a text, or of messages as the chat template writes them."""
+    front, settings = of(request)
+    facts, intake = front.facts, front.intake
+    body = await limits.read_json(request)
+    limits.check(body, settings)
+    served(body.get("model"), facts.served)
+    ids = await front.off_loop(length(request, settings), lambda: _ids(body, intake))
+    strings = None
+    if body.get("return_token_strs") is True:
+        tokenizer = intake.text_tokenizer
+        strings = [tokenizer.id_to_piece(id) or "" for id in ids]
+    return _json({"count": len(ids), "max_model_len": facts.max_len, "tokens": ids, "token_strs": strings})
+
+
+def _ids(body: Json, intake: Intake) -> list[int]:
+    if body.get("messages") is not None:
+        return chat_ids(body, intake)
+    prompt, special = body.get("prompt"), body.get("add_special_tokens")
+    if not isinstance(prompt, str):
+        raise Refused("prompt is no text; expected text, or messages", param="prompt")
+    if special is not None and not isinstance(special, bool):
+        raise Refused("add_special_tokens must be true or false", param="add_special_tokens")
+    return intake.text_tokenizer.encode(prompt, add_special_tokens=special is not False)
+
+
+@router.post(
+    "/detokenize",
+    responses=answers(schema.Text, 400, 404, 408, 413),
+    openapi_extra=body_of("DetokenizeRequest"),
+    tags=["tokens"],
+)
+async def detokenize(request: Request) -> Response:
+    """The text of token ids, special tokens included."""
+    front, settings = of(request)
+    facts, intake = front.facts, front.intake
+    body = await limits.read_json(request)
+    limits.check(body, settings)
+    served(body.get("model"), facts.served)
+    tokens = body.get("tokens")
+    if not isinstance(tokens, list):
+        raise Refused("tokens is no list; expected a list of token ids", param="tokens")
+    if wrong := [token for token in tokens if type(token) is not int or not 0 <= token < facts.vocab]:
+        raise Refused(
+            f"tokens has {str(wrong[0])[:60]}; expected whole numbers from 0 to {facts.vocab - 1}",
+            param="tokens",
+        )
+    tokenizer = intake.text_tokenizer
+    text = await front.off_loop(4 * len(tokens), lambda: tokenizer.decode(tokens, False))
+    return _json({"prompt": text})
+
+
+@router.get("/tokenizer_info", responses=answers(schema.TokenizerFacts, 400), tags=["tokens"])
+async def tokenizer_info(request: Request) -> Response:
+    """The special tokens and the chat template, for clients that build prompts themselves."""
+    front, _ = of(request)
+    tokenizer = front.intake.text_tokenizer
+    special = {name: tokenizer.special_tokens.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+    return _json(
+        {
+            **special,
+            "unk_token": tokenizer.special_tokens.get("unk_token"),
+            "chat_template": tokenizer.template_source,
+            "tokenizer_class": type(tokenizer).__name__,
+            "model_max_length": front.facts.max_len,
+            "vocab_size": front.facts.vocab,
+        }
+    )
+
+
+# -- what a body would become -------------------------------------------------------------------------------------
+
+
+@router.post(
+    "/v1/chat/completions/render",
+    responses=answers(schema.Rendered, 400, 404, 408, 413),
+    openapi_extra=body_of("ChatRequest"),
+    tags=["tokens"],
+)
+async def render_chat(request: Request) -> Response:
+    """What the engine would be given for this body; nothing is generated."""
+    asked = await CHAT.asked(request)
+    return _json(_rendered(request, asked)[0])
+
+
+@router.post(
+    "/v1/completions/render",
+    responses=answers(schema.RenderedList, 400, 404, 408, 413),
+    openapi_extra=body_of("CompletionRequest"),
+    tags=["tokens"],
+)
+async def render_completion(request: Request) -> Response:
+    """What the engine would be given for this body, one entry per prompt; nothing is generated."""
+    return _json(_rendered(request, await COMPLETIONS.asked(request)))
+
+
+def _rendered(request: Request, asked: Asked) -> list[Json]:
+    front, _ = of(request)
+    ask, tokenizer = asked.ask, front.intake.tokenizer
+    each = len(asked.requests) // len(ask.prompts)
+    return [
+        {
+            "request_id": asked.id if len(ask.prompts) == 1 else f"{asked.id}-{n}",
+            "model": asked.model,
+            "token_ids": list(prompt),
+            "features": None,
+            "prompt": tokenizer.decode(prompt, skip_special_tokens=False) if tokenizer is not None else None,
+            "sampling_params": ask.params,
+            "max_tokens": asked.requests[n * each].max_tokens,
+            "stream": ask.stream,
+            "priority": ask.priority,
+            "cache_salt": ask.salt or None,
+        }
+        for n, prompt in enumerate(ask.prompts)
+    ]
+
+
+# -- the server ---------------------------------------------------------------------------------------------------
+
+
+@router.get("/version", responses=answers(schema.Version), tags=["server"])
+async def version() -> Response:
+    """The version of Headrace."""
+    return _json({"version": __version__})
+
+
+@router.get("/health/live", response_class=Response, tags=["server"])
+@router.head("/health/live", include_in_schema=False)
+async def live() -> Response:
+    """Whether this process answers. Needs no key."""
+    return Response()
+
+
+async def ready(request: Request) -> Response:
+    """Whether requests are welcome: the model is loaded, the engine makes progress, and nobody is shutting down."""
+    front, _ = of(request)
+    if not front.ready:
+        raise Unreachable(
+            "not ready: the model is loading, the engine is restarting, or the server is draining"
+        )
+    return Response()
+
+
+for path, methods in (("/health", ["GET"]), ("/health/ready", ["GET"]), ("/ping", ["GET", "POST"])):
+    for method in methods:
+        router.add_api_route(
+            path,
+            ready,
+            methods=[method],
+            response_class=Response,
+            responses=answers(None, 503),
+            name=f"ready {method} {path}",
+            tags=["server"],
+        )
+    router.add_api_route(path, ready, methods=["HEAD"], include_in_schema=False)
+
+
+@router.get("/load", responses=answers(schema.Load), tags=["server"])
+async def load(request: Request) -> Response:
+    """How many requests this process is answering now."""
+    front, _ = of(request)
+    return _json({"server_load": len(front.answers)})

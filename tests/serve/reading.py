@@ -1,0 +1,39 @@
+"""Reading server-sent events in tests."""
+
+import json
+from typing import Any
+
+import httpx
+
+Json = dict[str, Any]
+
+
+def frames(response: httpx.Response) -> list[Json]:
+    """The JSON of every frame; checks that the stream is well formed and ends with [DONE]."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    parts = response.text.split("\n\n")
+    assert parts.pop() == ""
+    assert parts.pop() == "data: [DONE]"
+    assert all(part.startswith("data: ") and "\n" not in part for part in parts)
+    return [json.loads(part.removeprefix("data: ")) for part in parts]
+
+
+def text(found: list[Json], index: int = 0) -> str:
+    """All text of one choice."""
+    choices = [choice for frame in found for choice in frame["choices"] if choice["index"] == index]
+    return "".join(c["text"] if "text" in c else c["delta"].get("content") or "" for c in choices)
+
+
+def error(response: httpx.Response, status: int) -> Json:
+    """The error object of a refusal, checked for its shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"}
+    said = body["error"]
+    assert set(said) == {"message", "type", "param", "code"}
+    assert said["message"]
+    assert said["type"]
+    assert status == said["code"] or status == 401
+    return said

@@ -1,0 +1,375 @@
+"""Requests through a front end to a scripted engine and back: every way to begin and to end."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.base.errors import BadCheckpoint, Broken, Busy, Late, Refused, TooLong, Unreachable
+from headrace.engine.request import Event
+from headrace.serve.frontend import LONG_TEXT, Frontend
+from headrace.serve.record import Record
+from headrace.serve.wire import Events
+from tests import tiny
+from tests.serve.scripted import ask, command, config, expected, finish, running
+
+
+def go(work: Coroutine[Any, Any, None]) -> None:
+    """Run a test's body on a loop that reports what nobody awaited."""
+    asyncio.run(asyncio.wait_for(work, 120))
+
+
+class Ear:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, Any]] = []
+        self.records: list[Record] = []
+
+    def submitted(self, answer) -> None:
+        self.heard.append(("submitted", answer.id))
+
+    def measured(self, stats) -> None:
+        self.heard.append(("measured", stats.steps))
+
+    def refused(self, kind, fault) -> None:
+        self.heard.append(("refused", type(fault).__name__))
+
+    def updated(self, answer, index, update, event) -> None:
+        self.heard.append(("updated", index))
+
+    def ended(self, record) -> None:
+        self.heard.append(("ended", record.cause))
+        self.records.append(record)
+
+
+def test_answers_are_complete_and_end_once():
+    async def work() -> None:
+        async with running() as (front, _):
+            requests = [ask([10, i], 5 + i % 7, seed=i, temperature=1.0) for i in range(100)]
+            answers = [front.submit([request]) for request in requests]
+            for request, answer in zip(requests, answers, strict=True):
+                assert await finish(answer) == [(expected(request), "length")]
+                assert await answer.next() == []
+                assert answer.fault is None
+            assert not front.answers
+
+    go(work())
+
+
+def test_several_prompts_and_answers_of_one_request():
+    async def work() -> None:
+        async with running() as (front, _):
+            ear = Ear()
+            front.watchers.append(ear)
+            requests = [ask([p, p], 3, n=2, seed=s, temperature=1.0) for p in (10, 20, 30) for s in (1, 2)]
+            answer = front.submit(requests, id="six", kind="completion", name="mine", trace="00-1-2-03")
+            assert list(front.answers) == ["six"]
+            assert await finish(answer) == [(expected(request), "length") for request in requests]
+            (record,) = ear.records
+            assert (record.id, record.kind, record.name, record.trace) == (
+                "six",
+                "completion",
+                "mine",
+                "00-1-2-03",
+            )
+            assert (record.prompts, record.n, record.prompt_tokens, record.generated) == (3, 2, 6, 18)
+            assert (record.cause, record.status, record.resumes) == ("length", 200, 0)
+            times = [record.arrived, record.scheduled, record.first, record.last, record.ended]
+            assert times == sorted(times)
+            assert ear.heard[0] == ("submitted", "six")
+            assert sum(what == "updated" for what, _ in ear.heard) == 18
+            assert ("ended", "length") in ear.heard
+
+    go(work())
+
+
+def test_a_stop_string_ends_the_request_in_the_engine(tmp_path: Path):
+    folder = tiny.folder(tmp_path / "model")
+
+    async def work() -> None:
+        settings = config(model__path=str(folder))
+        async with running(settings, command(0.01)) as (front, _):
+            assert front.intake.tokenizer is not None
+            plain = ask([10, 11], 200, detokenize=True)
+            answer = front.submit([plain])
+            await finish(answer)
+            text = answer.streams[0].text
+            stop = text[20:23]
+            again = ask([10, 11], 200, detokenize=True, stop=[stop])
+            answer = front.submit([again])
+            ((tokens, end),) = await finish(answer)
+            assert end == "stop"
+            assert answer.streams[0].text == text[: text.index(stop)]
+            assert answer.streams[0].stop == stop
+            await until(front, lambda: front.stats.running == 0)
+            assert front.stats.generated < 200 + len(tokens) + 20, "the engine went on"
+
+    go(work())
+
+
+async def until(front: Frontend, true) -> None:
+    """Wait for something the engine will report."""
+    for _ in range(500):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"never: {front.stats}")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_client_that_leaves_frees_its_place_at_once(begun: bool):
+    async def work() -> None:
+        async with running(config(schedule__rows=2, memory__kv_blocks=100), command(0.05)) as (front, _):
+            ear = Ear()
+            answers = [front.submit([ask([10, i] * 50, 1000)]) for i in range(3)]
+            front.watchers.append(ear)
+            await answers[0].next()
+            await until(front, lambda: front.stats.running == 2 and front.stats.waiting == 1)
+            leaves = answers[0] if begun else answers[2]
+            steps = front.stats.steps
+            leaves.cancel()
+            leaves.cancel()
+            assert [finish for _, (_, finish) in enumerate(await finish(leaves))] == ["abort"]
+            assert [record.cause for record in ear.records] == ["abort"]
+            assert ear.records[0].status == 499
+            await until(front, lambda: front.stats.steps >= steps + 2)
+            assert (front.stats.running, front.stats.waiting) == (2, 0)
+            for answer in (answers[1], answers[2], answers[0]):
+                answer.cancel()
+            await until(front, lambda: True)
+            assert not front.answers
+
+    go(work())
+
+
+def test_a_request_whose_time_is_over_ends_with_late():
+    async def work() -> None:
+        async with running(words=command(0.02)) as (front, _):
+            ear = Ear()
+            front.watchers.append(ear)
+            answer = front.submit([ask([10], 1000), ask([11], 2)], timeout_ms=300)
+            other = front.submit([ask([12], 30)])
+            (tokens, end), (_, first) = await finish(answer)
+            assert (end, first) == ("error", "length")
+            assert tokens == expected(ask([10], len(tokens)))
+            assert isinstance(answer.fault, Late)
+            assert answer.fault.status == 408
+            assert "0.3 seconds" in answer.fault.message
+            assert (ear.records[0].cause, ear.records[0].status) == ("timeout", 408)
+            assert await finish(other) == [(expected(ask([12], 30)), "length")]
+
+    go(work())
+
+
+def test_the_default_timeout_is_a_knob():
+    async def work() -> None:
+        async with running(config(serve__timeout=0.2), command(0.02)) as (front, _):
+            late, longer = front.submit([ask([10], 1000)]), front.submit([ask([10], 15)], timeout_ms=60_000)
+            assert (await finish(late))[0][1] == "error"
+            assert (await finish(longer))[0][1] == "length"
+
+    go(work())
+
+
+def test_what_cannot_be_served_is_refused_and_the_watchers_hear_of_it():
+    async def work() -> None:
+        async with running(config(model__max_len=50)) as (front, _):
+            ear = Ear()
+            front.watchers.append(ear)
+            with pytest.raises(TooLong, match="maximum context length is 50"):
+                front.submit([ask([5] * 40, 20)])
+            answer = front.submit([ask([5], 20)], id="a")
+            with pytest.raises(Refused, match="in use"):
+                front.submit([ask([5], 20)], id="a")
+            assert [what for what, _ in ear.heard if what != "measured"][:3] == [
+                "refused",
+                "submitted",
+                "refused",
+            ]
+            refused = front.submit([ask([7, 7, 4], 20)])
+            assert await finish(refused) == [([], "error")]
+            assert isinstance(refused.fault, Refused)
+            assert (refused.fault.param, refused.fault.status) == ("prompt", 400)
+            assert ear.records[0].status == 400
+            await finish(answer)
+
+    go(work())
+
+
+def test_before_the_engine_is_ready():
+    async def work() -> None:
+        settings = config()
+        async with running(settings, command(load_seconds=0.3)) as (front, supervisor):
+            second = Frontend(supervisor.folder, settings.serve, front=5)  # to whom no engine speaks
+            try:
+                assert not second.ready
+                for look in (lambda: second.facts, lambda: second.intake, lambda: second.defaults):
+                    with pytest.raises(Unreachable, match="not ready yet: starting"):
+                        look()
+                with pytest.raises(Unreachable):
+                    second.submit([ask([5])])
+            finally:
+                second.close()
+            assert front.ready
+            assert front.facts.served == ("script",)
+
+    go(work())
+
+
+def test_a_tokenizer_that_cannot_be_read_is_said(tmp_path: Path, caplog):
+    (tmp_path / "tokenizer.json").write_text("{")
+
+    async def work() -> None:
+        with pytest.raises(BadCheckpoint):
+            async with running(config(model__path=str(tmp_path))):
+                pass
+
+    go(work())
+
+
+def test_an_error_nobody_foresaw_does_not_leave_everybody_waiting(monkeypatch, caplog):
+    def fail(source, template):
+        raise ZeroDivisionError("one")
+
+    monkeypatch.setattr("headrace.serve.connection.read_words", fail)
+
+    async def work() -> None:
+        with pytest.raises(Broken, match="ZeroDivisionError: one"):
+            async with running():
+                pass
+
+    go(work())
+
+
+def test_draining_lets_requests_end_and_takes_no_new_ones():
+    async def work() -> None:
+        async with running(words=command(0.01)) as (front, _):
+            short, long = front.submit([ask([10], 20)]), front.submit([ask([11], 3000)])
+            draining = asyncio.create_task(front.drain(1.0))
+            await asyncio.sleep(0.01)
+            assert not front.ready
+            with pytest.raises(Unreachable, match="shutting down") as caught:
+                front.submit([ask([12])])
+            assert caught.value.status == 503
+            assert await finish(short) == [(expected(ask([10], 20)), "length")]
+            assert not draining.done()
+            ((tokens, end),) = await finish(long)
+            assert end == "error"
+            assert isinstance(long.fault, Unreachable)
+            assert tokens == expected(ask([11], len(tokens)))
+            await draining
+            assert not front.answers
+
+    go(work())
+
+
+def test_draining_ends_as_soon_as_nothing_runs():
+    async def work() -> None:
+        async with running() as (front, _):
+            await asyncio.wait_for(front.drain(1000), 5)
+
+    go(work())
+
+
+def test_long_texts_are_worked_on_off_the_loop():
+    import threading
+
+    async def work() -> None:
+        async with running() as (front, _):
+            here = threading.get_ident()
+            assert await front.off_loop(10, threading.get_ident) == here
+            assert await front.off_loop(LONG_TEXT, threading.get_ident) != here
+
+    go(work())
+
+
+def test_more_than_may_wait_is_refused_and_exactly_that():
+    async def work() -> None:
+        settings = config(schedule__rows=10, serve__queue=90)
+        async with running(settings, command(0.05)) as (front, _):
+            answers, refused = [], []
+            for i in range(500):
+                try:
+                    answers.append(front.submit([ask([10, i], 8)]))
+                except Busy as busy:
+                    refused.append(busy)
+            assert (len(answers), len(refused)) == (100, 400)
+            assert {busy.status for busy in refused} == {429}
+            assert all(0 < busy.retry_after <= 600 for busy in refused)
+            for answer in answers:
+                assert (await finish(answer))[0][1] == "length"
+
+    go(work())
+
+
+def test_prompts_that_wait_are_bounded_in_tokens():
+    async def work() -> None:
+        settings = config(schedule__rows=1, serve__queue_tokens=100)
+        async with running(settings, command(0.01)) as (front, _):
+            first = front.submit([ask([10] * 60, 50)])
+            await first.next()
+            answers = [front.submit([ask([10] * 300, 2)])]  # larger than the limit, but nobody else waits
+            with pytest.raises(Busy, match="300 tokens and 100 are the most"):
+                front.submit([ask([10], 2)])
+            for answer in [first, *answers]:
+                assert (await finish(answer))[0][1] == "length"
+            await finish(front.submit([ask([10], 2)]))
+
+    go(work())
+
+
+def test_who_comes_back_when_told_is_served():
+    """80 at once where 20 have room: the others come back when told, each for the first time or after as long again."""
+
+    async def work() -> None:
+        settings = config(schedule__rows=8, serve__queue=12)
+        async with running(settings, command(0.01)) as (front, _):
+            tries: list[tuple[float, float]] = []
+            loop = asyncio.get_running_loop()
+
+            async def client(i: int) -> None:
+                began, told = loop.time(), 0.0
+                while True:
+                    try:
+                        answer = front.submit([ask([10, i], 20 + i % 20)])
+                        break
+                    except Busy as busy:
+                        told = told or busy.retry_after
+                        await asyncio.sleep(busy.retry_after)
+                tries.append((told, loop.time() - began))
+                assert (await finish(answer))[0][1] == "length"
+
+            await asyncio.gather(*(client(i) for i in range(80)))
+            waited = [(told, took) for told, took in tries if told]
+            assert len(waited) == 60
+            assert sum(took <= 2 * told + 0.1 for told, took in waited) >= 54, waited
+
+    go(work())
+
+
+def test_a_failure_in_the_engine_is_told():
+    async def work() -> None:
+        async with running() as (front, _):
+            answer = front.submit([ask([10], 1000)])
+            await answer.next()
+            (id,) = front._live
+            front.take(Events(99, [Event(id, None, "error")]), 0.0)
+            assert (await finish(answer))[0][1] == "error"
+            assert isinstance(answer.fault, Broken)
+            assert answer.fault.status == 500
+
+    go(work())
+
+
+def test_a_front_process_never_loads_torch():
+    code = "import sys, headrace.serve.run, headrace.serve.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = (
+        "import sys, headrace.serve.supervisor; sys.exit('fastapi' in sys.modules or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

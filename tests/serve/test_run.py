@@ -1,0 +1,309 @@
+"""Whole servers with a scripted engine, as processes: signals, several front processes, nobody left behind."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.bench.frontend import write_tokenizer
+
+ESTABLISHED = "01"
+"""A state in /proc/net/tcp."""
+
+HEADERS = {"Content-Type": "application/json", "Connection": "close"}
+ROOT = Path(__file__).parents[2]
+SERVER = """
+import json, sys
+from headrace.base.config import replace_dotted
+from headrace.base.errors import Fault
+from headrace.base.log import setup
+from headrace.serve.settings import ServeConfig
+from headrace.serve.supervisor import Supervisor
+knobs, step = json.loads(sys.argv[1])
+setup("warning")
+supervisor = Supervisor(
+    replace_dotted(ServeConfig(), knobs), [sys.executable, "-m", "headrace.serve.scripted", f"--step-seconds={step}"]
+)
+from headrace.serve.run import serve
+def said(facts, url):
+    print(supervisor.engine.pid, url.rpartition(":")[2], flush=True)
+try:
+    serve(replace_dotted(ServeConfig(), knobs), supervisor, said)
+except Fault as fault:
+    sys.exit(fault.message)
+"""
+
+
+class Server:
+    """A running server: its process, the engine's and the port."""
+
+    def __init__(self, folder: Path, step: float, **knobs: Any):
+        changes = {name.replace("__", "."): value for name, value in knobs.items()}
+        changes = {"model.path": str(folder), "serve.port": 0, "serve.request_log": "off", **changes}
+        words = [sys.executable, "-c", SERVER, json.dumps([changes, step])]
+        self.process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+        )
+        assert self.process.stdout is not None
+        said = self.process.stdout.readline()
+        self.engine, self.port = map(int, said.split()) if said else (0, 0)
+
+    def ask(self, prompt: str, tokens: int, stream: bool = False) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        body = {
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "stream": stream,
+            "ignore_eos": True,
+        }
+        connection.request("POST", "/v1/completions", json.dumps(body), HEADERS)
+        return connection.getresponse()
+
+    def text(self, prompt: str, tokens: int) -> str:
+        """What the model says; whoever is asked may not be ready yet."""
+        for _ in range(200):
+            answer = self.ask(prompt, tokens)
+            body = json.loads(answer.read())
+            if answer.status == 200:
+                return body["choices"][0]["text"]
+            assert answer.status == 503
+            time.sleep(0.05)
+        raise AssertionError("never ready")
+
+    def get(self, path: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("GET", path, headers=HEADERS)
+        response = connection.getresponse()
+        response.read()
+        status = response.status
+        return status
+
+    def metrics(self) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+        return text
+
+    def children(self) -> list[int]:
+        """Processes this one has started."""
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False
+        )
+        return [int(line) for line in found.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("words")
+    write_tokenizer(path)
+    return path
+
+
+@contextmanager
+def server(folder: Path, step: float = 0.002, **knobs: Any) -> Iterator[Server]:
+    made = Server(folder, step, **knobs)
+    try:
+        assert made.port, made.process.stderr.read() if made.process.stderr else ""
+        yield made
+    finally:
+        made.process.kill()
+        made.process.wait()
+        for stream in (made.process.stdout, made.process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def frames(response: http.client.HTTPResponse) -> list[Any]:
+    """What a stream says, up to [DONE] or its end."""
+    lines = [line[6:] for line in response.read().decode().split("\n") if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within ten seconds."""
+    for _ in range(500):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_sigterm_lets_requests_end_refuses_new_ones_and_exits_with_0(folder: Path):
+    with server(folder, 0.01) as one:
+        assert one.get("/health/ready") == 200
+        stream = one.ask("abc", 150, stream=True)
+        first = stream.readline()
+        one.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert one.get("/health/ready") == 503
+        refused = one.ask("abc", 5)
+        assert refused.status == 503
+        assert "shutting down" in json.loads(refused.read())["error"]["message"]
+        rest = frames(stream)
+        assert first.startswith(b"data: ")
+        assert rest[-1] == "[DONE]"
+        assert any(
+            frame["choices"][0]["finish_reason"] == "length" for frame in rest[:-1] if frame["choices"]
+        )
+        assert one.process.wait(20) == 0
+        assert gone(one.engine)
+
+
+def test_what_is_left_after_the_time_to_drain_ends_with_an_error(folder: Path):
+    with server(folder, 0.01, serve__drain_seconds=0.5) as one:
+        stream = one.ask("abc", 3000, stream=True)
+        stream.readline()
+        began = time.monotonic()
+        one.process.send_signal(signal.SIGTERM)
+        said = frames(stream)
+        assert 0.4 < time.monotonic() - began < 10
+        assert "shutting down" in json.dumps(said[-3:])
+        assert any(isinstance(frame, dict) and "error" in frame for frame in said)
+        assert one.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_it_at_once(folder: Path):
+    with server(folder, 0.01) as one:
+        stream = one.ask("abc", 4000, stream=True)
+        stream.readline()
+        one.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert one.process.poll() is None
+        one.process.send_signal(signal.SIGINT)
+        assert one.process.wait(20) == 0
+        stream.close()
+
+
+def test_several_front_processes_answer_on_one_port(folder: Path):
+    with server(folder, 0.001, serve__workers=3) as one:
+        children = one.children()
+        assert len(children) == 3, "the engine and two further fronts"
+        fronts = [one.process.pid, *(pid for pid in children if pid != one.engine)]
+        said = set()
+        connections: list[socket.socket] = []
+        for _ in range(500):
+            connections.append(socket.create_connection(("127.0.0.1", one.port)))
+            said.add(one.text("x", 20))
+            if all(holds_connection(pid, one.port) for pid in fronts):
+                break
+        else:
+            pytest.fail("one of them takes no connections")
+        assert len(said) == 1
+        assert f'finished_reason="length"}} {len(connections)}' in one.metrics().replace(".0\n", "\n")
+        for connection in connections:
+            connection.close()
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(30) == 0
+        assert all(gone(pid) for pid in children)
+
+
+def holds_connection(pid: int, port: int) -> bool:
+    """Whether a process has accepted a connection to the port that is still open."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {
+        f"socket:[{line[9]}]" for line in lines if line[1].endswith(f":{port:04X}") and line[3] == ESTABLISHED
+    }
+    try:
+        return any(str(link.readlink()) in inodes for link in Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:  # a file that was closed meanwhile
+        return False
+
+
+def test_a_front_process_that_dies_is_replaced(folder: Path):
+    with server(folder, 0.001, serve__workers=2) as one:
+        (worker,) = [pid for pid in one.children() if pid != one.engine]
+        os.kill(worker, signal.SIGKILL)
+        for _ in range(500):
+            if worker not in one.children() and len(one.children()) == 2:
+                break
+            time.sleep(0.02)
+        assert len(one.children()) == 2
+        assert len({one.text("x", 20) for _ in range(10)}) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nobody_outlives_a_server_that_is_killed(folder: Path, workers: int):
+    with server(folder, serve__workers=workers) as one:
+        children = one.children()
+        assert len(children) == workers
+        one.process.kill()
+        assert all(gone(pid) for pid in children)
+
+
+def test_an_engine_that_cannot_be_started_ends_the_server(folder: Path):
+    one = Server(folder, 0.0, model__path="missing")
+    _, said = one.process.communicate(timeout=60)
+    assert one.port == 0
+    assert "no such script" in said
+    assert one.process.returncode == 1
+
+
+def test_a_port_in_use_ends_the_server_and_its_engine(folder: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        one = Server(folder, 0.0, serve__port=taken.getsockname()[1])
+        _, said = one.process.communicate(timeout=60)
+    assert "cannot be listened on" in said
+    assert one.process.returncode == 1
+    assert not Path(f"/proc/{one.process.pid}").exists()
+
+
+def texts(one: Server, count: int, tokens: int, meanwhile=lambda: None) -> list[str]:
+    """Texts of streams that run at the same time, and what is to happen after half a second of them."""
+    found = [""] * count
+
+    def client(n: int) -> None:
+        said = frames(one.ask(f"stream {n}", tokens, stream=True))
+        assert said[-1] == "[DONE]"
+        found[n] = "".join(frame["choices"][0]["text"] for frame in said[:-1] if frame["choices"])
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    meanwhile()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_sixty_four_readers_notice_nothing_but_a_pause_when_the_engine_is_killed(folder: Path):
+    with server(folder, 0.005) as one:
+        calm = texts(one, 64, 200)
+        assert all(calm)
+        assert texts(one, 64, 200, lambda: os.kill(one.engine, signal.SIGKILL)) == calm
+        assert "headrace_engine_restarts_total" in one.metrics()
+        assert one.children() != [one.engine]
+
+
+def test_an_engine_that_is_stopped_makes_readiness_503_and_is_replaced(folder: Path):
+    with server(folder, 0.005, serve__stall_seconds=2.0) as one:
+        calm = texts(one, 4, 200)
+        statuses: list[int] = []
+
+        def stop() -> None:
+            os.kill(one.engine, signal.SIGSTOP)
+            for _ in range(1000):
+                statuses.append(one.get("/health/ready"))
+                if 503 in statuses and statuses[-1] == 200:
+                    return
+                time.sleep(0.02)
+            raise AssertionError(f"{statuses[-1]} in the end")
+
+        assert texts(one, 4, 200, stop) == calm
+        assert gone(one.engine)

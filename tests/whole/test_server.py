@@ -1,0 +1,188 @@
+"""`headrace serve` from its start to its end, as somebody at a terminal or an orchestrator sees it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serve.reading import error, frames, text
+from tests.whole.offered import KEY_NAMES, READY, Offered, model, offered
+
+LONG = {"prompt": "abc", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model(tmp_path_factory.mktemp("server") / "tiny")
+
+
+def children(pid: int) -> list[int]:
+    """Processes started by a process."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def wait_for(what: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_it_says_what_it_is_and_where(folder: Path):
+    seen: set[int] = set()
+    with offered(folder) as server:
+        while not READY.search(server.said):
+            seen |= health(server.process.pid)
+            time.sleep(0.01)
+        assert seen <= {200, 503}  # until it is ready it says that it is not
+        said = httpx.get(f"{server.url}/v1/models").json()
+        assert [one["id"] for one in said["data"]] == ["tiny"]
+        assert said["data"][0]["max_model_len"] == 4096
+        refused = start(folder, "--port", server.url.rpartition(":")[2])
+        assert refused.returncode == 2
+        assert "cannot be listened on" in refused.stderr
+    found = READY.search(server.said)
+    assert found is not None
+    assert found[1] == "tiny"
+    assert 0 < float(found[3]) < 120
+    for word in ("plan", "llama", "float32", "memory", "KV cache", "weights", "MiB"):
+        assert word in server.said
+    assert "stopping" in server.said
+
+
+def test_requests_that_run_come_to_their_end(folder: Path):
+    """SIGTERM lets a stream finish; what comes after it is told to go elsewhere; the process ends with 0."""
+    with offered(folder) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        whole = client.post("/v1/completions", json=LONG).json()["choices"][0]["text"]
+        with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
+            lines = response.iter_lines()
+            first = next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: httpx.get(f"{server.url}/health").status_code == 503)
+            assert httpx.get(f"{server.url}/health/live").status_code == 200
+            refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"})
+            error(refused, 503)
+            assert int(refused.headers["retry-after"]) >= 1
+            rest = "".join(f"{line}\n" for line in [first, *lines])
+        found = frames(httpx.Response(200, headers=response.headers, text=rest))
+        assert text(found) == whole
+        assert server.process.wait(30) == 0
+
+
+def test_what_does_not_end_in_time_is_told_so(folder: Path):
+    with (
+        offered(folder, "--drain-seconds", "0.2") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        with client.stream(
+            "POST", "/v1/completions", json={**LONG, "max_tokens": 3000, "stream": True}
+        ) as response:
+            lines = response.iter_lines()
+            first = next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            *_, fault, empty, done, last = [first, *lines]
+        assert (empty, done, last) == ("", "data: [DONE]", "")
+        assert json.loads(fault.removeprefix("data: "))["error"]["code"] == 503
+        assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_ends_it_at_once(folder: Path):
+    with offered(folder) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        with client.stream(
+            "POST", "/v1/completions", json={**LONG, "max_tokens": 3000, "stream": True}
+        ) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: "stopping" in server.said)
+            server.process.send_signal(signal.SIGINT)
+            assert "503" in "".join(lines)
+        assert server.process.wait(10) == 0
+
+
+def test_if_it_is_killed_nothing_is_left(folder: Path):
+    it = Offered([str(folder), "--port", "0", "--threads", "1", "--memory.kv-blocks", "64"])
+    try:
+        port = it.url.rpartition(":")[2]
+        (engine,) = [pid for pid in children(it.process.pid) if not gone(pid)]
+        it.process.kill()
+        it.process.wait()
+        wait_for(lambda: gone(engine))
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
+    finally:
+        it.close()
+
+
+def test_several_processes_behind_one_port(folder: Path):
+    with offered(folder, "--workers", "2", environ={"HEADRACE_API_KEY": "key"}) as server:
+        headers = {"Authorization": "Bearer key"}
+        wait_for(lambda: len(children(server.process.pid)) == 2)
+        answers = [
+            httpx.post(
+                f"{server.url}/v1/completions", json={**LONG, "max_tokens": 4}, headers=headers, timeout=60
+            )
+            for _ in range(12)
+        ]
+        ready = [answer for answer in answers if answer.status_code == 200]  # the second may still be loading
+        assert ready
+        assert len({answer.json()["choices"][0]["text"] for answer in ready}) == 1
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        assert "key" not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
+        workers = children(server.process.pid)
+    wait_for(lambda: all(gone(pid) for pid in workers))
+
+
+def health(pid: int) -> set[int]:
+    """What /health says now on every port the process listens on."""
+    done = subprocess.run(["ss", "-Htlnp"], capture_output=True, text=True)
+    ports = [line.split()[3].rpartition(":")[2] for line in done.stdout.splitlines() if f"pid={pid}," in line]
+    found: set[int] = set()
+    for port in ports:
+        try:
+            found.add(httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code)
+        except httpx.TransportError:
+            continue
+    return found
+
+
+def start(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """A server that is to be refused."""
+    command = [sys.executable, "-m", "headrace", "serve", str(folder), *words]
+    environ = {name: value for name, value in os.environ.items() if name not in KEY_NAMES}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "0.0.0.0"], "no key is asked for"),
+        (["--ssl-certfile", "none.pem"], "the certificate or its key cannot be used"),
+        (["--api-key-file", "none.txt"], "cannot be read"),
+        (["--model", "other"], "two models are given"),
+        (["--schedule.tokens", "1", "--max-len", "100000000"], "error:"),
+        (["--max-len", "0"], "at least 1"),
+        (["--prot", "1"], "--prot"),
+    ],
+)
+def test_what_cannot_be_offered_is_refused_and_nothing_is_left(folder: Path, words: list[str], said: str):
+    done = start(folder, "--port", "0", *words)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
