@@ -1,0 +1,216 @@
+"""Runs the same token ids through this engine and others in turns, on one machine in one run, and compares times."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from select import select
+from statistics import median
+from tempfile import TemporaryFile
+from time import monotonic
+from types import TracebackType
+from typing import IO, Any
+
+from headrace.base.errors import Broken, Refused
+from headrace.bench.result import Measure
+from headrace.bench.workloads import Workload
+
+OURS = "headrace"
+WARM, WARM_TOKENS = 64, 8
+"""Requests, and tokens of each answer, of a warm-up."""
+PATIENCE = 1800.0
+"""Seconds to start an engine, or to run a workload."""
+TAIL = 4000
+"""Characters of an engine's own output that are shown when it fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An engine, and the Python that has it. `hold`: stop its process while others have their turn."""
+
+    engine: str
+    python: Path
+    settings: dict[str, Any]
+    hold: bool = True
+
+
+class Contestant:
+    """A peer's process. Whenever it is not its turn it is stopped by a signal, if its peer says so.
+
+    Raises Broken, with the end of what the engine printed, if it fails or does not answer in time.
+    """
+
+    def __init__(self, peer: Peer):
+        self.peer = peer
+        self.facts: dict[str, Any] = {}
+        self._log: IO[bytes] = TemporaryFile()  # noqa: SIM115 - closed with the process
+        asked, self._ask = os.pipe()
+        self._answer, answers = os.pipe()
+        self._kept = b""
+        script = Path(__file__).with_name("peer.py")
+        words = [str(peer.python), "-I", str(script), peer.engine, str(asked), str(answers)]
+        try:
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(asked, answers),
+                start_new_session=True,  # its helpers too are stopped and ended with it
+            )
+        except OSError as fault:
+            os.close(self._ask)
+            os.close(self._answer)
+            self._log.close()
+            raise Refused(
+                f"{peer.python} cannot be run: {fault.strerror}",
+                param=peer.engine,
+                hint="give the path of the Python of an environment that has the engine",
+            ) from fault
+        finally:
+            os.close(asked)
+            os.close(answers)
+
+    def __enter__(self) -> "Contestant":
+        try:
+            self.facts = self._told(self.peer.settings)["ready"]
+        except BaseException:
+            self.close()
+            raise
+        self._signal(signal.SIGSTOP)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, work: Workload) -> float:
+        """Seconds that a workload takes."""
+        self._signal(signal.SIGCONT)
+        said = self._told({"prompts": work.prompts, "outputs": work.outputs})
+        self._signal(signal.SIGSTOP)
+        if said["made"] != work.tokens_out:
+            raise Broken(f"{self.peer.engine} made {said['made']} tokens of {work.tokens_out} in {work.name}")
+        return float(said["seconds"])
+
+    def close(self) -> None:
+        """End the process and its helpers."""
+        os.close(self._ask)
+        os.close(self._answer)
+        for ending, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+            self._signal(ending, always=True)
+            self._signal(signal.SIGCONT, always=True)
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                continue
+        self._log.close()
+
+    def _signal(self, number: signal.Signals, always: bool = False) -> None:
+        """To the process and all it started."""
+        if not (self.peer.hold or always):
+            return
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return  # all of them are gone
+
+    def _told(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a message."""
+        try:
+            raw = json.dumps(message).encode() + b"\n"
+            while raw:
+                raw = raw[os.write(self._ask, raw) :]
+        except BrokenPipeError:
+            raise self._failed("ended") from None
+        said = json.loads(self._line())
+        if "error" in said:
+            raise self._failed(f"failed with {said['error']}")
+        return said
+
+    def _line(self) -> bytes:
+        until = monotonic() + PATIENCE
+        while b"\n" not in self._kept:
+            ready, _, _ = select([self._answer], [], [], max(0.0, until - monotonic()))
+            if not ready:
+                raise self._failed(f"did not answer within {PATIENCE:.0f} s")
+            part = os.read(self._answer, 1 << 16)
+            if not part:
+                raise self._failed("ended")
+            self._kept += part
+        line, _, self._kept = self._kept.partition(b"\n")
+        return line
+
+    def _failed(self, what: str) -> Broken:
+        self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, self._log.tell() - TAIL))
+        said = self._log.read().decode(errors="replace").strip()
+        return Broken(f"{self.peer.engine} {what}" + (f"; it said:\n{said}" if said else ""))
+
+
+@dataclass(slots=True)
+class Race:
+    """Seconds of every engine in every round of one workload."""
+
+    work: Workload
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def ratios(self, peer: str) -> list[float]:
+        """Of each round: how many times longer the peer took than we."""
+        return [theirs / ours for theirs, ours in zip(self.seconds[peer], self.seconds[OURS], strict=True)]
+
+    def measures(self) -> list[Measure]:
+        """Per engine the median time and tokens per second; per peer the median of the rounds' ratios."""
+        name, tokens = self.work.name, self.work.tokens_in + self.work.tokens_out
+        rows: list[Measure] = []
+        for engine, seconds in self.seconds.items():
+            middle, spread = median(seconds), part(seconds)
+            label = f"{name}: {engine}"
+            rows.append(Measure(f"{label}: time", middle, "s", "lower", spread))
+            rows.append(Measure(f"{label}: output", self.work.tokens_out / middle, "tok/s", "higher", spread))
+            rows.append(Measure(f"{label}: total", tokens / middle, "tok/s", "higher", spread))
+        for engine in self.seconds:
+            if engine != OURS:
+                found = self.ratios(engine)
+                rows.append(Measure(f"{name}: against {engine}", median(found), "x", "higher", part(found)))
+        return rows
+
+
+def part(values: Sequence[float]) -> float:
+    """Half the distance between the best and the worst, as a part of the median."""
+    return (max(values) - min(values)) / 2 / median(values)
+
+
+def race(
+    contestants: Sequence[Contestant],
+    works: Sequence[Workload],
+    rounds: int,
+    vocab: int,
+    said: Callable[[str], None] = lambda _: None,
+) -> list[Race]:
+    """Every workload `rounds` times by every engine, in turns; each round has other tokens and another order."""
+    races = [Race(work, {c.peer.engine: [] for c in contestants}) for work in works]
+    for one in races:
+        for contestant in contestants:
+            contestant.run(_short(one.work.again(1000, vocab)))
+        for number in range(rounds):
+            fresh = one.work.again(number, vocab)
+            turn = number % len(contestants)
+            for contestant in [*contestants[turn:], *contestants[:turn]]:
+                seconds = contestant.run(fresh)
+                one.seconds[contestant.peer.engine].append(seconds)
+                said(
+                    f"{one.work.name} round {number + 1} of {rounds}: {contestant.peer.engine} {seconds:.3f} s"
+                )
+    return races
+
+
+def _short(work: Workload) -> Workload:
+    """The front of a workload, with short answers."""
+    return work._replace(
+        prompts=work.prompts[:WARM], outputs=[min(WARM_TOKENS, n) for n in work.outputs[:WARM]]
+    )

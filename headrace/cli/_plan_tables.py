@@ -1,0 +1,157 @@
+"""The tables of `headrace plan`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from headrace.plan import words
+from headrace.plan.advice import Advice
+from headrace.plan.forecast import Forecast
+from headrace.plan.gpus import PRICES_OF
+from headrace.plan.options import Option
+from headrace.plan.search import Choice
+
+SHOWN = 8
+
+
+def show(
+    option: Option, advice: Sequence[Advice], choices: Sequence[Choice], samples: Any, goal: str
+) -> None:
+    """Everything, in the order in which one asks: does it fit, how fast, what to change."""
+    console = Console()
+    if samples:
+        console.print(_calibration(*samples))
+    if choices:
+        console.print(_choices(choices))
+    made = option.forecast
+    console.print(_settings(option, made))
+    console.print(_memory(option))
+    if made is not None:
+        console.print(_forecast(option, made))
+    if advice:
+        console.print(_advice(advice, goal))
+
+
+def _settings(option: Option, made: Forecast | None) -> Table:
+    model, work = option.anatomy, option.work
+    table = Table(title=f"{model.name} on {option.name}", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    active = "" if model.active == model.parameters else f", {words.count(model.active)} of them for a token"
+    table.add_row("parameters", f"{words.count(model.parameters)}{active}")
+    per_token = model.kv_per_token * option.setup.kv_bits / 8
+    table.add_row("KV cache", f"{per_token / 1024:,.1f} KiB per token")
+    shared = f", the first {work.shared:,} of them shared" if work.shared else ""
+    guesses = f", {work.draft.tokens} guessed per step" if work.draft else ""
+    table.add_row(
+        "workload",
+        f"{work.tokens_in:,} tokens in{shared}, {work.tokens_out:,} out{guesses};"
+        f" {work.concurrency:,} requests at once",
+    )
+    table.add_row("engine", option.engine.about)
+    style = "green" if made is not None else "red"
+    table.add_row("verdict", f"[{style}]{words.verdict(option, made)}[/]")
+    for note in model.notes:
+        table.add_row("note", note)
+    if option.borrowed:
+        table.add_row("note", "no run of this engine on this device and scheme stands behind the times below")
+    return table
+
+
+def _memory(option: Option) -> Table:
+    made = option.memory
+    fits = ", ".join(f"{number:,} of {length:,}" for length, number in words.at_once(made))
+    table = Table(title="memory of each device", caption=f"requests at once: {fits} tokens" if fits else None)
+    table.add_column()
+    table.add_column("", justify="right")
+    table.add_column("", overflow="fold")
+    for row in words.memory_rows(made):
+        table.add_row(row.name, words.size(row.amount), row.said)
+    table.add_row("all", words.size(made.total), "")
+    return table
+
+
+def _forecast(option: Option, made: Forecast) -> Table:
+    table = Table(title="expected", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    waits = option.work.concurrency - made.rows
+    rows = (
+        ("time to first token", words.seconds(made.ttft), f"p99 {words.seconds(made.ttft_p99)}"),
+        ("all at the same moment", words.seconds(made.burst), "to the last first token"),
+        ("time per token", words.seconds(made.tpot), ""),
+        ("a request", words.seconds(made.e2e), f"{waits:,} wait for a row" if waits else ""),
+        ("throughput", f"{made.output_per_s:,.0f} tok/s", f"made; {made.total_per_s:,.0f} with the prompts"),
+        ("", f"{made.requests_per_s:,.2f} /s", "requests"),
+        ("cost", f"${made.cost:,.3f}", f"per million tokens made, at ${option.per_hour:,.2f} per hour"),
+        ("limited by", "", words.limited(made)),
+    )
+    for row in rows:
+        table.add_row(*row)
+    table.caption = f"prices of {PRICES_OF}, rough: give yours with --price" if option.price is None else None
+    return table
+
+
+def _advice(found: Sequence[Advice], goal: str) -> Table:
+    stars = any(advice.borrowed for advice in found)
+    table = Table(
+        title=f"what to change, for {goal}",
+        caption="each alone, against the above" + ("; * not measured with this engine" if stars else ""),
+    )
+    table.add_column("change")
+    for heading in ("throughput", "per token", "first token", "cost"):
+        table.add_column(heading, justify="right")
+    for a in found:
+        table.add_row(
+            a.text + ("*" if a.borrowed else ""),
+            _ratio(a.throughput, f"{a.forecast.output_per_s:,.0f} tok/s"),
+            _ratio(a.tpot, words.seconds(a.forecast.tpot)),
+            _ratio(a.ttft, words.seconds(a.forecast.ttft)),
+            _ratio(a.cost, f"${a.forecast.cost:,.3f}"),
+        )
+    return table
+
+
+def _ratio(ratio: float | None, value: str) -> str:
+    return f"{ratio:.2f} x" if ratio is not None else value
+
+
+def _choices(found: Sequence[Choice]) -> Table:
+    table = Table(
+        title="the cheapest that holds", caption=f"prices of {PRICES_OF}, rough: see --price, --gpus-file"
+    )
+    table.add_column("configuration")
+    for heading in ("$/hour", "$/M tok", "req/s", "rows", "TTFT", "TPOT"):
+        table.add_column(heading, justify="right")
+    for choice in found[:SHOWN]:
+        copies = f"{choice.replicas} x ({choice.option.name})" if choice.replicas > 1 else choice.option.name
+        table.add_row(
+            copies,
+            f"${choice.per_hour:,.2f}",
+            f"${choice.cost:,.3f}",
+            f"{choice.qps:,.2f}",
+            f"{choice.option.work.concurrency:,}",
+            words.seconds(choice.forecast.ttft),
+            words.seconds(choice.forecast.tpot),
+        )
+    return table
+
+
+def _calibration(samples: Sequence[Any], fitted: Any, before: Any) -> Table:
+    worst = max(abs(sample.error(fitted)) for sample in samples)
+    table = Table(title="against measured runs", caption=f"at most {worst:.1%} wrong after fitting")
+    table.add_column("run")
+    for heading in ("measured", "predicted", "error", "before fitting"):
+        table.add_column(heading, justify="right")
+    for sample in samples:
+        table.add_row(
+            sample.name,
+            words.seconds(sample.seconds),
+            words.seconds(sample.predicted(fitted)),
+            f"{sample.error(fitted):+.1%}",
+            f"{sample.error(before):+.1%}",
+        )
+    return table

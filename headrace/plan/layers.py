@@ -1,0 +1,123 @@
+"""Weights, cache and arithmetic of one layer's attention: grouped heads, a latent, or a recurrent state."""
+
+from typing import Any, NamedTuple
+
+from headrace.base.errors import BadCheckpoint
+from headrace.nn.shape import MOST_HEADS, count, flag
+from headrace.plan.windows import View
+
+
+class Attention(NamedTuple):
+    """One layer's attention. Numbers of elements, of weights, or of multiply-adds."""
+
+    window: int | None
+    kv: int
+    """Elements kept per token; 0 where a state is kept instead."""
+    split: int
+    """Over how many devices the cache can be divided: KV heads. A latent is kept whole by each (1)."""
+    state: int
+    """Bytes kept per sequence, however long it is."""
+    linear: int
+    small: int
+    score: int
+    """Multiply-adds per query and key of a prompt: scores, then values."""
+    lookup: int
+    """The same for a token to be generated, which may attend in the latent's own space."""
+    update: int
+    """Multiply-adds per token to bring a state up to date and read it."""
+    attended: int
+    rotary: int
+
+
+def attention(config: dict[str, Any], view: View) -> Attention:
+    """What `config` says of a layer that sees `view`. Raises BadCheckpoint naming the key."""
+    if view.linear:
+        return _recurrent(config)
+    return _latent(config) if config.get("kv_lora_rank") else _grouped(config, view.window)
+
+
+def _grouped(config: dict[str, Any], window: int | None) -> Attention:
+    """Grouped-query attention: several query heads to each head of keys and values (Ainslie et al., 2023)."""
+    kind, hidden = str(config["model_type"]), count(config, "hidden_size")
+    heads = count(config, "num_attention_heads", most=MOST_HEADS)
+    kv_heads = count(config, "num_key_value_heads", 8 if kind == "mistral" else heads, most=MOST_HEADS)
+    if heads % kv_heads:
+        raise BadCheckpoint(
+            f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}",
+            param="num_key_value_heads",
+        )
+    size = count(config, "head_dim", max(1, hidden // heads), most=MOST_HEADS)
+    q, kv = heads * size, kv_heads * size
+    gated = 2 if kind == "qwen3_next" else 1  # as many numbers again gate the output
+    small = 0
+    if kind == "qwen2" or kind == "qwen2_moe":
+        small += q + 2 * kv
+    elif flag(config, "attention_bias", kind == "gpt_oss"):
+        small += q + 2 * kv + hidden
+    if kind.startswith("qwen3") or kind == "gemma3_text" or config.get("use_qk_norm"):
+        small += 2 * size
+    if kind == "gpt_oss":
+        small += heads  # the sinks
+    return Attention(
+        window=window,
+        kv=2 * kv,
+        split=kv_heads,
+        state=0,
+        linear=hidden * (gated * q + 2 * kv) + q * hidden,
+        small=small,
+        score=2 * q,
+        lookup=2 * q,
+        update=0,
+        attended=q,
+        rotary=size,
+    )
+
+
+def _latent(config: dict[str, Any]) -> Attention:
+    """Multi-head latent attention: one compressed vector per token for all heads (DeepSeek-V2, section 2.1)."""
+    hidden, heads = count(config, "hidden_size"), count(config, "num_attention_heads", most=MOST_HEADS)
+    rank, rope = count(config, "kv_lora_rank"), count(config, "qk_rope_head_dim")
+    plain, value = count(config, "qk_nope_head_dim"), count(config, "v_head_dim")
+    wide = heads * (plain + rope)
+    if config.get("q_lora_rank") is None:
+        queries, norms = hidden * wide, rank
+    else:
+        low = count(config, "q_lora_rank")
+        queries, norms = hidden * low + low * wide, rank + low
+    keys = hidden * (rank + rope) + rank * heads * (plain + value)
+    return Attention(
+        window=None,
+        kv=rank + rope,
+        split=1,
+        state=0,
+        linear=queries + keys + heads * value * hidden,
+        small=norms,
+        score=heads * (plain + rope + value),
+        lookup=heads * (2 * rank + rope),
+        update=0,
+        attended=wide,
+        rotary=rope,
+    )
+
+
+def _recurrent(config: dict[str, Any]) -> Attention:
+    """Gated delta rule: a matrix per head, updated by each token (Yang et al., 2024; Qwen3-Next)."""
+    hidden = count(config, "hidden_size")
+    keys, key = count(config, "linear_num_key_heads"), count(config, "linear_key_head_dim")
+    values, value = count(config, "linear_num_value_heads"), count(config, "linear_value_head_dim")
+    kernel = count(config, "linear_conv_kernel_dim")
+    mixed = 2 * keys * key + values * value  # q, k and v go through a short convolution
+    out = values * value
+    return Attention(
+        window=None,
+        kv=0,
+        split=keys,
+        state=4 * values * key * value + 2 * mixed * (kernel - 1),  # the matrix in float32
+        linear=hidden * (mixed + out) + hidden * 2 * values + out * hidden,
+        small=mixed * kernel + 2 * values + value,
+        score=0,
+        lookup=0,
+        update=4 * values * key * value,
+        attended=out,
+        rotary=0,
+    )

