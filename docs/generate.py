@@ -3,15 +3,17 @@
 import re
 from pathlib import Path
 
-from headrace.base.config import Config, Memory, Model, Schedule, describe, flat
+from headrace.base.config import Memory, Model, Schedule, describe, flat
 from headrace.cli._knobs import flag
 from headrace.cli.main import app
+from headrace.serve.settings import Serve, ServeConfig
 
 DOCS = Path(__file__).parent
 
 KNOBS_HEAD = """# Knobs
 
-Every setting of the engine, made from `headrace/base/config.py` by `make docs`. In Python they are keyword arguments
+Every setting of the engine, made from `headrace/base/config.py` by `make docs`, and of the server
+(`headrace/serve/settings.py`), which only `headrace serve` has. In Python they are keyword arguments
 (`LLM("smollm2-135m", **{"memory.share": 0.5})`, or vLLM's names for them); on the command line, flags of every
 command that loads a model. A value that cannot be is refused by name; a misspelt name is answered with the nearest
 one. Where no default stands, the plan decides, and `headrace inspect` shows what it decided.
@@ -29,10 +31,10 @@ cannot be done as asked, 130 stopped with Ctrl-C.
 def knobs() -> str:
     """docs/knobs.md: one table per branch of the tree."""
     parts = [KNOBS_HEAD]
-    for branch in (Model, Memory, Schedule):
+    for branch in (Model, Memory, Schedule, Serve):
         prefix = branch.__name__.lower()
         parts.append(f"\n## {prefix}\n\n{branch.__doc__}\n\n{TABLE_HEAD}")
-        for name, knob in flat(Config).items():
+        for name, knob in flat(ServeConfig).items():
             if name.startswith(f"{prefix}."):
                 default = "" if knob.default is None else f"`{knob.default}`"
                 parts.append(f"| `{name}` | `{flag(name)}` | {default} | {describe(knob)} | {knob.help} |\n")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.base.errors import Refused, Unreachable
+from headrace.base.home import home
 from headrace.checkpoint import wheel
 from headrace.checkpoint.bar import Bar
-from headrace.checkpoint.hub import home
 from headrace.checkpoint.wheel import Wheel
 
 

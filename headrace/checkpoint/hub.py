@@ -1,12 +1,12 @@
 """From what a user calls a model to where it lies on this disk, fetching it when needed."""
 
-import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from headrace.base.errors import Refused, UnknownName
+from headrace.base.home import home
 from headrace.checkpoint import huggingface, wheel
 from headrace.checkpoint.bar import Bar, Report
 from headrace.checkpoint.wheel import Wheel
@@ -33,11 +33,6 @@ FORMS = (
 )
 LOCAL = re.compile(r"[./~]|[A-Za-z]:[\\/]|.*\\")  # how paths begin, and nothing else does
 FILES = (".gguf", ".safetensors", ".json")
-
-
-def home() -> Path:
-    """Where fetched models are kept: $HEADRACE_HOME, else ~/.cache/headrace."""
-    return Path(os.environ.get("HEADRACE_HOME") or "~/.cache/headrace").expanduser()
 
 
 def find(model: str, progress: Report | None = None) -> Path:

@@ -54,6 +54,21 @@ def fetch(reference: Reference) -> Path:
     return _result(Path(folder), chosen)
 
 
+def fetch_config(reference: Reference) -> Path:
+    """The config.json of a repository and nothing else, in huggingface-hub's own cache; raises as `fetch` does."""
+    repo, revision = reference.repo, reference.revision
+    with _faults(reference):
+        try:
+            huggingface_hub.HfApi().model_info(repo, revision=revision, timeout=PATIENCE)  # once and shortly
+        except (HTTPError, OSError) as fault:
+            status = fault.response.status_code if isinstance(fault, errors.HfHubHTTPError) else 500
+            earlier = huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision)
+            if status < 500 or not isinstance(earlier, str):
+                raise
+            return Path(earlier)
+        return Path(huggingface_hub.hf_hub_download(repo, "config.json", revision=revision))
+
+
 def _result(folder: Path, chosen: list[str]) -> Path:
     return folder / chosen[0] if chosen[0].endswith(".gguf") else folder
 

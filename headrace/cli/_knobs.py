@@ -10,8 +10,8 @@ from headrace.base.config import Config, Memory, Model, Schedule
 
 
 def flag(knob: str) -> str:
-    """The flag of a knob: its dotted name, `-` for `_`; `model.` is left out, and `model.path` is --model."""
-    return "--" + _named(knob.removeprefix("model."))
+    """The flag of a knob: its dotted name, `-` for `_`; `model.`, `serve.` are left out, `model.path` is --model."""
+    return "--" + _named(knob.removeprefix("model.").removeprefix("serve."))
 
 
 def _named(name: str) -> str:

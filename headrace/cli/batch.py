@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from headrace.base.errors import Fault, Refused
+from headrace.base.errors import Broken, Fault, Refused
 from headrace.cli import _lines
 from headrace.cli._answer import Interrupt
 from headrace.cli._knobs import Engine, EngineFlags
@@ -172,7 +172,9 @@ class Work:
             del self.jobs[id]
             job.left -= 1
             if not job.left:
-                self._write(job.line, job)
+                failed = any(stream.finish == "error" for stream in job.streams)
+                fault = Broken("the request failed in the engine", hint="the log says why")
+                self._write(job.line, fault if failed else job)
 
     def _write(self, line: Line, outcome: Job | Fault) -> None:
         self.done += 1

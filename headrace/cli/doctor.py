@@ -163,7 +163,8 @@ def _gpus(wishes: list[Finding]) -> Iterator[dict[str, Any]]:
 
 
 def _cache(wishes: list[Finding]) -> dict[str, Any]:
-    from headrace.checkpoint.hub import home, place
+    from headrace.base.home import home
+    from headrace.checkpoint.hub import place
 
     folder, model = home(), Model().path
     files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []

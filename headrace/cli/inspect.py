@@ -73,6 +73,7 @@ def facts(plan: "Plan") -> dict[str, Any]:
             "policy": plan.policy,
             "prefix_cache": plan.prefix_cache,
             "overlap": plan.overlap,
+            "deterministic": plan.deterministic,
         },
         "seed": plan.seed,
         "memory": {
@@ -84,6 +85,7 @@ def facts(plan: "Plan") -> dict[str, Any]:
             "left_over": memory.allowed - memory.total,
         },
         "kv": {
+            "dtype": str(plan.kv_dtype).removeprefix("torch."),
             "block": plan.block,
             "blocks": plan.kv_blocks,
             "tokens": plan.kv_tokens,
@@ -126,6 +128,8 @@ def _settings(plan: "Plan") -> Table:
     table.add_row("step", f"at most {plan.tokens} tokens of {plan.rows} requests, in order of {plan.policy}")
     table.add_row("prefix cache", "on" if plan.prefix_cache else "off")
     table.add_row("plans ahead", "yes" if plan.overlap else "no")
+    if plan.deterministic:
+        table.add_row("deterministic", "logits do not depend on what shares a step")
     for window, count in groups(plan):
         seen = "all that came before" if window is None else f"the last {window} tokens"
         table.add_row("layer group", f"{count} layers that see {seen}")
@@ -140,7 +144,7 @@ def _memory(plan: "Plan") -> Table:
     rows = (
         ("weights", memory.weights),
         ("workspace of a step", memory.workspace),
-        (f"KV cache, {plan.kv_blocks} blocks of {plan.block} tokens", memory.kv_cache),
+        (f"KV cache, {plan.kv_blocks} blocks of {plan.block} tokens{_kept(plan)}", memory.kv_cache),
         ("left over of what may be used", memory.allowed - memory.total),
         ("may be used (memory.share)", memory.allowed),
         ("free now", memory.free),
@@ -148,6 +152,10 @@ def _memory(plan: "Plan") -> Table:
     for n, (name, size) in enumerate(rows):
         table.add_row(name, _size(size), f"{size / max(memory.free, 1):.1%}", end_section=n == 3)
     return table
+
+
+def _kept(plan: "Plan") -> str:
+    return "" if plan.kv_dtype == plan.dtype else f" in {str(plan.kv_dtype).removeprefix('torch.')}"
 
 
 def _requests(plan: "Plan") -> Table:

@@ -6,7 +6,7 @@ import pytest
 
 from headrace.api.llm import LLM
 from headrace.base.errors import Broken
-from headrace.bench import host, latency, startup
+from headrace.bench import host, latency, masks, startup
 from headrace.bench.throughput import time_workload
 from headrace.bench.workloads import custom
 from tests import tiny
@@ -49,6 +49,13 @@ def test_host_counts_rows_and_tokens():
     assert costs.tokens == 4 * (40 + 5)
     assert costs.steps >= 6
     assert all(m.value > 0 for m in costs.measures("x"))
+
+
+def test_masks_are_timed_for_grammars_that_all_differ(folder: Path):
+    words = tiny.tokenizer(folder)
+    measures = masks.measure(words, words.vocab_size, 3, 12)
+    assert [m.name.split(": ")[1] for m in measures] == ["compile", "mask", "apply", "follow"]
+    assert all(m.value > 0 for m in measures)
 
 
 def test_startup_says_how_it_failed(folder: Path):

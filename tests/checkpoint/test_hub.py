@@ -6,7 +6,8 @@ import pytest
 
 from headrace.base.errors import Refused, UnknownName
 from headrace.checkpoint import hub, huggingface
-from headrace.checkpoint.hub import KNOWN, find, home, place, pull
+from headrace.base.home import home
+from headrace.checkpoint.hub import KNOWN, find, place, pull
 from headrace.checkpoint.huggingface import Reference
 
 

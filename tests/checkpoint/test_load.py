@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from headrace.base.errors import BadCheckpoint
 from headrace.checkpoint.config import read_config
 from headrace.checkpoint.gguf import Gguf
-from headrace.checkpoint.load import dummy, load, open_source
+from headrace.checkpoint.load import dummy, load, load_cache_scales, open_source
 from headrace.checkpoint.save import save
 from headrace.models import build
 from headrace.models.gemma import TINY as GEMMA
@@ -94,6 +94,27 @@ def test_tensors_that_everybody_computes_are_ignored(tiny: Path):
         tiny, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
     )
     load(empty(TINY), open_source(tiny))
+
+
+def scaled(folder: Path, **scales: torch.Tensor) -> Decoder:
+    rewrite(folder, lambda t: t.update({f"model.layers.1.self_attn.{n}": x for n, x in scales.items()}))
+    built = empty(read_config(folder))
+    load(built, open_source(folder))  # which leaves them alone
+    load_cache_scales(built.named_attentions(), open_source(folder))
+    return built
+
+
+def test_scales_of_cached_keys_and_values_are_found(tiny: Path):
+    layers = scaled(tiny, k_scale=torch.tensor(0.25), v_scale=torch.tensor([3.0])).attentions
+    assert [(layer.k_scale, layer.v_scale) for layer in layers[:2]] == [(1.0, 1.0), (0.25, 3.0)]
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.0), torch.tensor(float("nan")), torch.ones(2)])
+def test_a_scale_is_one_positive_number(tiny: Path, scale: torch.Tensor):
+    with pytest.raises(
+        BadCheckpoint, match=r"layers\.1\.self_attn\.k_scale is .* expected one positive number"
+    ):
+        scaled(tiny, k_scale=scale)
 
 
 def test_leftovers_and_gaps_are_named(tiny: Path):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from headrace.base.config import Config, flat
+from headrace.base.config import flat
+from headrace.serve.settings import ServeConfig
 
 ROOT = Path(__file__).parents[2]
-KNOBS = flat(Config)
+KNOBS = flat(ServeConfig)
 
 
 @pytest.mark.parametrize("name", KNOBS)

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from headrace.base.errors import Refused
+from headrace.nn import decoder
 from headrace.nn.decoder import Decoder
+from headrace.nn.linear import Linear
 from headrace.nn.rope import Rope
 from headrace.nn.step import Whole
 from tests.nn.test_attention import SHAPE
@@ -39,6 +42,31 @@ def test_blocks_add_up(post_norms: bool):
             hidden = hidden + after_attention
             hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
     torch.testing.assert_close(model(step), model.norm(hidden))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_deterministic_logits_are_those_of_the_token_alone(tied: bool, softcap: float | None):
+    model = made(tied=tied, logits_softcap=softcap, vocab=64)
+    hidden = torch.randn(37, 12)
+    usual = model.logits(hidden)
+    model.set_deterministic()
+    assert all(layer.deterministic for layer in model.modules() if isinstance(layer, Linear))
+    together = model.logits(hidden)
+    torch.testing.assert_close(together, usual)
+    for n in (0, 5, 16, 36):
+        assert torch.equal(model.logits(hidden[n : n + 1]), together[n : n + 1])
+
+
+def test_a_head_whose_products_depend_on_company_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """The tied one is the embedding, which is no linear layer."""
+    monkeypatch.setattr(decoder, "place_is_free", lambda weight: weight.shape[0] != 64)
+    with pytest.raises(Refused, match="other company"):
+        made(vocab=64).set_deterministic()
+
+
+def test_attention_layers_go_by_their_names_in_a_checkpoint():
+    assert [name for name, _ in made().named_attentions()] == [f"model.layers.{n}.self_attn" for n in (0, 1)]
 
 
 def test_logits():

@@ -31,31 +31,43 @@ FileFlags = Annotated[Files, Parameter(name="*", negative=())]
 
 
 def result(
-    benchmark: str, settings: dict[str, Any], measures: list[Measure], plan: "Plan | None" = None
+    benchmark: str,
+    settings: dict[str, Any],
+    measures: list[Measure],
+    plan: "Plan | None" = None,
+    gpu: str | None = None,
 ) -> Result:
-    """The result of a benchmark on this machine."""
+    """The result of a benchmark on this machine; `gpu` by name where there is no plan that says it."""
     hardware = probe()
     machine: dict[str, Any] = {"cpu": hardware.cpu_name, "cores": hardware.cores}
     if plan is not None and plan.device.type == "cuda":
         import torch
 
-        machine["gpu"] = torch.cuda.get_device_name(plan.device)
+        gpu = torch.cuda.get_device_name(plan.device)
+    if gpu is not None:
+        machine["gpu"] = gpu
     return Result(benchmark, machine, versions("headrace", "torch", "triton"), commit(), settings, measures)
 
 
-def report(found: Result, files: Files) -> None:
-    """Print the table; write the JSON where asked; say what changed against an earlier result."""
-    table = Table(title=found.benchmark, caption=_where(found))
-    for heading in ("measure", "value", "unit"):
-        table.add_column(heading, justify="right" if heading == "value" else "left")
-    for measure in found.measures:
-        table.add_row(measure.name, _number(measure.value), measure.unit)
+def report(found: Result, files: Files, table: Table | None = None) -> None:
+    """Print the table (of measures, or the one given); write the JSON where asked; say what changed since another."""
+    table = table or _measures(found)
+    table.caption = _where(found)
     console = Console()
     console.print(table)
     if files.compare is not None:
         console.print(_comparison(Result.read(files.compare), found))
     if files.output is not None:
         found.write(files.output)
+
+
+def _measures(found: Result) -> Table:
+    table = Table(title=found.benchmark)
+    for heading in ("measure", "value", "unit"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    for measure in found.measures:
+        table.add_row(measure.name, _number(measure.value), measure.unit)
+    return table
 
 
 def _comparison(before: Result, after: Result) -> Table:

@@ -89,7 +89,9 @@ def _facts(plan: "Plan", shape: str | None) -> dict[str, Any]:
     return {
         "model": shape or plan.model,
         "dtype": str(plan.dtype).removeprefix("torch."),
+        "kv_dtype": str(plan.kv_dtype).removeprefix("torch."),
         "kv_tokens": plan.kv_tokens,
+        "deterministic": plan.deterministic,
         "rows": plan.rows,
         "tokens": plan.tokens,
     }

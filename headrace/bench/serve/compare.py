@@ -1,0 +1,127 @@
+"""A run against an earlier one: what changed by how much, and what must not have."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headrace.base.errors import Refused
+from headrace.bench.serve.measures import FLOORS, KNOWN
+
+GATE = re.compile(r"\s*([a-z0-9_]+)\s*([+-])\s*([0-9.]+)\s*(%|)\s*")
+PART = re.compile(r"(ttft|tpot|itl|e2e)_(mean|p\d+)")
+SHOWN = ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "itl_p99", "e2e_p99", "output_per_second", "goodput")
+Json = dict[str, Any]
+
+
+class Gate(NamedTuple):
+    """A number must not have changed in a direction by more than so much: of itself (`part`), or as it is."""
+
+    name: str
+    up: bool
+    most: float
+    part: bool
+
+    @property
+    def text(self) -> str:
+        size = f"{self.most * 100:g}%" if self.part else f"{self.most:g}"
+        return f"{self.name} {'+' if self.up else '-'}{size}"
+
+
+class Row(NamedTuple):
+    """One number of one level, before and after. `change` 0.1 is ten percent more; `broken`: the gates it is past."""
+
+    level: str
+    name: str
+    before: float | None
+    after: float | None
+    change: float | None
+    better: bool | None
+    broken: list[str]
+
+
+def read_gates(texts: Sequence[str]) -> list[Gate]:
+    """`tpot_p99 +5%` as gates; several may be in one text, with commas. Raises Refused."""
+    found: list[Gate] = []
+    for part in [part for text in texts for part in text.split(",")]:
+        match = GATE.fullmatch(part)
+        try:
+            if match is None or match[1] not in KNOWN:
+                raise ValueError(part)
+            size = float(match[3])
+            found.append(Gate(match[1], match[2] == "+", size / 100 if match[4] else size, bool(match[4])))
+        except ValueError:
+            raise Refused(
+                f"{part.strip()!r} is no limit of change; expected such as 'tpot_p99 +5%' or 'output_per_second -3%'",
+                param="fail-if",
+                hint=f"known names: {', '.join(KNOWN)}",
+            ) from None
+    return found
+
+
+def read(path: Path) -> Json:
+    """An earlier result. Raises Refused for a file that is not one."""
+    try:
+        found: Any = json.loads(path.read_text())
+        if found["benchmark"] != "serve":
+            raise KeyError("benchmark")
+        _ = [(level["name"], level["whole"]) for level in found["levels"]]
+    except OSError as fault:
+        raise Refused(f"{path} cannot be read: {fault.strerror}", param="compare") from fault
+    except (ValueError, TypeError, KeyError) as fault:
+        raise Refused(
+            f"{path} is not a result of `headrace bench serve`: {fault}", param="compare"
+        ) from fault
+    return found
+
+
+def value(level: Json, name: str) -> float | None:
+    """A number of a level of a result, by its name in limits."""
+    whole = level["whole"]
+    if (match := PART.fullmatch(name)) is not None:
+        spread = whole.get(match[1])
+        return None if spread is None else spread.get(match[2])
+    if name in ("error_rate", "refusal_rate"):
+        outcomes, sent = whole.get("outcomes", {}), whole.get("sent")
+        count = outcomes.get("refused", 0)
+        if name == "error_rate":
+            count = outcomes.get("error", 0) + outcomes.get("unfinished", 0)
+        return count / sent if sent else None
+    return whole.get(name)
+
+
+def compare(before: Json, after: Json, gates: Sequence[Gate] = ()) -> list[Row]:
+    """Rows for all levels that both have, by name. Raises Refused where they have none in common.
+
+    A gate whose number is there before and missing after is broken: a run that measured nothing must not pass.
+    """
+    old = {level["name"]: level for level in before["levels"]}
+    common = [level for level in after["levels"] if level["name"] in old]
+    if not common:
+        raise Refused(
+            f"no level of load is in both: {', '.join(old)} before,"
+            f" {', '.join(level['name'] for level in after['levels'])} now",
+            param="compare",
+            hint="repeat the run with the flags of the earlier one",
+        )
+    names = [*SHOWN, *(gate.name for gate in gates if gate.name not in SHOWN)]
+    return [_row(old[level["name"]], level, name, gates) for level in common for name in dict.fromkeys(names)]
+
+
+def _row(old: Json, new: Json, name: str, gates: Sequence[Gate]) -> Row:
+    before, after = value(old, name), value(new, name)
+    mine = [gate for gate in gates if gate.name == name]
+    if before is None or after is None:
+        lost = [gate.text for gate in mine if before is not None]
+        return Row(new["name"], name, before, after, None, None, lost)
+    change = after / before - 1 if before else None
+    grown = after - before
+    better = None if not grown else (grown > 0) == (name in FLOORS)
+    broken = [gate.text for gate in mine if _past(gate, before, grown)]
+    return Row(new["name"], name, before, after, change, better, broken)
+
+
+def _past(gate: Gate, before: float, grown: float) -> bool:
+    allowed = gate.most * abs(before) if gate.part else gate.most
+    return (grown if gate.up else -grown) > allowed

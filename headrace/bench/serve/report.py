@@ -1,0 +1,298 @@
+"""The report of a run as one HTML file that loads nothing: tables, curves, and what each number means."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from math import log10
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace.base.errors import Refused
+from headrace.bench.serve.campaign import Level
+from headrace.bench.serve.chart import Line, draw
+from headrace.bench.serve.compare import Row
+from headrace.bench.serve.measures import OF_ONE, Spread, itls
+from headrace.bench.serve.steady import running
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1d2329;--soft:#5d6873;--paper:#fff;--line:#dfe4e8;--warn:#9a5b00;--bad:#b3261e;
+--good:#1b7f4b;--c0:#2867c9;--c1:#c8501e;--c2:#1b8a6b;--c3:#8a4fbf;--c4:#b08600;--c5:#c2316f}
+@media(prefers-color-scheme:dark){:root{--ink:#e6eaee;--soft:#9aa6b2;--paper:#14181c;--line:#2c343c;--warn:#e0a33c;
+--bad:#ff8a80;--good:#6fd39f;--c0:#7fb0ff;--c1:#ff9a6b;--c2:#5fd3ae;--c3:#c79bf2;--c4:#e3c04a;--c5:#ff86b3}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1320px;margin:0 auto;
+padding:24px 20px 60px}
+h1{font-size:24px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 8px}h3{font-size:15px;margin:22px 0 6px}
+p.sub,figcaption,caption,dd{color:var(--soft)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
+th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}thead th{font-weight:600;color:var(--soft)}
+td small{color:var(--soft);font-size:11px;display:block}
+.warn{color:var(--warn)}.bad{color:var(--bad);font-weight:600}.good{color:var(--good)}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:18px}
+figure{margin:0}svg{width:100%;height:auto}svg text{font-size:12px;fill:var(--soft)}
+.mid{text-anchor:middle}.end{text-anchor:end}.grid{stroke:var(--line);fill:none}
+polyline{fill:none;stroke-width:2}circle{stroke:none}
+figcaption span{margin-right:16px;font-size:13px}figcaption span::before{content:"\\25CF\\00a0"}
+dt{font-weight:600}dd{margin:0 0 8px}summary{cursor:pointer;font-weight:600;margin:18px 0 6px}
+""" + "".join(
+    f"polyline.c{n}{{stroke:var(--c{n})}}circle.c{n}{{fill:var(--c{n})}}"
+    f"figcaption .c{n}::before{{color:var(--c{n})}}"
+    for n in range(6)
+)
+
+DEFINITIONS = (
+    (
+        "TTFT",
+        "from when the request was due to the first chunk with tokens; how late the client was is included",
+    ),
+    ("TPOT", "from the first token to the last, over the tokens after the first; one number per request"),
+    ("ITL", "between tokens, all of them; tokens that came in one chunk share the time since the one before"),
+    ("E2E", "from when the request was due to its last token"),
+    ("goodput", "requests per second that ended well and within all limits"),
+    ("steady", "without the time in which the server filled up and ran dry: see the note under each level"),
+    ("small numbers", "95% confidence interval: order statistics for requests, batch means for tokens"),
+)
+MS = 1000.0
+TIMES = ("ttft_", "tpot_", "itl_", "e2e_")
+
+
+def html(said: dict[str, Any], levels: Sequence[Level], rows: Sequence[Row] = ()) -> str:
+    """The whole page. `said` is the result as JSON has it, `rows` a comparison with an earlier one."""
+    title = f"{escape(str(said['model_id']))} under load"
+    parts = [
+        '<!doctype html><html lang="en"><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width,initial-scale=1">',
+        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>",
+        f'<p class="sub">{escape(str(said["url"]))}, {escape(str(said["date"]))}, times in milliseconds,'
+        f" definitions: {escape(str(said['definitions']))}</p>",
+        _search(said.get("search")),
+        _levels(levels),
+        _curves(levels),
+        _comparison(rows),
+        *(_level(level, open_=n == len(levels) - 1) for n, level in enumerate(levels)),
+        "<h2>What the numbers mean</h2><dl>",
+        *(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in DEFINITIONS),
+        "</dl>",
+        _settings(said),
+        "</html>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def write(path: Path, text: str) -> None:
+    """Raises Refused."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as fault:
+        raise Refused(f"{path} cannot be written: {fault.strerror}", param="html") from fault
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _search(found: dict[str, Any] | None) -> str:
+    if not found:
+        return ""
+    limits = escape(str(found.get("limits")))
+    holds, fails = found.get("holds"), found.get("fails")
+    edge = f"fails at {fails:.4g}/s" if isinstance(fails, float) else "no rate that fails was found"
+    return f"<h2>{limits}</h2><p>holds at <b>{holds or 0:.4g} requests per second</b>, {edge}</p>"
+
+
+# -- all levels -------------------------------------------------------------------------------------------------
+
+
+def _levels(levels: Sequence[Level]) -> str:
+    heads = (
+        *("load", "sent", "failed", "refused", "requests/s", "output tok/s", "goodput/s"),
+        *("TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "ITL p99", "E2E p99", "server queue", "KV in use"),
+    )
+    return "<h2>Levels</h2>" + _table(heads, map(_level_row, levels))
+
+
+def _level_row(level: Level) -> list[str]:
+    whole, server = level.whole, level.server
+    bad = whole.outcomes.get("error", 0) + whole.outcomes.get("unfinished", 0)
+    spreads = whole.spreads
+    wanted = (("ttft", 50), ("ttft", 99), ("tpot", 50), ("tpot", 99), ("itl", 99), ("e2e", 99))
+    invalid = any(warning.startswith("invalid") for warning in level.warnings)
+    return [
+        f'<span class="{"bad" if invalid else ""}">{escape(level.load.name)}{" (invalid)" if invalid else ""}</span>',
+        str(whole.sent),
+        f'<span class="bad">{bad}</span>' if bad else "0",
+        str(whole.outcomes.get("refused", 0)),
+        f"{whole.requests_per_second:.2f}",
+        f"{whole.output_per_second:,.0f}",
+        "" if whole.goodput is None else f"{whole.goodput:.2f} <small>{whole.attained or 0:.1%}</small>",
+        *(_cell(spreads[name], part) for name, part in wanted),
+        "" if server is None or server.queue is None else f"{server.queue * MS:.1f}",
+        "" if server is None or server.kv_usage_most is None else f"{server.kv_usage_most:.0%}",
+    ]
+
+
+def _cell(spread: Spread | None, part: int) -> str:
+    if spread is None:
+        return ""
+    value, low, high = spread.percentiles[part]
+    if low is None and high is None:
+        return f"{value * MS:.1f}"
+    bounds = f"{'?' if low is None else f'{low * MS:.1f}'} to {'?' if high is None else f'{high * MS:.1f}'}"
+    return f"{value * MS:.1f}<small>{bounds}</small>"
+
+
+def _curves(levels: Sequence[Level]) -> str:
+    """Latency against load: what a level's name does not tell."""
+    if len(levels) < 2:
+        return ""
+    ordered = sorted(levels, key=lambda level: level.whole.output_per_second)
+    charts: list[str] = []
+    for name, title in (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "E2E")):
+        lines = [
+            Line(
+                f"{title} p{part}, {said}",
+                [
+                    (level.whole.output_per_second, spread.percentiles[part][0] * MS)
+                    for level in ordered
+                    if (level.load.streams is not None) == closed
+                    and (spread := level.whole.spreads[name]) is not None
+                ],
+            )
+            for closed, said in ((False, "by rate"), (True, "by streams"))
+            for part in (50, 99)
+        ]
+        charts.append(draw(lines, "output tokens per second", f"{title}, ms", log_y=True))
+    offered = [
+        (level.load.rate, level.whole.requests_per_second)
+        for level in sorted(levels, key=lambda level: level.load.rate)
+        if level.load.streams is None and level.load.rate < 1e9
+    ]
+    if len(offered) > 1:
+        lines = [Line("answered", offered), Line("asked for", [(rate, rate) for rate, _ in offered])]
+        charts.append(draw(lines, "requests per second asked for", "answered per second"))
+    return f'<h2>Latency against load</h2><div class="charts">{"".join(charts)}</div>'
+
+
+def _comparison(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+
+    def cells(row: Row) -> list[str]:
+        style = "" if row.better is None else "good" if row.better else "warn"
+        change = "" if row.change is None else f'<span class="{style}">{row.change:+.1%}</span>'
+        gates = ", ".join(map(escape, row.broken))
+        scale = MS if row.name.startswith(TIMES) else 1.0
+        return [
+            escape(row.level),
+            row.name,
+            *("" if number is None else f"{number * scale:.5g}" for number in (row.before, row.after)),
+            change,
+            f'<span class="bad">past {gates}</span>' if gates else "",
+        ]
+
+    heads = ("load", "number", "before", "now", "change", "")
+    return "<h2>Against the baseline</h2>" + _table(heads, map(cells, rows))
+
+
+# -- one level --------------------------------------------------------------------------------------------------
+
+
+def _level(level: Level, open_: bool) -> str:
+    parts = [f"<details{' open' if open_ else ''}><summary>{escape(level.load.name)}</summary>"]
+    parts += [f'<p class="warn">{escape(warning)}</p>' for warning in level.warnings]
+    if level.window is not None and level.steady is not None:
+        begin, end = level.window
+        calm = level.steady
+        first = calm.spreads["ttft"]
+        parts.append(
+            f'<p class="sub">Steady from {begin:.1f} s to {end:.1f} s: {calm.output_per_second:,.0f} output tokens/s,'
+            f" {calm.sent} requests"
+            + (f", TTFT p50 {first.percentiles[50][0] * MS:.1f} ms</p>" if first else "</p>")
+        )
+    parts.append(f'<div class="charts">{_percentiles(level)}{_timelines(level)}</div>')
+    if level.whole.reasons:
+        rows = [[escape(reason), str(count)] for reason, count in level.whole.reasons.items()]
+        parts.append(_table(("what went wrong", "requests"), rows))
+    if level.server is not None:
+        rows = [
+            [name.replace("_", " "), f"{value:.5g}"]
+            for name, value in level.server._asdict().items()
+            if value is not None
+        ]
+        parts.append("<h3>By the server's own numbers</h3>" + _table(("", "value"), rows))
+    return "".join(parts) + "</details>"
+
+
+def _percentiles(level: Level) -> str:
+    """Each measure over the share of requests below it, the tail stretched: 50, 90, 99, 99.9 are equally far apart."""
+    ok = [sample for sample in level.samples if sample.outcome == "ok"]
+    measured = {
+        name: [v for one in ok if (v := of(one, "headrace")) is not None] for name, of in OF_ONE.items()
+    }
+    measured["itl"] = [gap for one in ok for gap in itls(one)]
+    charts: list[str] = []
+    for names in (("ttft", "e2e"), ("itl", "tpot")):
+        lines = [Line(name.upper(), _tail(measured[name])) for name in names]
+        labels = [(_stretch(part), f"p{part:g}") for part in (0, 50, 90, 99, 99.9)]
+        charts.append(draw(lines, "percentile", "ms", log_y=True, x_labels=labels))
+    return "".join(charts)
+
+
+def _stretch(part: float) -> float:
+    return -log10(1 - part / 100)
+
+
+def _tail(values: Sequence[float]) -> list[tuple[float, float]]:
+    if not values:
+        return []
+    most = 100 * (1 - 1 / (len(values) + 1))
+    parts = [
+        part
+        for part in (*range(0, 90, 5), *np.arange(90, 99, 0.5), *np.arange(99, 99.95, 0.05))
+        if part <= most
+    ]
+    return [(_stretch(float(p)), v * MS) for p, v in zip(parts, np.percentile(values, parts), strict=True)]
+
+
+def _timelines(level: Level) -> str:
+    samples, duration = level.samples, level.whole.duration
+    if not samples or duration <= 0:
+        return ""
+    moments = np.linspace(0, duration, 200)
+    lines = [Line("on their way", list(zip(moments, running(samples, moments), strict=True)))]
+    for key, name in (("running", "running (server)"), ("waiting", "waiting (server)")):
+        found = [(point.at - level.start, point.values[key]) for point in level.points if key in point.values]
+        lines.append(Line(name, [point for point in found if point[0] >= 0]))
+    charts = [draw(lines, "seconds", "requests")]
+    came = np.concatenate(
+        [
+            one.first + np.concatenate(([0.0], np.cumsum(one.chunks)))
+            for one in samples
+            if one.first is not None
+        ]
+        or [np.zeros(0)]
+    )
+    width = max(duration / 100, 0.1)
+    counts, edges = np.histogram(came, bins=np.arange(0, duration + width, width))
+    rate = [
+        (float(edge + width / 2), float(count / width)) for edge, count in zip(edges, counts, strict=False)
+    ]
+    charts.append(draw([Line("chunks with tokens", rate)], "seconds", "per second"))
+    firsts = [(one.scheduled, (one.first - one.scheduled) * MS) for one in samples if one.first is not None]
+    charts.append(draw([Line("TTFT", firsts, dots=True)], "due after seconds", "ms", log_y=True))
+    used = [
+        (point.at - level.start, point.values["kv_usage"] * 100)
+        for point in level.points
+        if "kv_usage" in point.values
+    ]
+    charts.append(draw([Line("KV in use", [point for point in used if point[0] >= 0])], "seconds", "percent"))
+    return "".join(charts)
+
+
+def _settings(said: dict[str, Any]) -> str:
+    found = {**said.get("settings", {}), **said.get("versions", {}), "commit": said.get("commit")}
+    rows = [[escape(str(name)), escape(str(value))] for name, value in found.items() if value is not None]
+    return "<h2>How it was run</h2>" + _table(("", "value"), rows)

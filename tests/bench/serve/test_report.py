@@ -1,0 +1,121 @@
+"""The report: one file, whole, and without anything from elsewhere."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from headrace.base.errors import Refused
+from headrace.bench.serve.arrivals import Load
+from headrace.bench.serve.chart import Line, draw, plain
+from headrace.bench.serve.compare import compare, read_gates
+from headrace.bench.serve.export import document
+from headrace.bench.serve.report import html, write
+from headrace.bench.serve.sample import Sample
+from tests.bench.serve.made import campaign, level, samples
+
+EMPTY = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Balanced(HTMLParser):
+    """Sees that every element that begins also ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page() -> str:
+    bad = Sample(1.0, 1.0, ended=2.0, outcome="error", reason="HTTP 500: <b>oops</b>")
+    levels = [
+        level(found=[*samples(), bad], of=campaign(limits={"ttft": 0.1})),
+        level(Load(rate=20.0, duration=10.0), samples(rate=20.0, ttft=0.2)),
+    ]
+    said = document(
+        campaign(), levels, {"url": "<script>"}, {"limits": "ttft_p99<0.5", "holds": 9.0, "fails": None}
+    )
+    before = document(campaign(), [level()], {})
+    return html(said, levels, compare(before, said, read_gates(["ttft_p99 +0.01%"])))
+
+
+def test_it_is_whole_and_loads_nothing():
+    text = page()
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert not parser.seen & {"script", "link", "img", "iframe"}
+    assert not re.search(r"https?://(?!127\.0\.0\.1)", text)
+    assert "url(" not in text
+    assert "<b>oops" not in text
+    assert "&lt;b&gt;oops" in text
+    assert "&lt;script&gt;" in text
+
+
+def test_it_has_what_was_measured():
+    text = page()
+    for word in (
+        "Latency against load",
+        "Against the baseline",
+        "10/s",
+        "20/s",
+        "by the server",
+        "What the numbers",
+    ):
+        assert word.lower() in text.lower(), word
+    assert text.count("<svg") >= 10
+    assert "holds at <b>9 requests per second</b>" in text
+
+
+def test_a_run_of_nothing_has_a_report():
+    empty = campaign()._judged(Load(requests=1), [], 0.0, [], [])
+    text = html(document(campaign(), [empty], {}), [empty])
+    assert "all at once" in text
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+
+
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path):
+    with pytest.raises(Refused, match="cannot be written"):
+        write(tmp_path / "no" / "such.html", "")
+
+
+def test_a_chart_stays_inside_its_frame():
+    for log in (False, True):
+        text = draw(
+            [Line("a", [(0, 1), (5, 1000), (10, 0.01)]), Line("b", [(3, 3)], dots=True)], "x", "y", log_y=log
+        )
+        points = [tuple(map(float, p.split(","))) for p in re.findall(r'points="([^"]*)"', text)[0].split()]
+        assert len(points) == 3
+        assert all(60 <= x <= 620 and 0 <= y <= 300 for x, y in points)
+        assert text.count("<circle") == 4
+
+
+@pytest.mark.parametrize("lines", [[], [Line("a", [])], [Line("a", [(1, float("nan"))])]])
+def test_nothing_to_draw_is_no_chart(lines: list[Line]):
+    assert draw(lines, "x", "y") == ""
+
+
+def test_a_single_point_is_drawn():
+    assert "<circle" in draw([Line("a", [(1, 5)])], "x", "y")
+    assert "<circle" in draw([Line("a", [(0, 0)])], "x", "y")
+    assert "<circle" in draw([Line("a", [(1, 5)])], "x", "y", log_y=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.05, "0.05"), (1500, "1,500"), (20000, "20k"), (2e6, "2e+06"), (0.0001, "0.0001")],
+)
+def test_numbers_are_short(value: float, text: str):
+    assert plain(value) == text
