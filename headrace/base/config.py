@@ -66,6 +66,11 @@ class Model(Knobs):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
         "auto", "what weights and activations are computed in; auto: float32 on a CPU"
     )
+    quantization: Literal["auto", "none", "int8"] = knob(
+        "auto",
+        "what weights are rounded to while loading: int8 (8-bit products, on a CPU) or none; auto: int8 on a CPU for a"
+        " .gguf file with quantized weights, unless a dtype is asked for",
+    )
     max_len: int | None = knob(
         None,
         "most tokens of one request, prompt and answer together; default: what the model was made for",
@@ -235,6 +240,7 @@ _VLLM = {
     "tokenizer": "model.tokenizer",
     "chat_template": "model.chat_template",
     "dtype": "model.dtype",
+    "quantization": "model.quantization",
     "max_model_len": "model.max_len",
     "device": "model.device",
     "attention_backend": "model.attention",
@@ -257,6 +263,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "model.path": str,
     "model.tokenizer": str,
     "model.dtype": lambda v: _DTYPES.get(str(v), str(v).removeprefix("torch.")),
+    "model.quantization": lambda v: "auto" if v is None else v,
     "model.device": str,
     "model.dummy_weights": lambda v: {"dummy": True, "auto": False, "safetensors": False, "gguf": False}.get(
         v, v
@@ -272,7 +279,6 @@ _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "pipeline_parallel_size": ((1,), "this version runs on one device"),
     "data_parallel_size": ((1,), "this version runs on one device"),
     "trust_remote_code": ((False,), "no code from a checkpoint is ever run"),
-    "quantization": ((None,), "a checkpoint's own format is recognized; nothing is quantized while loading"),
     "cpu_offload_gb": ((0,), "weights stay on the device"),
     "enable_lora": ((False,), "adapters are not supported yet"),
     "speculative_config": ((None,), "speculative decoding is not supported yet"),

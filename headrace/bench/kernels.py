@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
+from triton.runtime.errors import OutOfResources
 
 from headrace.base.errors import UnknownName
 from headrace.bench import kernels_attention, kernels_linear, kernels_rows
@@ -114,9 +115,13 @@ def check(case: Case, device: torch.device) -> float:
 
 
 def _check_one(selection: Selection, index: int) -> float:
-    error = check(selection.cases()[index][1], torch.device("cuda"))
-    torch.cuda.empty_cache()
-    return error
+    """Infinite where the device is too small for the case."""
+    try:
+        return check(selection.cases()[index][1], torch.device("cuda"))
+    except (torch.OutOfMemoryError, OutOfResources):
+        return float("inf")
+    finally:
+        torch.cuda.empty_cache()
 
 
 def _check_all(selection: Selection, count: int) -> list[float]:

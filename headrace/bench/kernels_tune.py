@@ -21,7 +21,7 @@ from headrace.bench.result import versions
 from headrace.kernels import configs, table
 from headrace.kernels.configs import MANY, Gemv, PagedDecode, PagedPrefill, Skinny, Wide
 from headrace.kernels.gpu import matmul as gpu
-from headrace.kernels.gpu.product import fits, multiply
+from headrace.kernels.gpu.product import multiply
 from headrace.kernels.launch import power_of_two
 
 TUNED = ("linear", "decode", "prefill")
@@ -138,8 +138,8 @@ def linear_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
         for few in (None, *skinnies(layer, most)):
             make = partial(product, layer, most, few)
             yield Trial("skinny", (("tokens", most), *row), few, layer.bytes, make)
-    tma = fits(draw(1, layer.k, device=device), draw(1, layer.k, device=device))
-    for most in MIDDLE_TOKENS if tma else ():
+    fetched = configs.capability(device) >= (9, 0) and layer.k % 8 == 0  # what TMA can do for these tiles
+    for most in MIDDLE_TOKENS if fetched else ():
         tokens = min(most, LONG)
         if layer.name == "head" and most == MANY:
             continue

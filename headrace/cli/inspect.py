@@ -64,6 +64,7 @@ def facts(plan: "Plan") -> dict[str, Any]:
         "architecture": plan.architecture,
         "parameters": plan.parameters,
         "dtype": str(plan.dtype).removeprefix("torch."),
+        "quantization": plan.quantization,
         "device": str(plan.device),
         "attention": plan.attention,
         "threads": plan.threads,
@@ -123,7 +124,7 @@ def _settings(plan: "Plan") -> Table:
     for name in ("model", "path", "architecture"):
         table.add_row(name, str(said[name]))
     table.add_row("parameters", f"{plan.parameters / 1e6:,.1f} million")
-    for name in ("dtype", "device", "attention", "threads"):
+    for name in ("dtype", "quantization", "device", "attention", "threads"):
         table.add_row(name, str(said[name]))
     table.add_row("step", f"at most {plan.tokens} tokens of {plan.rows} requests, in order of {plan.policy}")
     table.add_row("prefix cache", "on" if plan.prefix_cache else "off")

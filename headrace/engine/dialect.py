@@ -310,7 +310,7 @@ def _spoken(body: Body, messages: Sequence[Any], intake: Intake) -> tuple[list[i
         tools=box.specs,
         continue_final_message=continued,
         documents=body.get("documents"),
-        **(effort(body) | dict(more or {})),
+        chat_template_kwargs=effort(body) | dict(more or {}),
     )
     ids = tokenizer.encode(text, add_special_tokens=bool(_switch(body, "add_special_tokens")))
     return ids, read_voice(body, box, formats, text, continued)

@@ -195,7 +195,12 @@ class Matcher:
 
     def _closed(self, token: int) -> bytes | None:
         """What the token says behind the closing tag; None if the thought goes on."""
-        self._tail += self._compiler.tokenizer.token_bytes(token)
+        tokenizer = self._compiler.tokenizer
+        said = tokenizer.token_bytes(token)
+        if token in tokenizer.special_ids and said != self._closes:  # no part of it is text
+            self._tail = b""
+            return None
+        self._tail += said
         _, closed, rest = self._tail.partition(self._closes)
         if closed:
             self._tail = b""

@@ -15,7 +15,7 @@ from headrace.base.hardware import Hardware
 from headrace.engine.blocks import blocks_for
 from headrace.engine.cache import bytes_per_block
 from headrace.engine.layout import Layout, lay_out
-from headrace.kernels import configs
+from headrace.kernels import configs, int8
 from headrace.nn.attention import Attention
 from headrace.nn.decoder import Decoder
 
@@ -54,6 +54,7 @@ class Plan:
     architecture: str
     parameters: int
     dtype: torch.dtype
+    quantization: str
     device: torch.device
     attention: str
     threads: int
@@ -107,6 +108,25 @@ def pick_dtype(config: Config, settings: dict[str, Any], device: torch.device) -
     return torch.float16 if said.endswith("float16") and not said.endswith("bfloat16") else torch.bfloat16
 
 
+def pick_quantization(
+    config: Config, settings: dict[str, Any], device: torch.device, dtype: torch.dtype, path: Path | None
+) -> str:
+    """What weights become while loading; see the knob. Raises Refused where it was asked for and cannot be."""
+    asked = config.model.quantization
+    if asked == "auto":
+        quantized = path is not None and path.suffix == ".gguf" and settings.get("dtype") is None
+        fits = device.type == "cpu" and config.model.dtype == "auto" and int8.missing() is None
+        return "int8" if quantized and fits else "none"
+    reason = None
+    if asked == "int8":
+        reason = int8.missing() if device.type == "cpu" else f"8-bit products need a CPU; this is {device}"
+    if asked == "int8" and not reason and dtype != torch.float32:
+        reason = f"8-bit products need activations in float32; these are {dtype}"
+    if reason:
+        raise Refused(reason, param="model.quantization", hint="leave it out, or use --quantization none")
+    return asked
+
+
 def pick_kv_dtype(config: Config, dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """That of the activations, or 8-bit floats. Raises Refused where a GPU has none."""
     if config.memory.kv_dtype == "auto":
@@ -142,7 +162,8 @@ def resolve(
     kv_dtype = pick_kv_dtype(config, dtype, device)
     per_block = bytes_per_block(layout, config.memory.block, *_kv_shape(layers), kv_dtype)
     parameters = sum(p.numel() for p in model.parameters())
-    weights = parameters * dtype.itemsize + sum(b.nbytes for b in model.buffers())
+    quantization = pick_quantization(config, settings, device, dtype, path)
+    weights = weight_bytes(model, dtype, quantization)
     work = workspace(settings, layers[0].heads * layers[0].head_dim, tokens, rows, dtype)
     if config.schedule.deterministic and not cpu:
         # Twice, because what was outgrown stays for the graphs that point there.
@@ -165,6 +186,7 @@ def resolve(
         architecture=str(settings["model_type"]),
         parameters=parameters,
         dtype=dtype,
+        quantization=quantization,
         device=device,
         attention=attention,
         threads=config.model.threads or hardware.cores,
@@ -183,6 +205,19 @@ def resolve(
         kv_dtype=kv_dtype,
         deterministic=config.schedule.deterministic,
     )
+
+
+def weight_bytes(model: Decoder, dtype: torch.dtype, quantization: str) -> int:
+    """Bytes of a model's weights, rope tables included. Quantized: 8 bits and some per row, the embedding 16 bits."""
+    buffers = sum(b.nbytes for b in model.buffers())
+    if quantization == "none":
+        return sum(p.numel() for p in model.parameters()) * dtype.itemsize + buffers
+    table = model.embed_tokens.weight
+    matrices = [layer.weight for _, layer in model.linears()] + ([table] if model.lm_head is None else [])
+    others = sum(p.numel() for p in model.parameters()) - table.numel()
+    others -= sum(layer.weight.numel() for _, layer in model.linears())
+    rounded = sum(m.numel() + int8.BYTES_PER_ROW * m.shape[0] for m in matrices)
+    return rounded + table.numel() * 2 + others * dtype.itemsize + buffers
 
 
 def _kv_shape(layers: list[Attention]) -> tuple[int, int]:

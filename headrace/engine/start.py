@@ -85,7 +85,8 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
     plan = found.plan
     with torch.device("meta"):
         model = models.build(found.settings, plan.max_len)
-    model.allocate(plan.dtype, plan.device)
+    prepacks = plan.quantization == "int8"
+    model.allocate(plan.dtype, plan.device, prepacks and not config.model.dummy_weights)
     if config.model.dummy_weights:
         dummy(model, config.model.seed)
     else:
@@ -94,6 +95,8 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
         load(model, source, said)
         if plan.kv_dtype != plan.dtype:
             load_cache_scales(model.named_attentions(), source)
+    if prepacks:
+        model.prepack()
     if plan.deterministic:
         model.set_deterministic()
     return model.eval()

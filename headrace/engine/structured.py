@@ -15,8 +15,9 @@ KINDS: tuple[Kind, ...] = ("json", "json_object", "regex", "choice", "grammar", 
 
 MOST_REGEX = 1 << 14
 MOST_CHOICES = 10_000
-WHITESPACE = r"[ \t]{1,2}|\r?\n[ \t]{0,40}"
-"""Between the parts of JSON where nothing else is asked for: enough for indentation, and nobody can get lost in it."""
+WHITESPACE = r" |\n(?:  ){0,8}"
+"""Between the parts of JSON where nothing else is asked for: a space, or a new line with an indentation. Models that
+may write any white space there get lost in it."""
 COMPACT = ""
 """No white space at all."""
 

@@ -238,7 +238,11 @@ def _routes(config: dict[str, Any], kind: str, index: int) -> bool:
         return False
     if config.get("first_k_dense_replace"):
         return index >= count(config, "first_k_dense_replace")
-    dense = config.get("mlp_only_layers") or ()
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise BadCheckpoint(
+            f"config.json: mlp_only_layers is {dense!r}; expected a list of layers", param="mlp_only_layers"
+        )
     every = count(config, "decoder_sparse_step", 1)
     return index not in dense and (index + 1) % every == 0
 

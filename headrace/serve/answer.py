@@ -45,6 +45,14 @@ class Answer:
         self.canceller: Callable[[Answer, str, Fault | None], None] | None = None
         self._news: list[tuple[int, Update]] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._quiet = False
+
+    async def end(self) -> None:
+        """Wait until every stream has had its terminal update; no update is handed out, or wakes anybody."""
+        self._quiet = True
+        if self.open:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
 
     async def next(self) -> list[tuple[int, Update]]:
         """Wait for updates: all that came since the last call, as (number of the stream, update).
@@ -69,6 +77,8 @@ class Answer:
 
     def put(self, index: int, update: Update) -> None:
         """Have `next` return an update of a stream."""
+        if self._quiet:
+            return
         self._news.append((index, update))
         if (waiter := self._waiter) is not None and not waiter.done():
             waiter.set_result(None)
@@ -78,8 +88,11 @@ class Answer:
         self.open -= 1
         if WORST.index(cause) > WORST.index(self.cause):
             self.cause = cause
-        if not self.open and self.timer is not None:
-            self.timer.cancel()
+        if not self.open:
+            if self.timer is not None:
+                self.timer.cancel()
+            if self._quiet and self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
 
     def record(self) -> Record:
         """What is kept when it is over."""

@@ -1,36 +1,29 @@
-"""All routes in one FastAPI app, and the layers every request passes."""
+"""All routes in one FastAPI app, and in which order its layers are passed."""
 
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.datastructures import Headers
+from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace import __version__
 from headrace.serve import errors, page, responses, schema, small
-from headrace.serve.ask import SAFE_NAME
 from headrace.serve.auth import Auth, Door, split
 from headrace.serve.chat import CHAT
 from headrace.serve.completions import COMPLETIONS
 from headrace.serve.docs import router as docs
 from headrace.serve.frontend import Frontend
+from headrace.serve.layers import Named, Straight, Told
 from headrace.serve.limits import Limits
 from headrace.serve.schema import answers, body_of
 from headrace.serve.settings import Serve
 from headrace.serve.shelf import Shelf
-
-Told = Callable[[str, str, int, float], None]
-"""Told of every request that was answered: the path as it was registered, method, status, seconds."""
 
 ABOUT = "An OpenAI-compatible server of one language model. Unknown fields of a body are ignored."
 
@@ -82,7 +75,12 @@ def make_app(
                 expose_headers=["x-request-id", "retry-after"],
             )
         )
-    layers += [Middleware(Auth, door=door), Middleware(Limits, settings=settings)]
+    straight = {route.path: route for route in router.routes if isinstance(route, APIRoute)}
+    layers += [
+        Middleware(Auth, door=door),
+        Middleware(Limits, settings=settings),
+        Middleware(Straight, routes=straight),
+    ]
     app = FastAPI(
         title="Headrace",
         version=__version__,
@@ -108,34 +106,3 @@ def make_app(
 
     app.openapi = document
     return app
-
-
-class Named:
-    """ASGI: gives every request an id, the client's own where it has a usable one, and sends it back."""
-
-    def __init__(self, app: ASGIApp, told: Told | None = None):
-        self.app, self.told = app, told
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        given = Headers(scope=scope).get("x-request-id", "")
-        name = given if SAFE_NAME.fullmatch(given) else None
-        id = name or secrets.token_hex(12)
-        scope.setdefault("state", {}).update(name=name, id=id)
-        header, status, began = (b"x-request-id", id.encode()), 0, monotonic()
-
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                nonlocal status
-                status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), header]}
-            await send(message)
-
-        try:
-            await self.app(scope, receive, named)
-        finally:
-            if self.told is not None and status:
-                route = scope.get("route")
-                path = route.path if isinstance(route, Route) else ""
-                self.told(path, scope["method"], status, monotonic() - began)

@@ -5,6 +5,7 @@ import ctypes
 import faulthandler
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ def run(words: Sequence[str], build: Build) -> None:
     setup(given.log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when to stop
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    _leave_with_parent()
+    _leave_with_parent(given.folder)
     host = Host(given.folder, given.number, given.fronts)
     try:
         config = from_flat(json.loads(given.config))
@@ -52,17 +53,19 @@ def run(words: Sequence[str], build: Build) -> None:
     host.serve(engine, facts)
 
 
-def _leave_with_parent() -> None:
+def _leave_with_parent(folder: Path) -> None:
     """Standard input is a pipe that nobody writes to: it ends when the parent does, however that was.
 
-    A process that is stopped would not notice; on Linux the kernel is asked to kill it.
+    The folder is removed, as nobody else is left to do it. A process that is stopped would not notice; on Linux the
+    kernel is asked to have it go on.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
     def wait() -> None:
         while os.read(0, 1024):
             pass
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
 
     Thread(target=wait, name="headrace-parent", daemon=True).start()

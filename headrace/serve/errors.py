@@ -8,6 +8,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from headrace.base.errors import Broken, Busy, Denied, Fault, Refused, Unreachable
 from headrace.engine.reply import ERROR_TYPES, error
@@ -47,6 +48,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Fault, _fault)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _fields)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -74,6 +76,11 @@ async def _fields(_: Request, raised: Exception) -> Response:
     first = raised.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:])
     return answer(Refused(f"{name}: {first['msg']}", param=name or None))
+
+
+async def _gone(_: Request, raised: Exception) -> Response:
+    """The client left while it was still sending. Nobody reads this."""
+    return Response(status_code=499)
 
 
 async def _unforeseen(_: Request, raised: Exception) -> Response:

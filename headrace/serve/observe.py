@@ -7,6 +7,7 @@ app = Scrape(app, front, observers, door)
 observers.close()
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
@@ -14,17 +15,44 @@ from typing import NamedTuple
 from fastapi import APIRouter, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from headrace.base.errors import Fault
 from headrace.serve import debug
+from headrace.serve.answer import Answer
 from headrace.serve.auth import Door
 from headrace.serve.debug import History, Live
 from headrace.serve.frontend import Frontend
 from headrace.serve.lines import Lines
 from headrace.serve.metrics import CONTENT_TYPE, Metrics
+from headrace.serve.record import Record, Watcher
 from headrace.serve.settings import Serve
 from headrace.serve.trace import Tracer
+from headrace.serve.wire import Stats
 
 PATH = "/metrics"
 HEADERS = [(b"content-type", CONTENT_TYPE.encode())]
+
+
+class Slow(Watcher):
+    """Watchers that nobody need tell of every token: a front then has fewer to call."""
+
+    def __init__(self, members: Sequence[Watcher]):
+        self.members = tuple(members)
+
+    def submitted(self, answer: Answer) -> None:
+        for member in self.members:
+            member.submitted(answer)
+
+    def refused(self, kind: str, fault: Fault) -> None:
+        for member in self.members:
+            member.refused(kind, fault)
+
+    def measured(self, stats: Stats) -> None:
+        for member in self.members:
+            member.measured(stats)
+
+    def ended(self, record: Record) -> None:
+        for member in self.members:
+            member.ended(record)
 
 
 class Observers(NamedTuple):
@@ -50,11 +78,8 @@ def observe(front: Frontend, settings: Serve, model: str, folder: Path | None = 
     metrics = Metrics(model, folder=folder, index=front.front)
     history, live = History(metrics), Live(metrics, front)
     tracer = Tracer(model, settings.traces) if settings.traces else None
-    front.watchers += [metrics, history, live]
-    if settings.request_log != "off":
-        front.watchers.append(Lines(settings.request_log))
-    if tracer is not None:
-        front.watchers.append(tracer)
+    lines = None if settings.request_log == "off" else Lines(settings.request_log)
+    front.watchers += [metrics, Slow([one for one in (history, live, lines, tracer) if one is not None])]
     return Observers(metrics, history, live, tracer)
 
 

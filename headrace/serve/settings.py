@@ -26,16 +26,25 @@ class Serve(Knobs):
         low=1,
     )
     timeout: float | None = knob(
-        None, "most seconds a request may take that brings no timeout_ms of its own; default: no limit", low=0.001
+        None,
+        "most seconds a request may take that brings no timeout_ms of its own; default: no limit",
+        low=0.001,
     )
     drain_seconds: float = knob(30.0, "how long running requests may go on after SIGTERM", low=0)
     stall_seconds: float = knob(
         20.0, "restart the engine when no step ends for so long while there is work", low=0.1
     )
     restarts: int = knob(5, "give up when the engine dies more often than this within five minutes", low=0)
-    api_key: str | None = knob(None, "key that clients must send; default: that of HEADRACE_API_KEY, else none is asked for")
-    api_key_file: str | None = knob(None, "file with keys that clients may send, one a line; default: no file")
-    admin_key: str | None = knob(None, "key for control and debugging; default: that of HEADRACE_ADMIN_KEY; without one they are closed to networks")
+    api_key: str | None = knob(
+        None, "key that clients must send; default: that of HEADRACE_API_KEY, else none is asked for"
+    )
+    api_key_file: str | None = knob(
+        None, "file with keys that clients may send, one a line; default: no file"
+    )
+    admin_key: str | None = knob(
+        None,
+        "key for control and debugging; default: that of HEADRACE_ADMIN_KEY; without one they are closed to networks",
+    )
     admin_key_file: str | None = knob(None, "file with keys for control and debugging; default: no file")
     ssl_certfile: str | None = knob(None, "certificate (PEM) to serve HTTPS with; default: plain HTTP")
     ssl_keyfile: str | None = knob(None, "private key (PEM) of the certificate; default: in the same file")
@@ -46,7 +55,9 @@ class Serve(Knobs):
     allowed_hosts: str | None = knob(
         None, "names that requests may be addressed to, by commas; default: this machine's own, with keys any"
     )
-    cors: str | None = knob(None, "origins that browsers may send requests from, by commas; default: the page's own only")
+    cors: str | None = knob(
+        None, "origins that browsers may send requests from, by commas; default: the page's own only"
+    )
     max_body: int = knob(32 * 2**20, "most bytes of a request's body", low=1024)
     max_header: int = knob(64 * 2**10, "most bytes of a request's headers", low=1024, high=2**20)
     max_prompts: int = knob(1024, "most prompts of one request", low=1)
@@ -65,7 +76,7 @@ class Serve(Knobs):
     )
     traces: str | None = knob(
         None,
-        "OTLP/HTTP address to send traces to, such as http://127.0.0.1:4318/v1/traces (extra otel); default: none are made",
+        "OTLP/HTTP address for traces, such as http://127.0.0.1:4318/v1/traces (extra otel); default: none are made",
     )
     keep_responses: int = knob(
         64 * 2**20, "bytes of responses kept for previous_response_id and to be fetched; 0 keeps none", low=0

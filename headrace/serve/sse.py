@@ -158,8 +158,7 @@ class Whole(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.get_running_loop().create_task(self._watch(receive))
         try:
-            while await self.answer.next():
-                pass
+            await self.answer.end()
         finally:
             self.answer.cancel()
             watch.cancel()

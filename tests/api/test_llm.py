@@ -11,6 +11,8 @@ from headrace.base.config import Config
 from headrace.base.errors import Refused, TooLong, UnknownName
 from headrace.engine.request import SamplingParams
 from headrace.nn.decoder import Decoder
+from headrace.text.formats import detect
+from headrace.text.template import ChatTemplate
 from tests import tiny
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
@@ -307,3 +309,40 @@ def test_the_bar_is_drawn_on_a_terminal(
     assert drawn.out == ""
     llm.generate(["a", "b"], GREEDY, use_tqdm=False)
     assert capsys.readouterr() == ("", "")
+
+
+# -- structured output -------------------------------------------------------------------------------------------
+
+
+def test_answers_have_the_form_that_is_asked_for(llm: LLM):
+    wanted = [
+        SamplingParams(
+            max_tokens=40, seed=1, structured_outputs=headrace.StructuredOutputsParams(regex="[ab]{5}")
+        ),
+        SamplingParams(
+            max_tokens=40, seed=1, guided_decoding=headrace.GuidedDecodingParams(choice=["no", "yes"])
+        ),
+        GREEDY,
+    ]
+    words, choice, free = text_of(llm.generate(["x"] * 3, wanted, use_tqdm=False))
+    assert set(words) <= {"a", "b"}
+    assert len(words) == 5
+    assert choice in ("no", "yes")
+    assert free == text_of(llm.generate("x", GREEDY, use_tqdm=False))[0]
+
+
+def test_a_form_that_cannot_be_is_refused_before_anything_runs(llm: LLM):
+    with pytest.raises(Refused, match="unclosed") as caught:
+        llm.generate(["x", "y"], [GREEDY, SamplingParams(structured_outputs={"regex": "("})], use_tqdm=False)  # pyright: ignore[reportArgumentType]
+    assert caught.value.param == "structured_outputs"
+    assert not llm.local.engine.busy
+
+
+def test_a_chat_is_free_until_its_thoughts_end(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = llm.get_tokenizer()
+    template = "{{ messages[0].content }}<think>{% if False %}</think>{% endif %}"
+    monkeypatch.setattr(tokenizer, "template", ChatTemplate(template))
+    monkeypatch.setitem(tokenizer.__dict__, "formats", detect(tokenizer.template))
+    (say,) = (tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "z")
+    params = SamplingParams(max_tokens=9, logit_bias={say: 100}, structured_outputs={"regex": "[ab]+"})  # pyright: ignore[reportArgumentType]
+    assert text_of(llm.chat([{"role": "user", "content": "x"}], params, use_tqdm=False)) == ["z" * 9]

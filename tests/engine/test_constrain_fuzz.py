@@ -1,5 +1,6 @@
 """No schedule, eviction, cancelling or failing step changes what is said under a grammar, or leaves anything behind."""
 
+import re
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from headrace.engine.constrain import Masks
 from headrace.engine.engine import Engine
 from headrace.engine.gauge import bits_of
-from headrace.engine.grammar import Compiler
+from headrace.engine.grammar import Compiler, Matcher
 from headrace.engine.layout import lay_out
 from headrace.engine.request import Request, SamplingParams
 from headrace.engine.scheduler import Outcome, Row
@@ -30,6 +31,14 @@ FORMS: list[StructuredOutputsParams | None] = [
     StructuredOutputsParams(choice=["x", "yes", "yesterday"]),
     StructuredOutputsParams(regex="c{2}d*", thinking=Thinking("<|im_start|>", "q", True)),
     StructuredOutputsParams(grammar='start: "(" start ")" | "z"', thinking=Thinking("<|im_start|>", "r")),
+]
+SAID = [
+    ".*",
+    "[ab]{3,9}",
+    r"\[\s*([0-9]\s*(,\s*[0-9]\s*)*)?\]",
+    "x|yes|yesterday",
+    ".*?qc{2}d*",
+    r"(<\|im_start\|>.*?r)?(?P<open>\(*)z\)*",
 ]
 GRAMMARS = [form and COMPILER.grammar(form) for form in FORMS]
 
@@ -58,7 +67,12 @@ class Stub:
             dice = crc32(f"{row.seq.request.id} {row.stop}".encode())
             allowed = bits_of(rows[n]) if n in rows else range(WORDS.vocab_size)
             tokens.append(int(allowed[dice % len(allowed)]) if len(allowed) else 0)
-        return lambda: Outcome(tokens)
+
+        def wait() -> Outcome:
+            self._fail()
+            return Outcome(tokens)
+
+        return wait
 
     def check(self) -> None:
         pass
@@ -96,6 +110,13 @@ def ask(id: int, form: int, prompt: int, length: int) -> Request:
         stop_ids=frozenset({tiny.EOS}),
         grammar=GRAMMARS[form],
     )
+
+
+def fresh(request: Request) -> Matcher:
+    """For a second opinion on an answer, all at once."""
+    assert request.grammar is not None
+    compiled = COMPILER.start(request.grammar.source).result()
+    return Matcher(compiled, request.grammar, COMPILER, len(request.prompt))
 
 
 def serve(
@@ -148,6 +169,13 @@ def test_no_schedule_changes_what_is_said(
 ):
     requests = [ask(id, *each) for id, each in enumerate(work)]
     alone = {request.id: serve(engine(Stub()), [request], {})[request.id] for request in requests}
+    for request, (form, _, _) in zip(requests, work, strict=True):
+        said, end = alone[request.id]
+        said = said[:-1] if said and said[-1] == tiny.EOS else said
+        assert end in ("stop", "length")
+        assert request.grammar is None or fresh(request).follow([*request.prompt, *said]) != "error"
+        text = WORDS.decode(said, skip_special_tokens=False)
+        assert end == "length" or re.fullmatch(SAID[form], text, re.DOTALL), text
     found = serve(engine(Stub(), blocks, tokens, rows, overlap), requests, cancel)
     for id, (said, end) in found.items():
         if end == "abort":
@@ -157,14 +185,19 @@ def test_no_schedule_changes_what_is_said(
             assert (said, end) == alone[id]
 
 
-@settings(max_examples=40, deadline=None)
-@given(work=WORK, overlap=st.booleans(), faults=st.frozensets(st.integers(1, 25), min_size=1, max_size=2))
+@settings(max_examples=60, deadline=None)
+@given(
+    work=WORK,
+    tokens=st.integers(2, 16),
+    overlap=st.booleans(),
+    faults=st.frozensets(st.integers(1, 30), min_size=1, max_size=2),
+)
 def test_a_step_that_fails_costs_nobody_else_a_word(
-    work: list[tuple[int, int, int]], overlap: bool, faults: frozenset[int]
+    work: list[tuple[int, int, int]], tokens: int, overlap: bool, faults: frozenset[int]
 ):
     requests = [ask(id, *each) for id, each in enumerate(work)]
     alone = {request.id: serve(engine(Stub()), [request], {})[request.id] for request in requests}
-    found = serve(engine(Stub(faults), overlap=overlap), requests, {})
+    found = serve(engine(Stub(faults), tokens=tokens, overlap=overlap), requests, {})
     failed = [id for id, (_, end) in found.items() if end == "error" and alone[id][1] != "error"]
     assert len(failed) <= len(faults)
     for id, (said, end) in found.items():

@@ -5,7 +5,7 @@ import torch
 
 from headrace.base.errors import Refused
 from headrace.kernels import configs, table
-from headrace.kernels.configs import Gemv, PagedDecode, PagedPrefill, Skinny
+from headrace.kernels.configs import Gemv, PagedDecode, PagedPrefill, Skinny, Wide
 
 CAPABILITIES = [(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)]
 
@@ -102,7 +102,14 @@ def test_a_row_that_makes_no_sense_is_refused_with_its_file(measure):
 
 
 @pytest.mark.parametrize(
-    "config", [Gemv(1, 2, 4), PagedPrefill(1, 2, 3, 4), PagedDecode(1, 2, 3, 4, alone=0), None]
+    "config",
+    [
+        Gemv(1, 2, 4),
+        PagedPrefill(1, 2, 3, 4),
+        PagedDecode(1, 2, 3, 4),
+        Wide(1, 2, 3, 4, 5, stream=True),
+        None,
+    ],
 )
 def test_a_brief_configuration_is_whole_again(config):
     said = configs.brief(config)

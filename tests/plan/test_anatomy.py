@@ -5,6 +5,7 @@ q E*H*D, k and v 2*E*K*D, o H*D*E, gate, up and down 3*E*F, two norms 2*E.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,6 +235,21 @@ def test_all_missing_keys_are_named_at_once():
 def test_what_makes_no_sense_is_refused(absurd: dict[str, Any]):
     with pytest.raises(BadCheckpoint):
         dissect("x", KNOWN["llama-3.1-8b"] | absurd)
+
+
+JUNK: tuple[Any, ...] = (None, -1, 0, 1.5, "x", [], {}, [3], {"a": 1}, True, 10**12, float("nan"))
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma-3-27b", "qwen3-next-80b-a3b", "deepseek-v3", "gpt-oss-120b", "qwen3-30b-a3b"]
+)
+def test_whatever_a_key_holds_it_is_counted_or_refused(name: str):
+    more = {"mlp_only_layers": [], "layer_types": None, "use_sliding_window": True, "max_window_layers": 3}
+    config = KNOWN[name] | more | {"text_config": None, "dtype": "bfloat16", "attention_bias": False}
+    for key in config:
+        for junk in JUNK:
+            with suppress(Refused):
+                assert dissect("x", config | {key: junk}).parameters > 0
 
 
 def test_strangers_are_refused():

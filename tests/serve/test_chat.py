@@ -181,6 +181,12 @@ def test_a_model_goes_by_each_of_its_names(http: httpx.Client):
         ({"max_tokens": 0}, "max_tokens"),
         ({"timeout_ms": 0}, "timeout_ms"),
         ({"messages": [{"role": "user", "content": "a" * 3000}]}, "prompt"),
+        ({"chat_template": "{{ 7 * 7 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"__class__": 1}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_field(http: httpx.Client, more: dict[str, Any], param: str):

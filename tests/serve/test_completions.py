@@ -147,3 +147,18 @@ def test_what_cannot_be_is_refused_with_its_field(http: httpx.Client, more: dict
 def test_text_of_any_kind_is_taken(http: httpx.Client):
     for prompt in ("\x00\x01", "\ufffd", "\u2028", "😀", "<|im_end|>"):
         assert ask(http, prompt).status_code == 200
+
+
+@pytest.mark.parametrize(("length", "status"), [(1, 200), (255, 200), (256, 400), (257, 400)])
+def test_a_prompt_leaves_room_for_a_token_at_least(http: httpx.Client, length: int, status: int):
+    answer = ask(http, [5] * length, ignore_eos=True)
+    assert answer.status_code == status
+    if status == 200:
+        assert answer.json()["usage"]["completion_tokens"] == min(5, 256 - length)
+    else:
+        assert "maximum context length" in error(answer, 400)["message"]
+
+
+def test_tokens_that_end_or_begin_are_prompts_like_others(http: httpx.Client):
+    for prompt in ([0], [1], [2], [258], "<|im_start|>", [2] * 20):
+        assert ask(http, prompt).status_code == 200

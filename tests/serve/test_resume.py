@@ -16,7 +16,12 @@ COUNT = 64
 
 def settings(folder: Path) -> ServeConfig:
     changes = {"model.path": str(folder), "model.threads": 1, "model.device": "cpu", "memory.share": 0.1}
-    changes |= {"memory.kv_blocks": 1000, "schedule.rows": 64, "schedule.tokens": 128}
+    changes |= {
+        "memory.kv_blocks": 1000,
+        "schedule.rows": 64,
+        "schedule.tokens": 128,
+        "schedule.overlap": "on",
+    }
     return replace_dotted(ServeConfig(), changes)
 
 

@@ -1,6 +1,7 @@
 """What is put around uvicorn: heads of requests, sockets, TLS, hanging up."""
 
 import json
+import logging
 import socket
 import ssl
 import time
@@ -162,12 +163,32 @@ def test_whoever_hangs_up_frees_what_was_held(server: Running, stream: bool):
         assert scheduler.pool.free == scheduler.pool.count
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
+def test_whoever_leaves_while_sending_is_no_error(
+    server: Running, path: str, caplog: pytest.LogCaptureFixture
+):
+    theirs = logging.getLogger("uvicorn.error")
+    theirs.addHandler(caplog.handler)
+    try:
+        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            client.sendall(head.encode() + b"Content-Length: 100\r\n\r\n{")
+            wait_for(lambda: bool(server.server.server_state.tasks))
+        wait_for(lambda: not server.server.server_state.tasks)
+    finally:
+        theirs.removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_whoever_reads_nothing_is_hung_up_on_and_disturbs_nobody(tiny_engine: Started):
     """Their connection is closed, though there is much in its buffers that they have not read."""
     many = {"prompt": "a", "max_tokens": 240, "ignore_eos": True, "n": 8, "temperature": 1.0, "logprobs": 20}
     body = json.dumps({**many, "stream": True}).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with serving(tiny_engine, Serve(port=0, send_seconds=1), buffer=4096) as running, socket.socket() as client:
+    with (
+        serving(tiny_engine, Serve(port=0, send_seconds=1), buffer=4096) as running,
+        socket.socket() as client,
+    ):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
         client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)

@@ -175,7 +175,7 @@ async def main():
     async with running(words=command(0.01)) as (front, supervisor):
         answer = front.submit([ask([10], 3000)])
         await answer.next()
-        print(supervisor.engine.pid, flush=True)
+        print(supervisor.engine.pid, supervisor.folder, flush=True)
         await asyncio.sleep(60)
 
 asyncio.run(main())
@@ -189,7 +189,8 @@ def test_the_engine_does_not_outlive_its_parent(stopped: bool):
         [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, cwd=root, start_new_session=True
     )
     assert parent.stdout is not None
-    engine = int(parent.stdout.readline())
+    said, folder = parent.stdout.readline().decode().split()
+    engine = int(said)
     if stopped:
         os.kill(engine, signal.SIGSTOP)
     parent.kill()
@@ -205,6 +206,7 @@ def test_the_engine_does_not_outlive_its_parent(stopped: bool):
     else:
         os.kill(engine, signal.SIGKILL)
         pytest.fail("the engine still runs")
+    assert not Path(folder).exists()
 
 
 def test_a_second_front_process_shares_the_engine():

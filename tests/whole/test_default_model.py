@@ -1,5 +1,6 @@
 """The default model, from its file to its text, says what transformers says on the same weights."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,3 +124,34 @@ def test_each_alone(llm: LLM, reference: Reference):
     outputs = [llm.generate(prompt, GREEDY, use_tqdm=False)[0] for prompt in reference.prompts]
     same = [assert_same(reference, n, output.outputs[0].token_ids) for n, output in enumerate(outputs)]
     assert same.count(False) <= 1, "more near-ties than chance gives"
+
+
+def test_answers_follow_a_schema(llm: LLM):
+    """With a vocabulary of real words, 20 answers at once, some of which give way for others."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "answer": {"type": "string", "maxLength": 60},
+            "certain": {"type": "boolean"},
+            "year": {"type": ["integer", "null"], "minimum": 0, "maximum": 2100},
+            "words": {
+                "type": "array",
+                "items": {"enum": ["short", "long", "ö"]},
+                "minItems": 1,
+                "maxItems": 3,
+            },
+        },
+        "required": ["answer", "certain", "year", "words"],
+        "additionalProperties": False,
+    }
+    params = SamplingParams(temperature=1, seed=3, max_tokens=120, structured_outputs={"json": schema})  # pyright: ignore[reportArgumentType]
+    outputs = llm.chat([[{"role": "user", "content": q}] for q in QUESTIONS], params, use_tqdm=False)
+    answers = [output.outputs[0] for output in outputs]
+    assert [answer.finish_reason for answer in answers] == ["stop"] * len(QUESTIONS)
+    for answer in answers:
+        said = json.loads(answer.text)
+        assert list(said) == schema["required"]
+        assert len(said["answer"]) <= 60
+        assert isinstance(said["certain"], bool)
+        assert said["year"] is None or 0 <= said["year"] <= 2100
+        assert set(said["words"]) <= {"short", "long", "ö"}

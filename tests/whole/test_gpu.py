@@ -144,6 +144,17 @@ def test_graphs_change_no_bit_of_what_is_told(shaped: Path):
     assert told[0] == told[1]
 
 
+def test_no_schedule_changes_a_bit(shaped: Path):
+    """Deterministic: at once, and in pieces of prompts, evicted and recomputed, found in the prefix cache."""
+    whole, _ = answers(shaped, deterministic=True, enable_prefix_caching=False)
+    names = {"num_gpu_blocks_override": 180, "max_num_batched_tokens": 200, "max_num_seqs": 48}
+    pieces, llm = answers(shaped, deterministic=True, **names)
+    assert llm.local.engine.scheduler.counts.evictions
+    for one, other in zip(whole, pieces, strict=True):
+        assert one.outputs[0].token_ids == other.outputs[0].token_ids
+        assert one.outputs[0].logprobs == other.outputs[0].logprobs
+
+
 # -- a thousand requests
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def test_it_says_what_it_is_and_where(folder: Path):
         said = httpx.get(f"{server.url}/v1/models").json()
         assert [one["id"] for one in said["data"]] == ["tiny"]
         assert said["data"][0]["max_model_len"] == 4096
+        assert_nothing_else_listens(server)
         refused = start(folder, "--port", server.url.rpartition(":")[2])
         assert refused.returncode == 2
         assert "cannot be listened on" in refused.stderr
@@ -151,8 +153,7 @@ def test_several_processes_behind_one_port(folder: Path):
 
 def health(pid: int) -> set[int]:
     """What /health says now on every port the process listens on."""
-    done = subprocess.run(["ss", "-Htlnp"], capture_output=True, text=True)
-    ports = [line.split()[3].rpartition(":")[2] for line in done.stdout.splitlines() if f"pid={pid}," in line]
+    ports = [line.split()[3].rpartition(":")[2] for line in sockets("-Htlnp") if pid in pids(line)]
     found: set[int] = set()
     for port in ports:
         try:
@@ -160,6 +161,27 @@ def health(pid: int) -> set[int]:
         except httpx.TransportError:
             continue
     return found
+
+
+def assert_nothing_else_listens(server: Offered) -> None:
+    """One TCP socket, on the loopback; the others are files that only we can reach. No process holds a key."""
+    ours = {server.process.pid, *children(server.process.pid)}
+    tcp = [line for line in sockets("-Htlnp") if pids(line) & ours]
+    assert [line.split()[3] for line in tcp] == [server.url.removeprefix("http://")]
+    assert not [line for line in sockets("-Hulnp") if pids(line) & ours]
+    files = [line.split()[4] for line in sockets("-Hxlnp") if pids(line) & ours]
+    assert files
+    for file in map(Path, files):
+        assert file.parent.stat().st_mode & 0o777 == 0o700
+        assert file.parent.stat().st_uid == os.getuid()
+
+
+def sockets(words: str) -> list[str]:
+    return subprocess.run(["ss", words], capture_output=True, text=True).stdout.splitlines()
+
+
+def pids(line: str) -> set[int]:
+    return {int(number) for number in re.findall(r"pid=(\d+)", line)}
 
 
 def start(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":

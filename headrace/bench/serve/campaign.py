@@ -50,6 +50,11 @@ class Level(NamedTuple):
     cpu: list[float]
     warnings: list[str]
 
+    @property
+    def invalid(self) -> bool:
+        """Whether the client was so late that the numbers say nothing about the server."""
+        return any(warning.startswith("invalid") for warning in self.warnings)
+
 
 @dataclass(frozen=True, slots=True)
 class Campaign:

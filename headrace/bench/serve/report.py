@@ -119,7 +119,7 @@ def _level_row(level: Level) -> list[str]:
     bad = whole.outcomes.get("error", 0) + whole.outcomes.get("unfinished", 0)
     spreads = whole.spreads
     wanted = (("ttft", 50), ("ttft", 99), ("tpot", 50), ("tpot", 99), ("itl", 99), ("e2e", 99))
-    invalid = any(warning.startswith("invalid") for warning in level.warnings)
+    invalid = level.invalid
     return [
         f'<span class="{"bad" if invalid else ""}">{escape(level.load.name)}{" (invalid)" if invalid else ""}</span>',
         str(whole.sent),

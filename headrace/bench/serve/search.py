@@ -88,14 +88,20 @@ def search(limits: Sequence[Limit], begin: float, duration: float, load: Load, p
 
     The rate is doubled until it fails, then the middle (in ratio) of what held and what failed is tried. A level
     that leaves it unclear is played once more for twice as long; if that does not tell either, it counts as failed.
+    Where the client itself comes too late, twice, the search ends with what is known.
     """
     holds, fails = 0.0, inf
     steps: list[tuple[float, Verdict]] = []
     rate = begin
     while len(steps) < LONGEST:
-        verdict = judge(limits, play(_at(load, rate, duration)))
-        if verdict == "unclear":
-            verdict = judge(limits, play(_at(load, rate, 2 * duration)))
+        level = play(_at(load, rate, duration))
+        verdict = judge(limits, level)
+        if verdict == "unclear" or level.invalid:
+            level = play(_at(load, rate, 2 * duration))
+            verdict = judge(limits, level)
+        if level.invalid:  # it is the client that fails: nothing more can be found out from here
+            yield Found(holds, fails, [*steps, (rate, "unclear")])
+            return
         steps.append((rate, verdict))
         if verdict == "holds":
             holds = max(holds, rate)

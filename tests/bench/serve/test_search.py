@@ -58,6 +58,20 @@ def test_unclear_levels_are_played_longer_and_then_count_as_failed():
     assert found.fails == 100.0
 
 
+def test_a_client_that_cannot_keep_up_ends_the_search():
+    rates: list[float] = []
+
+    def play(load: Load) -> Level:
+        rates.append(load.rate)
+        late = 0.05 if load.rate > 3 else 0.0
+        return level(load, samples(count=600, rate=load.rate, lag=late))
+
+    *_, found = search(TTFT, 1.0, 10.0, Load(), play)
+    assert rates == [1.0, 2.0, 4.0, 4.0]
+    assert (found.holds, found.fails) == (2.0, float("inf"))
+    assert found.steps[-1] == (4.0, "unclear")
+
+
 def test_few_good_answers_among_many_failures_do_not_hold():
     bad = [Sample(n, n, ended=n, outcome="refused") for n in range(20)]
     assert judge(TTFT, level(found=samples(100))) == "holds"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from headrace.bench.result import Result
 from headrace.cli.main import run
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -42,3 +43,35 @@ def test_the_table_has_a_line_for_every_case():
     assert any("1 tokens" in line and "1.50x" in line and "4.0" in line for line in lines)
     assert any("32 tokens" in line and "100.0" in line for line in lines)
     assert any("not timed" in line and "5.0e-01" in line for line in lines)
+
+
+def test_the_whole_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """What is right is written and compared; what is wrong makes it fail."""
+    pytest.importorskip("triton")
+    from headrace.bench import kernels, replay
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(replay, "limits", lambda: replay.Limits(1e12, 1e14))
+    errors, us = [0.0, 0.0, 0.0, 0.0], 5.0
+
+    def timed(outcome: kernels.Outcome) -> kernels.Outcome:
+        return outcome._replace(took=replay.Took(us, 0.0))
+
+    monkeypatch.setattr(kernels, "_check_all", lambda selection, count: errors)
+    monkeypatch.setattr(kernels, "_timed", timed)
+    words = ["bench", "kernels", "norm", "--shape", "qwen3-0.6b"]
+    assert run([*words, "--output", str(tmp_path / "a.json")]) == 0
+    first = Result.read(tmp_path / "a.json")
+    assert first.machine["gpu"] == "a GPU"
+    assert first.settings["bandwidth"] == 1e12
+    assert [m.value for m in first.measures if m.unit == "us"] == [5.0] * 4
+    capsys.readouterr()
+    us, errors[1] = 10.0, 1.0
+    assert run([*words, "--deterministic", "--compare", str(tmp_path / "a.json")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.count("worse") == 6
+    assert "qwen3-0.6b norm 32 tokens" in shown.err
+    assert run(["bench", "kernels", "norn"]) == 2
