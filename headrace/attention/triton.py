@@ -85,7 +85,7 @@ class Backend:
         pages, scores = pages_of(layer, batch, k_cache, v_cache), scores_of(layer)
         fixed = configs.paged_fixed(size) if self.fixed else None
         if self._decodes:
-            config = fixed or configs.paged_decode(cap, size, batch.rows * layer.kv_heads)
+            config = fixed or configs.paged_decode(cap, size)
             programs = configs.multiprocessors(device) * config.programs
             self._decode(q_THD, pages, scores, out, self._workspace(device), config=config, programs=programs)
         elif batch.tokens < len(out):

@@ -170,8 +170,7 @@ def decode_by(work: Work, sizes: Sizes, way: Way, device: torch.device, config: 
         fixed = configs.paged_fixed(sizes.head_dim)
         programs = multiprocessors(device) * fixed.programs
         return partial(paged_fixed.decode, workspace=workspace, config=fixed, programs=programs)
-    pairs = len(work.rows) * sizes.kv_heads
-    config = config or configs.paged_decode(configs.capability(device), sizes.head_dim, pairs)
+    config = config or configs.paged_decode(configs.capability(device), sizes.head_dim)
     programs = multiprocessors(device) * config.programs
     return partial(paged_decode.decode, workspace=workspace, config=config, programs=programs)
 

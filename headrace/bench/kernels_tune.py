@@ -35,9 +35,9 @@ WIDE = (
     Wide(64, 256, 64, 4, 4), Wide(64, 128, 64, 4, 4, 2), Wide(64, 128, 128, 4, 4),
 )  # fmt: skip
 DECODES = (
-    PagedDecode(4, 4, 2, 256), PagedDecode(4, 4, 2, 64), PagedDecode(4, 6, 1, 128), PagedDecode(4, 3, 2, 256),
-    PagedDecode(2, 4, 4, 256), PagedDecode(2, 4, 4, 64), PagedDecode(2, 3, 5, 64), PagedDecode(2, 4, 2, 256),
-    PagedDecode(1, 6, 8, 256), PagedDecode(1, 3, 8, 64), PagedDecode(1, 4, 12, 64), PagedDecode(1, 4, 4, 64),
+    PagedDecode(1, 3, 8, 64), PagedDecode(1, 4, 8, 64), PagedDecode(1, 4, 4, 64), PagedDecode(1, 4, 12, 64),
+    PagedDecode(1, 6, 8, 64), PagedDecode(1, 4, 8, 128), PagedDecode(2, 3, 4, 64), PagedDecode(2, 4, 2, 256),
+    PagedDecode(4, 3, 2, 128), PagedDecode(4, 4, 2, 256),
 )  # fmt: skip
 PREFILLS = (
     PagedPrefill(128, 128, 8, 2), PagedPrefill(128, 128, 8, 3), PagedPrefill(128, 64, 8, 3),
@@ -154,14 +154,15 @@ def attention_trials(
 ) -> Iterator[Trial]:
     """Every candidate on every piece of work that its row of the table would serve."""
     way = Way()
-    few_pairs, *_ = steps = (attention.multiprocessors(device), 2048, MANY)
-    for most, work in served_decodes(sizes, steps) if "decode" in kernels else ():
-        row = (("head_dim", sizes.head_dim), ("pairs", said(most)))
-        make = attention.decode_after_store if most == few_pairs else attention.decode
+    for work in attention.DECODES if "decode" in kernels else ():
+        few = len(work.rows) * sizes.kv_heads <= attention.FEW_PAIRS
+        make = attention.decode_after_store if few else attention.decode
         for config in DECODES:
             moved = work.bytes(sizes, way.kv)
             made = partial(make, work, sizes, way, config=config)
-            yield Trial("decode", row, config, moved, made, limits.floor_us(moved))
+            yield Trial(
+                "decode", (("head_dim", sizes.head_dim),), config, moved, made, limits.floor_us(moved)
+            )
     for most, work in served_prompts() if "prefill" in kernels else ():
         row = (("head_dim", sizes.head_dim), ("queries", said(most[0])), ("keys", said(most[1])))
         for config in PREFILLS:
@@ -170,14 +171,8 @@ def attention_trials(
             yield Trial("prefill", row, config, moved, made, limits.floor_us(moved, operations))
 
 
-def served_decodes(sizes: Sizes, steps: Sequence[int]) -> Iterator[tuple[int, Work]]:
-    """Works with the row of the table that serves them: `steps` of (row, kv head) pairs at most."""
-    for work in attention.DECODES:
-        yield next(most for most in steps if len(work.rows) * sizes.kv_heads <= most), work
-
-
 def served_prompts() -> Iterator[tuple[tuple[int, int], Work]]:
-    """As served_decodes."""
+    """Works with the row of the table that serves them: queries and keys at most, on average."""
     for work in attention.PREFILLS:
         queries, keys = work.means
         yield next(most for most in PROMPTS if queries <= most[0] and keys <= most[1]), work

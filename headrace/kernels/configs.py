@@ -103,14 +103,14 @@ class Table:
 
     gemv             (N, K, gated)
     skinny, middle   (tokens at most, N, K, gated); `middle` for what `skinny` leaves over
-    decode           head size at most -> (row, kv head) pairs at most
+    decode           head size at most
     prefill          head size at most -> queries and keys of a prompt row at most, on average
     """
 
     gemv: dict[tuple[int, int, bool], Gemv]
     skinny: dict[tuple[int, int, int, bool], Skinny | None]
     middle: dict[tuple[int, int, int, bool], Wide | None]
-    decode: dict[int, dict[int, PagedDecode]]
+    decode: dict[int, PagedDecode]
     prefill: dict[int, dict[tuple[int, int], PagedPrefill]]
 
 
@@ -137,10 +137,7 @@ def table(cap: Capability) -> Table:
 
 
 def _table(rows: files.Rows) -> Table:
-    decode: dict[int, dict[int, PagedDecode]] = {}
     prefill: dict[int, dict[tuple[int, int], PagedPrefill]] = {}
-    for row in rows["decode"]:
-        decode.setdefault(row["head_dim"], {})[_most(row["pairs"])] = PagedDecode(**row["use"])
     for row in rows["prefill"]:
         most = _most(row["queries"]), _most(row["keys"])
         prefill.setdefault(row["head_dim"], {})[most] = PagedPrefill(**row["use"])
@@ -148,7 +145,7 @@ def _table(rows: files.Rows) -> Table:
         {(r["n"], r["k"], r["gated"]): Gemv(**r["use"]) for r in rows["gemv"]},
         {_case(r): r["use"] and Skinny(**r["use"]) for r in rows["skinny"]},
         {_case(r): r["use"] and Wide(**r["use"]) for r in rows["middle"]},
-        decode,
+        {row["head_dim"]: PagedDecode(**row["use"]) for row in rows["decode"]},
         {size: dict(sorted(steps.items())) for size, steps in prefill.items()},
     )
 
@@ -257,14 +254,10 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def paged_decode(cap: Capability, head_dim: int, pairs: int = MANY) -> PagedDecode:
-    """For the smallest listed head size that is at least this one; `pairs` are rows x kv heads of a step.
-
-    Leave them out where a row's result must not depend on the rest of the step.
-    """
+def paged_decode(cap: Capability, head_dim: int) -> PagedDecode:
+    """For the smallest listed head size that is at least this one."""
     sizes = table(cap).decode
-    steps = sizes[min(n for n in sizes if n >= head_dim)]
-    return steps[min(n for n in steps if n >= pairs)]
+    return sizes[min(n for n in sizes if n >= head_dim)]
 
 
 def paged_fixed(head_dim: int) -> PagedFixed:

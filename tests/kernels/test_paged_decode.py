@@ -16,13 +16,13 @@ TINY = PagedDecode(warps=2, stages=2, programs=2, split=32)
 SHAPES = [(1, 1, 64), (6, 2, 80), (8, 1, 96), (7, 1, 24), (16, 1, 32), (4, 4, 128), (2, 1, 256)]
 
 
-def run(q, pages, rule, programs=5, config=TINY, fixed=False):
+def run(q, pages, rule, programs=5, config=TINY):
     """What the kernel writes, over poison; its counters must be back at zero."""
     from headrace.kernels.gpu.paged_decode import Workspace, decode
 
     out = torch.full_like(q, float("nan"))
     workspace = Workspace(q.device)
-    decode(q, pages, rule, out, workspace, config=config, programs=programs, fixed=fixed)
+    decode(q, pages, rule, out, workspace, config=config, programs=programs)
     assert not workspace.arrived.any()
     return out
 
@@ -39,10 +39,9 @@ def check(q, pages, rule, **options):
 
 
 @pytest.mark.parametrize("programs", [1, 5, 24])
-@pytest.mark.parametrize("fixed", [False, True])
-def test_any_grid_cuts_the_work_right(device, programs, fixed):
+def test_any_grid_cuts_the_work_right(device, programs):
     q, pages = draw(ROWS, (4, 2, 32), device=device, padding=3)
-    check(q, pages, scores(32), programs=programs, fixed=fixed)
+    check(q, pages, scores(32), programs=programs)
 
 
 def test_a_few_rows_in_many_pieces(device):
@@ -72,11 +71,10 @@ def test_blocks_and_tiles(device, block, warps):
 
 
 @pytest.mark.parametrize("window", [1, 16, 50, 1000])
-@pytest.mark.parametrize("fixed", [False, True])
-def test_windows(device, window, fixed):
+def test_windows(device, window):
     q, pages = draw(ROWS, (2, 1, 32), device=device)
     hide(pages, window)
-    check(q, pages, scores(32, window=window), fixed=fixed)
+    check(q, pages, scores(32, window=window))
 
 
 def test_softcap(device):
@@ -90,16 +88,6 @@ def test_fp8_cache(device):
     q, pages = draw([(1, 70), (1, 9)], (4, 2, 32), device=device)
     k, v = (x.nan_to_num().to(torch.float8_e4m3fn) for x in (pages.k, pages.v))
     check(q, pages._replace(k=k, v=v, k_scale=0.5, v_scale=3.0), scores(32))
-
-
-def test_fixed_cuts_make_a_row_independent_of_the_others(device):
-    q, pages = draw([(1, 130), (1, 20), (1, 77)], (4, 2, 32), device=device)
-    together = run(q, pages, scores(32), fixed=True)
-    for row in range(3):
-        alone = pages._replace(
-            table=pages.table[row : row + 1], starts=pages.starts[:2], context=pages.context[row : row + 1]
-        )
-        assert torch.equal(run(q[row : row + 1], alone, scores(32), programs=2, fixed=True)[0], together[row])
 
 
 def test_q_may_be_part_of_a_wider_tensor(device):
@@ -120,7 +108,6 @@ def test_without_a_gpu_it_is_the_definition():
 def test_default_configuration_on_the_device(shape, dtype):
     rows = [(1, n) for n in (1, 5000, 0, 64, 333, 16, 1025)] + [(1, 100 + 7 * i) for i in range(60)]
     q, pages = draw(rows, shape, dtype=dtype, device="cuda", padding=2)
-    for fixed in (False, True):
-        out = paged_decode(q, pages, scores(shape[2]), fixed=fixed)
-        assert_close(out, paged_attention(q, pages, scores(shape[2]), most=1))
-        assert torch.equal(out, paged_decode(q, pages, scores(shape[2]), fixed=fixed))
+    out = paged_decode(q, pages, scores(shape[2]))
+    assert_close(out, paged_attention(q, pages, scores(shape[2]), most=1))
+    assert torch.equal(out, paged_decode(q, pages, scores(shape[2])))

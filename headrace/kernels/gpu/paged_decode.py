@@ -10,7 +10,6 @@ programs of all heads walk along it side by side, so that a page is looked up, a
 memory, for all of them at about the same time. A line is cut for its programs:
     whole  (few rows)   every row into even pieces, one piece a program
     else   (many rows)  every `quota` tiles, wherever that falls
-    FIXED               pieces as in `whole`, but their number follows from the row's own length alone
 
 All query heads of a kv head are rows of one matrix product. A tile's keys are dealt out to the warps ("lanes",
 L), each with a softmax of its own, so that the loop needs no exchange between warps; lanes meet at the end.
@@ -29,8 +28,7 @@ from headrace.kernels.launch import power_of_two
 from headrace.kernels.paged import Pages, Scores
 
 LOG2_E = 1.4426950408889634
-MOST_PIECES = 16  # of one row, where pieces are fixed
-MOST_EVEN = 64  # of one row otherwise: more take longer to add up than they save
+MOST_PIECES = 64  # of one row where it is cut evenly: more take longer to add up than they save
 ROW_STEPS = (8, 32, 512, 4096, 32768)  # rows a compiled kernel can plan for
 BUNCH_ELEMENTS = 2048  # of pieces, that a warp reads at once when it adds them up
 LANE_KEYS = 16  # keys of a tile per lane: one matrix instruction's depth, one block at least
@@ -52,39 +50,24 @@ def tiles_of(
 
 
 @triton.jit
-def share_of(tiles_R, KV_HEADS: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr, FIXED: tl.constexpr):
+def share_of(tiles_R, KV_HEADS: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr):
     """How a head's line is cut: (whole, tiles per piece, units per program, first row, its first unit, end).
 
     A unit is a piece where rows are cut into pieces (`whole`), else a tile.
     """
     programs = tl.num_programs(0) // KV_HEADS
-    if FIXED:
-        whole = tl.sum(tiles_R) >= 0
-        goal = LEAST + 0 * tl.sum(tiles_R)
-        size_R = tl.minimum((tiles_R + LEAST - 1) // LEAST, MOST)
-        quota = (tl.sum(size_R) + programs - 1) // programs
-    else:
-        total = tl.sum(tiles_R)
-        goal = tl.maximum((total + programs - 1) // programs, LEAST)
-        goal = tl.maximum(goal, (tl.max(tiles_R) + MOST - 1) // MOST)
-        pieces_R = (tiles_R + goal - 1) // goal
-        whole = tl.sum(pieces_R) <= programs
-        size_R = tl.where(whole, pieces_R, tiles_R)
-        quota = tl.where(whole, 1, goal)
+    total = tl.sum(tiles_R)
+    goal = tl.maximum((total + programs - 1) // programs, LEAST)
+    goal = tl.maximum(goal, (tl.max(tiles_R) + MOST - 1) // MOST)
+    pieces_R = (tiles_R + goal - 1) // goal
+    whole = tl.sum(pieces_R) <= programs
+    size_R = tl.where(whole, pieces_R, tiles_R)
+    quota = tl.where(whole, 1, goal)
     end_R = tl.cumsum(size_R, 0)
     at = tl.program_id(0) // KV_HEADS * quota
     row = tl.sum((end_R <= at).to(tl.int32))
     base = tl.max(tl.where(end_R <= at, end_R, 0))
     return whole, goal, quota, row, base, tl.max(end_R)
-
-
-@triton.jit
-def pieces_of(tiles, goal, whole, MOST: tl.constexpr, FIXED: tl.constexpr):
-    """Units of one row."""
-    pieces = (tiles + goal - 1) // goal
-    if FIXED:
-        return tl.minimum(pieces, MOST)
-    return tl.where(whole, pieces, tiles)
 
 
 @triton.jit
@@ -129,7 +112,9 @@ def attend_tiles(
         # The next tile's blocks are looked up a turn ahead, so that only one latency is left in the loop.
         page_L = page_of(line_ptr, (tile + 1) * TILE + lane * KEYS, keys, BLOCK)
         k_LND = tl.load(k_ptr + where, mask=live, other=0.0)
-        score = tl.dot(q_LGD, tl.trans(widen(k_LND, q_GD.dtype), 0, 2, 1), input_precision="ieee") * score_scale
+        score = (
+            tl.dot(q_LGD, tl.trans(widen(k_LND, q_GD.dtype), 0, 2, 1), input_precision="ieee") * score_scale
+        )
         if SOFTCAP:
             score = softcap - 2.0 * softcap / (1.0 + tl.exp2(score))
         score = tl.where(seen_LN[:, None, :], score, float("-inf"))
@@ -249,13 +234,13 @@ def decode_kernel(
     rows, tokens, score_scale, value_scale, softcap, window, table_stride, q_stride, out_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, G: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr, STAGES: tl.constexpr,
-    LEAST: tl.constexpr, MOST: tl.constexpr, FIXED: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
+    LEAST: tl.constexpr, MOST: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr,
     WIDE: tl.constexpr, PDL: tl.constexpr, H: tl.constexpr, BUNCH: tl.constexpr,
 ):  # fmt: skip
     """One program's share: see the head of this file. G, H and D_PAD are GROUP and D padded to powers of two."""
     row_R = tl.arange(0, ROWS)
     _, _, tiles_R = tiles_of(context_ptr, starts_ptr, row_R, row_R < rows, window, TILE, WINDOW)
-    whole, goal, quota, row, base, end = share_of(tiles_R, KV_HEADS, LEAST, MOST, FIXED)
+    whole, goal, quota, row, base, end = share_of(tiles_R, KV_HEADS, LEAST, MOST)
     head = tl.program_id(0) % KV_HEADS
     at = tl.program_id(0) // KV_HEADS * quota
     stop = tl.minimum(at + quota, end)
@@ -273,7 +258,7 @@ def decode_kernel(
     clear_empty(context_ptr, starts_ptr, out_ptr, rows, out_stride, KV_HEADS * GROUP, D, D_PAD)
     while at < stop:
         keys, window_first, tiles = tiles_of(context_ptr, starts_ptr, row, row < rows, window, TILE, WINDOW)
-        size = pieces_of(tiles, goal, whole, MOST, FIXED)
+        size = tl.where(whole, (tiles + goal - 1) // goal, tiles)  # units of this row
         if at >= base + size:
             base += size
             row += 1
@@ -339,12 +324,12 @@ class Workspace:
 
 def decode(
     q_THD: Tensor, pages: Pages, scores: Scores, out_THD: Tensor, workspace: Workspace,
-    *, config: PagedDecode, programs: int, fixed: bool = False,
+    *, config: PagedDecode, programs: int,
 ) -> None:  # fmt: skip
     """Attention of the rows with one query, into out_THD; tokens after the last row become zero.
 
     q_THD may be a part of a wider tensor (any stride of tokens, heads next to each other). `programs` is the
-    grid; `fixed` makes a row's result independent of the rest of the step.
+    grid.
     """
     rows, (heads, head_dim), kv_heads = pages.context.shape[0], q_THD.shape[1:], pages.k.shape[2]
     group, block = heads // kv_heads, pages.k.shape[1]
@@ -356,8 +341,7 @@ def decode(
     assert block % LANE_KEYS == 0
     tile = config.warps * LANE_KEYS
     programs = max(programs // kv_heads, 1) * kv_heads
-    slots = rows * kv_heads * MOST_PIECES if fixed else 2 * programs
-    workspace.reserve(slots * group * (head_dim + 2), rows * kv_heads)
+    workspace.reserve(2 * programs * group * (head_dim + 2), rows * kv_heads)
     softcap, pdl = scores.softcap or 0.0, configs.pdl(q_THD.device)
     score_scale = scores.scale * pages.k_scale * (2.0 / softcap if softcap else 1.0) * LOG2_E
     padded, padded_group = power_of_two(head_dim), power_of_two(group)
@@ -368,8 +352,7 @@ def decode(
         KV_HEADS=kv_heads, GROUP=group, G=max(16, padded_group), D=head_dim, D_PAD=padded,
         BLOCK=block, ROWS=next(n for n in ROW_STEPS if n >= rows), TILE=tile, LANES=config.warps,
         STAGES=config.stages, LEAST=max(1, config.split // tile), H=padded_group,
-        MOST=MOST_PIECES if fixed else MOST_EVEN, FIXED=fixed,
-        BUNCH=max(1, config.warps * BUNCH_ELEMENTS // (padded_group * padded)),
+        MOST=MOST_PIECES, BUNCH=max(1, config.warps * BUNCH_ELEMENTS // (padded_group * padded)),
         SOFTCAP=bool(softcap), WINDOW=scores.window is not None, WIDE=pages.k.numel() >= 1 << 31,
         PDL=pdl, num_warps=config.warps, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
