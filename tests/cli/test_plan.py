@@ -26,7 +26,7 @@ def test_tables(command: Command, monkeypatch: pytest.MonkeyPatch):
         "fits: 64 of 64",
         "128.0 KiB per token",
         "limited by",
-        "0.72 x",
+        "0.74 x",
     ):
         assert said in out
 
