@@ -95,6 +95,7 @@ class Bunch:
     queries: Tensor  # where their queries are among the step's tokens
     cells: Tensor  # [R * K * S] rows of the cache seen as [blocks * block_size * K, D]
     bias: Tensor  # [R * K, 1, S] float32
+    run: tuple[int, int] | None = None  # slots from, to, of a single row whose keys lie one behind the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,9 @@ class Backend:
                 list(_stretches(layer, batch, size, q_THD.dtype)),
             )
         bunches, stretches = self._plans[key]
+        if len(bunches) == 1 and not stretches and len(q_THD) == 1:
+            out = self._decode(layer, q_THD, bunches[0], k_cache, v_cache)
+            return out if layer.v_scale == 1.0 else out.mul_(layer.v_scale)
         out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
         out[int(batch.starts_np[batch.rows]) :].zero_()
         for bunch in bunches:
@@ -147,8 +151,11 @@ class Backend:
     def _decode(self, layer: Layer, q_RHD: Tensor, bunch: Bunch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """One query per row; scores, softmax and sum in float32."""
         pairs, _, keys = bunch.bias.shape
-        k = self._gather("k", k_cache, bunch.cells).view(pairs, keys, layer.head_dim)
-        v = self._gather("v", v_cache, bunch.cells).view(pairs, keys, layer.head_dim)
+        if bunch.run is not None and k_cache.dtype == torch.float32:
+            k, v = (cache.flatten(0, 1)[slice(*bunch.run)].transpose(0, 1) for cache in (k_cache, v_cache))
+        else:
+            k = self._gather("k", k_cache, bunch.cells).view(pairs, keys, layer.head_dim)
+            v = self._gather("v", v_cache, bunch.cells).view(pairs, keys, layer.head_dim)
         q = (q_RHD.float() * (layer.scale * layer.k_scale)).view(pairs, -1, layer.head_dim)
         if layer.softcap is None:
             scores = torch.baddbmm(bunch.bias, q, k.transpose(1, 2))
@@ -208,7 +215,15 @@ def _bunch(
         queries=torch.from_numpy(batch.starts_np[rows].astype(np.int64)).to(device),
         cells=(slots_RS[:, None, :] * layer.kv_heads + heads_K[:, None]).flatten(),
         bias=bias.repeat_interleave(layer.kv_heads, dim=0).unsqueeze(1),
+        run=_run(slots_RS),
     )
+
+
+def _run(slots_RS: Tensor) -> tuple[int, int] | None:
+    """(first, behind the last) of a single row's slots on a CPU where they follow each other: no need to gather."""
+    if slots_RS.is_cuda or len(slots_RS) > 1 or not bool((slots_RS.diff() == 1).all()):
+        return None
+    return int(slots_RS[0, 0]), int(slots_RS[0, -1]) + 1
 
 
 def _stretches(layer: Layer, batch: Batch, block_size: int, dtype: torch.dtype) -> Iterator[Stretch]:

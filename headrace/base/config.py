@@ -66,10 +66,12 @@ class Model(Knobs):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
         "auto", "what weights and activations are computed in; auto: float32 on a CPU"
     )
-    quantization: Literal["auto", "none", "int8"] = knob(
+    quantization: str = knob(
         "auto",
-        "what weights are rounded to while loading: int8 (8-bit products, on a CPU) or none; auto: int8 on a CPU for a"
-        " .gguf file with quantized weights, unless a dtype is asked for",
+        "how weights are kept: none (in dtype), checkpoint (as quantized there), int8 (8-bit products, on a CPU) or"
+        " another scheme (fp8, w8a8, w4a16, q4_0, ...) to round them to while loading; auto: int8 on a CPU for a"
+        " .gguf file with quantized weights, unless a dtype is asked for, else none",
+        check=_named,
     )
     max_len: int | None = knob(
         None,
@@ -259,11 +261,13 @@ _VLLM = {
     "deterministic": "schedule.deterministic",  # ours; theirs is an environment variable
 }
 _DTYPES = {"half": "float16", "float": "float32"}
+# What a checkpoint says of itself, and need not be said again.
+_RECOGNIZED = frozenset({"awq", "awq_marlin", "gptq", "gptq_marlin", "compressed-tensors", "gguf"})
 _READ: dict[str, Callable[[Any], Any]] = {
     "model.path": str,
     "model.tokenizer": str,
     "model.dtype": lambda v: _DTYPES.get(str(v), str(v).removeprefix("torch.")),
-    "model.quantization": lambda v: "auto" if v is None else v,
+    "quantization": lambda v: "auto" if v in _RECOGNIZED else v,
     "model.device": str,
     "model.dummy_weights": lambda v: {"dummy": True, "auto": False, "safetensors": False, "gguf": False}.get(
         v, v
@@ -316,7 +320,7 @@ def from_names(**names: Any) -> Config:
                     param=name,
                     hint=f"leave it out, or give {allowed[0]!r}",
                 )
-        elif name not in _WITHOUT_EFFECT:
+        elif name not in _WITHOUT_EFFECT and (name, value) != ("quantization", None):
             dotted = _VLLM.get(name, name)
             if dotted not in flat(Config):
                 raise UnknownName.among("option", name, known, param=name)

@@ -24,6 +24,7 @@ from typing import Any
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.checkpoint.gguf import Gguf
 from headrace.checkpoint.translate import translate_metadata
+from headrace.quant.formats import reader
 from headrace.text.tokenizer import Tokenizer
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -45,7 +46,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The hyper-parameters of a folder with config.json, of a config.json, or of a .gguf file.
 
     Raises UnknownName if there is no such file, BadCheckpoint naming the fields that are missing or absurd,
-    Refused for what is known and not supported (models of more than text, quantized safetensors).
+    Refused for what is known and not supported (models of more than text, unknown ways of quantizing).
     """
     path = Path(path)
     if path.suffix == ".gguf":
@@ -133,11 +134,7 @@ def _refuse_strangers(config: dict[str, Any], where: str) -> None:
     if config.get("is_encoder_decoder"):
         raise Refused(f"{where} (model type {config.get('model_type')!r}) describes an encoder-decoder model")
     if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise Refused(
-            f"{where} describes weights quantized with {method!r}, which is not supported",
-            hint="take the model as it was before quantization, or a GGUF file of it",
-        )
+        reader(quantization, where)  # refuses what it does not know
 
 
 def _rope(given: dict[str, Any], where: str) -> dict[str, Any]:

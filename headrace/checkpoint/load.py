@@ -1,30 +1,41 @@
 """Fills a model's weights: from a checkpoint, or with random numbers of sensible size."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint
+from headrace.checkpoint.quantized import open_source as open_source
 from headrace.checkpoint.source import GgufSource as GgufSource
 from headrace.checkpoint.source import SafetensorsSource as SafetensorsSource
 from headrace.checkpoint.source import Source as Source
-from headrace.checkpoint.source import open_source as open_source
+from headrace.nn.linear import Linear
 
 Progress = Callable[[int, int], None]  # bytes filled so far, bytes in all
 # Tensors that old checkpoints carry and every implementation computes for itself.
 COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias)$")
+# Of cached keys and values in 8 bits; wanted only where the cache has 8.
+SCALES = re.compile(r"\.[kv]_scale$")
 HEAD = "lm_head.weight"
 SHOWN = 5  # names in a message
 
 
 class Fillable(Protocol):
-    """A model as far as its weights go; see nn.decoder.Decoder.sources."""
+    """A model as far as its weights go; see nn.decoder.Decoder."""
 
     def sources(self) -> Iterator[tuple[str, Tensor]]:
         """(name in a Hugging Face checkpoint, the tensor or the rows that it fills) for all weights."""
+        ...
+
+    def linears(self) -> Iterator[tuple[list[str], Linear]]:
+        """(names in a Hugging Face checkpoint of what its rows are, layer) of every linear layer."""
+        ...
+
+    def pending(self) -> Iterator[tuple[list[str], Callable[[Tensor], None]]]:
+        """(names of weights on top of each other, what takes them) for layers whose tensors lie on the meta device."""
         ...
 
 
@@ -35,7 +46,10 @@ def load(model: Fillable, source: Source, progress: Progress | None = None) -> N
     Raises BadCheckpoint naming the tensors that are missing, left over, of another shape or unreadable.
     """
     wanted = dict(model.sources())
-    there = {name for name in source.names() if not COMPUTED.search(name)}
+    there = {name for name in source.names() if not COMPUTED.search(name) and not SCALES.search(name)}
+    there -= {
+        f"{name}.weight" for names, layer in model.linears() if layer.packed is not None for name in names
+    }
     _compare(set(wanted), there - ({HEAD} - set(wanted)), source)
     for name, target in wanted.items():  # before the first byte is read: shapes cost nothing
         if source.shape(name) != tuple(target.shape):
@@ -46,10 +60,46 @@ def load(model: Fillable, source: Source, progress: Progress | None = None) -> N
     done, total = 0, sum(target.nbytes for target in wanted.values())
     with torch.no_grad():
         for name, target in wanted.items():
+            if target.is_meta:
+                continue
             source.read(name, target)
             done += target.nbytes
             if progress is not None:
                 progress(done, total)
+        for names, take in model.pending():
+            take(torch.cat([source.read(name) for name in names]))
+            done += sum(wanted[name].nbytes for name in names)
+            if progress is not None:
+                progress(done, total)
+
+
+class Cached(Protocol):
+    """An attention layer as far as its 8-bit cache goes."""
+
+    k_scale: float
+    v_scale: float
+
+
+def load_cache_scales(layers: Iterable[tuple[str, Cached]], source: Source) -> None:
+    """Set k_scale and v_scale of layers, given with their names in the checkpoint, where it has them.
+
+    Raises BadCheckpoint for a scale that is no positive number.
+    """
+    there = source.names()
+    for name, layer in layers:
+        layer.k_scale = _scale(source, f"{name}.k_scale", there)
+        layer.v_scale = _scale(source, f"{name}.v_scale", there)
+
+
+def _scale(source: Source, name: str, there: set[str]) -> float:
+    if name not in there:
+        return 1.0
+    found = source.read(name)
+    if found.numel() != 1 or not 0 < float(found) < float("inf"):
+        raise BadCheckpoint(
+            f"{source.path}: {name} is {found.flatten()[:3].tolist()}; expected one positive number"
+        )
+    return float(found)
 
 
 def _compare(wanted: set[str], there: set[str], source: Source) -> None:

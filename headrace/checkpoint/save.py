@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(work, _grouped(tensors, largest))
+        _write(work, _shards(tensors, largest))
         (work / "config.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", "utf-8")
         for extra in extras:
             shutil.copyfile(extra, work / extra.name)
@@ -45,29 +45,35 @@ def save(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _grouped(tensors: Iterable[tuple[str, Tensor]], largest: int) -> list[dict[str, Tensor]]:
-    groups: list[dict[str, Tensor]] = [{}]
+def _shards(tensors: Iterable[tuple[str, Tensor]], largest: int) -> Iterator[dict[str, Tensor]]:
+    """Up to `largest` bytes each, in order; only one is held at a time."""
+    shard: dict[str, Tensor] = {}
     room = largest
     for name, tensor in tensors:
-        if groups[-1] and tensor.nbytes > room:
-            groups.append({})
-            room = largest
-        groups[-1][name] = tensor
-        room -= tensor.nbytes
-    return groups
-
-
-def _write(work: Path, groups: list[dict[str, Tensor]]) -> None:
-    count, table = len(groups), {}
-    for number, group in enumerate(groups, 1):
-        file = SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+        if shard and tensor.nbytes > room:
+            yield shard
+            shard, room = {}, largest
         # Rows of a fused tensor share its storage, which the format does not allow: each is copied out.
-        own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
-        save_file(own, work / file, metadata={"format": "pt"})
-        with (work / file).open("rb") as written:
-            os.fsync(written.fileno())
-        table |= dict.fromkeys(group, file)
+        shard[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        room -= tensor.nbytes
+    yield shard
+
+
+def _write(work: Path, shards: Iterator[dict[str, Tensor]]) -> None:
+    tables: list[list[str]] = []
+    size = 0
+    for number, shard in enumerate(shards):
+        file = work / f"{number}.safetensors"
+        save_file(shard, file, metadata={"format": "pt"})
+        with file.open("rb") as done:
+            os.fsync(done.fileno())
+        tables.append(list(shard))
+        size += sum(tensor.nbytes for tensor in shard.values())
+    count, where = len(tables), {}
+    for number, names in enumerate(tables):  # how many there are shows only now
+        name = SINGLE if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+        (work / f"{number}.safetensors").rename(work / name)
+        where |= dict.fromkeys(names, name)
     if count > 1:
-        size = sum(tensor.nbytes for group in groups for tensor in group.values())
-        index = {"metadata": {"total_size": size}, "weight_map": table}
+        index = {"metadata": {"total_size": size}, "weight_map": where}
         (work / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -11,7 +11,9 @@ from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.checkpoint.config import read_json
 from headrace.checkpoint.gguf import Entry, Gguf
 from headrace.checkpoint.translate import NOT_WEIGHTS, Family, family_of, hf_name
-from headrace.quant.ggml import dequantize_into
+from headrace.quant.ggml import KINDS, dequantize_into
+from headrace.quant.scheme import Packed, Scheme
+from headrace.quant.schemes import ggml_blocks
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -39,6 +41,10 @@ class Source(Protocol):
 
         Raises BadCheckpoint if its shape is another, or if it cannot be read.
         """
+        ...
+
+    def packed(self, name: str) -> tuple[Scheme, Packed] | None:
+        """A weight as it is quantized here, on CPU; None for one that is not."""
         ...
 
 
@@ -139,16 +145,27 @@ class SafetensorsSource:
         file = self._where[name]
         try:
             kind = file.get_slice(name).get_dtype()
-            if kind not in FLOATS:
-                expected = ", ".join(sorted(FLOATS))
-                raise BadCheckpoint(f"{self.path}: {name} is of type {kind}; one of {expected} was expected")
-            found: Tensor = file.get_tensor(name)
         except (SafetensorError, ValueError, RuntimeError) as fault:
             raise BadCheckpoint(f"{self.path}: {name} cannot be read: {fault}") from fault
+        if kind not in FLOATS:
+            expected = ", ".join(sorted(FLOATS))
+            raise BadCheckpoint(f"{self.path}: {name} is of type {kind}; one of {expected} was expected")
+        found = self.stored(name)
         if into is None:
             return found
-        _same_shape(self.path, name, tuple(found.shape), into)
+        same_shape(self.path, name, tuple(found.shape), into)
         return into.copy_(found)
+
+    def stored(self, name: str) -> Tensor:
+        """The tensor on CPU in the type it has, whichever that is. Raises BadCheckpoint if it cannot be read."""
+        try:
+            return self._where[name].get_tensor(name)
+        except (SafetensorError, ValueError, RuntimeError) as fault:
+            raise BadCheckpoint(f"{self.path}: {name} cannot be read: {fault}") from fault
+
+    def packed(self, name: str) -> tuple[Scheme, Packed] | None:
+        """See Source: nothing is known here of how weights are quantized, see quantized.py."""
+        return None
 
 
 class GgufSource:
@@ -176,7 +193,7 @@ class GgufSource:
         """See Source."""
         entry = self._entries[name]
         out = torch.empty(entry.shape, device="cpu") if into is None else into
-        _same_shape(self.path, name, entry.shape, out)
+        same_shape(self.path, name, entry.shape, out)
         raw = self.gguf.raw(entry.name)
         if self.family.permuted and _is_permuted(name):
             raw = self._unpermuted(raw, entry)
@@ -186,6 +203,18 @@ class GgufSource:
             return out.copy_(wide.sub_(1))
         dequantize_into(raw, entry.type, out)
         return out
+
+    def packed(self, name: str) -> tuple[Scheme, Packed] | None:
+        """See Source."""
+        entry = self._entries[name]
+        scheme = ggml_blocks.SCHEMES.get(entry.type.lower())
+        if scheme is None or len(entry.shape) != 2:
+            return None
+        raw = self.gguf.raw(entry.name)
+        if self.family.permuted and _is_permuted(name):
+            raw = self._unpermuted(raw, entry)
+        form = KINDS[entry.type]
+        return scheme, {"weight": raw.view(entry.shape[0], -1, form.bytes)}
 
     def _unpermuted(self, raw: Tensor, entry: Entry) -> Tensor:
         """Rows of each head back from (pair, half) to (half, pair) order; they move whole, still packed."""
@@ -206,7 +235,8 @@ def _is_permuted(name: str) -> bool:
     return ".self_attn.q_proj." in name or ".self_attn.k_proj." in name
 
 
-def _same_shape(path: Path, name: str, found: tuple[int, ...], into: Tensor) -> None:
+def same_shape(path: Path, name: str, found: tuple[int, ...], into: Tensor) -> None:
+    """Raises BadCheckpoint where `into` has another shape than what was found."""
     if found != tuple(into.shape):
         want = list(into.shape)
         raise BadCheckpoint(f"{path}: {name} has shape {list(found)}; the configuration asks for {want}")

@@ -13,8 +13,9 @@ from headrace.attention.backend import Backend
 from headrace.engine.cache import KVCache
 from headrace.engine.scheduler import Row
 from headrace.engine.staging import Fields, Staging
-from headrace.kernels.rotate import rotate_store
+from headrace.kernels.rotate import Turns, rotate_store, rotate_store_few
 from headrace.nn.attention import Attention
+from headrace.nn.rope import Rope
 
 
 class Batch:
@@ -56,17 +57,30 @@ class Batch:
         self._last_position = torch.arange(-1, max_blocks * self.block_size, device=device).clamp_(min=0)
         self.last = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.rows = self.tokens = 0
+        self._turned: dict[Rope, Turns] = {}
 
     # -- what layers see ------------------------------------------------------------------------------------
 
     def attend(self, layer: Attention, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """QK-norm, RoPE, store into the cache, attention over the pages: [T, H, D]."""
         k_cache, v_cache = self.cache.k[layer.cache_index], self.cache.v[layer.cache_index]
-        q_THD = rotate_store(
-            q_THD, k_TKD, v_TKD, self.positions, *layer.rotation(), k_cache, v_cache, self.slots[layer.group],
-            k_scale=layer.k_scale, v_scale=layer.v_scale, deterministic=layer.qkv_proj.deterministic,
-        )  # fmt: skip
-        return self.backend.run(layer, q_THD, self, k_cache, v_cache)
+        slots_T = self.slots[layer.group]
+        turned = None
+        if self.staging.alias and layer.rope is not None and layer.q_norm is None:
+            turns = self._turns(layer.rope)
+            turned = rotate_store_few(q_THD, k_TKD, v_TKD, turns, k_cache, v_cache, slots_T)
+        if turned is None:
+            turned = rotate_store(
+                q_THD, k_TKD, v_TKD, self.positions, *layer.rotation(), k_cache, v_cache, slots_T,
+                k_scale=layer.k_scale, v_scale=layer.v_scale, deterministic=layer.qkv_proj.deterministic,
+            )  # fmt: skip
+        return self.backend.run(layer, turned, self, k_cache, v_cache)
+
+    def _turns(self, rope: Rope) -> Turns:
+        """Of this step's positions: layers that share a rope share them."""
+        if rope not in self._turned:
+            self._turned[rope] = Turns.of(self.positions, rope.table)
+        return self._turned[rope]
 
     # -- filling ----------------------------------------------------------------------------------------------
 
@@ -77,6 +91,7 @@ class Batch:
         numbers is sent: call `derive` for the rest.
         """
         host = self.staging.next()
+        self._turned.clear()
         n = len(step)
         slot, context = host["row_slots"], host["context"]
         slot[:n] = [row.slot for row in step]

@@ -312,7 +312,7 @@ def _spoken(body: Body, messages: Sequence[Any], intake: Intake) -> tuple[list[i
         documents=body.get("documents"),
         chat_template_kwargs=effort(body) | dict(more or {}),
     )
-    ids = tokenizer.encode(text, add_special_tokens=bool(_switch(body, "add_special_tokens")))
+    ids = intake.encode(text, add_special_tokens=bool(_switch(body, "add_special_tokens")))
     return ids, read_voice(body, box, formats, text, continued)
 
 
@@ -333,7 +333,7 @@ def _prompts(given: object) -> list[str | list[Any]]:
 
 def _encoded(prompt: str | list[Any], special: bool, intake: Intake) -> list[int]:
     if isinstance(prompt, str):
-        return intake.ids(intake.text_tokenizer.encode(prompt, add_special_tokens=special))
+        return intake.ids(intake.encode(prompt, add_special_tokens=special))
     return intake.ids(prompt)
 
 

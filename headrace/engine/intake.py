@@ -34,7 +34,9 @@ class Intake:
     ):
         self.tokenizer, self.max_len, self.vocab, self.eos_ids = tokenizer, max_len, vocab, eos_ids
         self.max_logprobs = max_logprobs
-        self.compiler = Compiler(tokenizer, vocab, eos_ids, guarded=guarded) if tokenizer is not None else None
+        self.compiler = (
+            Compiler(tokenizer, vocab, eos_ids, guarded=guarded) if tokenizer is not None else None
+        )
 
     def ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt. Raises Refused for one that is empty or not of a known form."""
@@ -46,7 +48,7 @@ class Intake:
                 )
             return self.ids(given)
         if isinstance(prompt, str):
-            ids = self.text_tokenizer.encode(prompt)
+            ids = self.encode(prompt)
         elif hasattr(prompt, "__getitem__") and not isinstance(prompt, bytes | bytearray):
             ids = self._checked(prompt)
         else:
@@ -67,13 +69,7 @@ class Intake:
         not been seen before may take seconds.
         """
         ids = tuple(self.ids(prompt))
-        room = self.max_len - len(ids)
-        if room < 1:
-            raise TooLong(
-                f"this model's maximum context length is {self.max_len} tokens; the prompt has {len(ids)} and the"
-                f" answer needs at least one",
-                param="prompt",
-            )
+        room = self._room(len(ids))
         check_vocab(params, self.vocab, max_logprobs=self.max_logprobs)
         stop_ids = frozenset(params.stop_token_ids) | (
             frozenset[int]() if params.ignore_eos else self.eos_ids
@@ -108,6 +104,28 @@ class Intake:
             )
         return self.compiler.grammar(wanted)
 
+    def _room(self, count: int) -> int:
+        """Tokens that an answer to a prompt of `count` may have. Raises TooLong where that is none."""
+        if count >= self.max_len:
+            raise TooLong(
+                f"this model's maximum context length is {self.max_len} tokens; the prompt has {count} and the"
+                f" answer needs at least one",
+                param="prompt",
+            )
+        return self.max_len - count
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text. Raises TooLong at once for one that is too long whatever its tokens are."""
+        tokenizer = self.text_tokenizer
+        if len(text) > 4 * self.max_len and (longest := tokenizer.longest) is not None:
+            least = len(text) // longest
+            if least >= self.max_len:  # tokenizing twenty megabytes takes most of a minute
+                raise TooLong(
+                    f"this model's maximum context length is {self.max_len} tokens; the prompt has at least {least}",
+                    param="prompt",
+                )
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
     @property
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises Refused where there is none."""
@@ -132,6 +150,7 @@ class Intake:
         return tuple(tuple(ids) for word in params.bad_words for ids in tokenizer.word_ids(word))
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
+        self._room(len(ids))  # before anybody looks at millions of them
         if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < self.vocab:
             return list(ids)  # the usual case, without a step of Python per token
         for n, token in enumerate(ids):

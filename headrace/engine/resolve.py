@@ -10,14 +10,16 @@ import torch
 from headrace import attention as backends
 from headrace.base import discover
 from headrace.base.config import Config
-from headrace.base.errors import Refused
+from headrace.base.errors import Refused, UnknownName
 from headrace.base.hardware import Hardware
+from headrace.checkpoint.quantized import check_fits, online, rounded_layers
 from headrace.engine.blocks import blocks_for
 from headrace.engine.cache import bytes_per_block
 from headrace.engine.layout import Layout, lay_out
 from headrace.kernels import configs, int8
 from headrace.nn.attention import Attention
 from headrace.nn.decoder import Decoder
+from headrace.quant.scheme import packed_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LARGE_GPU = 60 * 2**30
@@ -117,11 +119,20 @@ def pick_quantization(
         quantized = path is not None and path.suffix == ".gguf" and settings.get("dtype") is None
         fits = device.type == "cpu" and config.model.dtype == "auto" and int8.missing() is None
         return "int8" if quantized and fits else "none"
+    if asked in ("none", "checkpoint"):
+        return asked
     reason = None
     if asked == "int8":
         reason = int8.missing() if device.type == "cpu" else f"8-bit products need a CPU; this is {device}"
-    if asked == "int8" and not reason and dtype != torch.float32:
-        reason = f"8-bit products need activations in float32; these are {dtype}"
+        if not reason and dtype != torch.float32:
+            reason = f"8-bit products need activations in float32; these are {dtype}"
+    elif asked not in online():
+        known = ["auto", "none", "checkpoint", *online()]
+        raise UnknownName.among("quantization", asked, known, param="model.quantization")
+    elif settings.get("quantization_config"):
+        reason = f"the checkpoint is quantized already, and not rounded to {asked} again"
+    elif config.schedule.deterministic:
+        reason = f"products with {asked} weights give a row other bits in other company, against schedule.deterministic"
     if reason:
         raise Refused(reason, param="model.quantization", hint="leave it out, or use --quantization none")
     return asked
@@ -163,7 +174,7 @@ def resolve(
     per_block = bytes_per_block(layout, config.memory.block, *_kv_shape(layers), kv_dtype)
     parameters = sum(p.numel() for p in model.parameters())
     quantization = pick_quantization(config, settings, device, dtype, path)
-    weights = weight_bytes(model, dtype, quantization)
+    weights = weight_bytes(model, dtype, quantization, path)
     work = workspace(settings, layers[0].heads * layers[0].head_dim, tokens, rows, dtype)
     if config.schedule.deterministic and not cpu:
         # Twice, because what was outgrown stays for the graphs that point there.
@@ -207,11 +218,30 @@ def resolve(
     )
 
 
-def weight_bytes(model: Decoder, dtype: torch.dtype, quantization: str) -> int:
-    """Bytes of a model's weights, rope tables included. Quantized: 8 bits and some per row, the embedding 16 bits."""
+def weight_bytes(model: Decoder, dtype: torch.dtype, quantization: str, path: Path | None = None) -> int:
+    """Bytes of a model's weights, rope tables included; those of a quantized checkpoint by its files.
+
+    In int8 they are 8 bits and some per row, the embedding 16 bits. Raises Refused for a layer whose shape does not
+    fit the scheme.
+    """
     buffers = sum(b.nbytes for b in model.buffers())
+    dense = sum(p.numel() for p in model.parameters()) * dtype.itemsize + buffers
     if quantization == "none":
-        return sum(p.numel() for p in model.parameters()) * dtype.itemsize + buffers
+        return dense
+    if quantization == "checkpoint":
+        files = [] if path is None else path.glob("*.safetensors") if path.is_dir() else [path]
+        # An embedding is unpacked whatever it was.
+        kept = sum(file.stat().st_size for file in files) + model.embed_tokens.weight.numel() * dtype.itemsize
+        return min(dense, kept + buffers)
+    if quantization != "int8":
+        scheme = online()[quantization]
+        for names, layer in rounded_layers(model):
+            for name, rows in zip(names, layer.outputs, strict=True):
+                check_fits(scheme, name, rows, layer.inputs)
+                dense += (
+                    packed_bytes(scheme, rows, layer.inputs, dtype) - rows * layer.inputs * dtype.itemsize
+                )
+        return dense
     table = model.embed_tokens.weight
     matrices = [layer.weight for _, layer in model.linears()] + ([table] if model.lm_head is None else [])
     others = sum(p.numel() for p in model.parameters()) - table.numel()

@@ -1,5 +1,6 @@
 """From a Config to a running engine: find the files, decide the plan, load the weights, build the parts."""
 
+import ctypes
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from headrace.base.hardware import probe
 from headrace.checkpoint.config import read_config, read_json, read_tokenizer
 from headrace.checkpoint.hub import SAMPLING, find
 from headrace.checkpoint.load import dummy, load, load_cache_scales, open_source
+from headrace.checkpoint.quantized import RoundedSource, load_packed, online, pack_in_place
 from headrace.engine.batch import Batch
 from headrace.engine.cache import KVCache
 from headrace.engine.engine import Engine
@@ -86,20 +88,35 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
     with torch.device("meta"):
         model = models.build(found.settings, plan.max_len)
     prepacks = plan.quantization == "int8"
+    scheme = online().get(plan.quantization) if not prepacks else None
+    said = notify and (lambda done, total: notify("loading weights", done / total))
+    source = None if config.model.dummy_weights else open_source(found.path)
+    if source is not None and (scheme or plan.quantization == "checkpoint"):
+        packed = RoundedSource(source, scheme, plan.dtype, plan.device) if scheme else source
+        load_packed(model, packed, plan.dtype, plan.device, said)
     model.allocate(plan.dtype, plan.device, prepacks and not config.model.dummy_weights)
-    if config.model.dummy_weights:
+    if source is None:
         dummy(model, config.model.seed)
+        if scheme:
+            pack_in_place(model, scheme)
     else:
-        said = notify and (lambda done, total: notify("loading weights", done / total))
-        source = open_source(found.path)
         load(model, source, said)
         if plan.kv_dtype != plan.dtype:
             load_cache_scales(model.named_attentions(), source)
     if prepacks:
         model.prepack()
+        _give_back()
     if plan.deterministic:
         model.set_deterministic()
     return model.eval()
+
+
+def _give_back() -> None:
+    """Return to the system what loading freed. C libraries without such a function do it by themselves, or never."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        log.debug("no malloc_trim here")
 
 
 def find_tokenizer(config: Config, path: Path) -> Tokenizer | None:

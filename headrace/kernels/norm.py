@@ -23,7 +23,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tens
         from headrace.kernels.gpu.norm import normalize
 
         return normalize(x, None, weight, eps, offset, configs.pdl(x.device))[0]
+    if x.dtype == weight.dtype == torch.float32:
+        return _few_calls(x, weight, eps, offset)
     return rms_norm_ref(x, weight, eps, offset)
+
+
+def _few_calls(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    """The definition in float32 with half as many calls: of one token, these are what takes time."""
+    size = x.shape[-1]
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    shrink = length.square_().mul_(1 / size).add_(eps).rsqrt_()
+    return (x * shrink).mul_(weight if offset == 0.0 else weight + offset)
 
 
 def add_rms_norm(

@@ -4,6 +4,8 @@ T tokens, H query heads, K kv heads, D head size, P positions in the table, R ro
 Rotary embedding: Su et al. 2021, eq. 34, in the half-rotated order of Hugging Face checkpoints.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,60 @@ def store_kv(
             x = (x.float() * (1 / scale)).clamp_(-most, most)
         cells = movable(cache).view(-1, *cache.shape[2:])
         cells.index_copy_(0, slots_T, movable(x.to(cache.dtype)))
+
+
+class Turns(NamedTuple):
+    """What RoPE multiplies by at a step's positions, float32 [T, 1, R]: cos twice; sin, first with a minus."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, positions_T: Tensor, table_PR: Tensor) -> "Turns":
+        """The rows of a table at positions."""
+        cos, sin = table_PR.index_select(0, positions_T).unsqueeze(1).chunk(2, dim=-1)
+        return cls(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+
+
+def _beside(a_TXD: Tensor, b_TYD: Tensor) -> Tensor | None:
+    """Both as one [T, X + Y, D] where they lie next to each other, as projections of one product do; else None."""
+    tokens, x, size = a_TXD.shape
+    y = b_TYD.shape[1]
+    row = (x + y) * size if tokens == 1 else a_TXD.stride(0)  # one row may claim any distance to the next
+    same = a_TXD.stride()[1:] == b_TYD.stride()[1:] == (size, 1)
+    same = same and (tokens == 1 or a_TXD.stride(0) == b_TYD.stride(0))
+    next_to = b_TYD.data_ptr() - a_TXD.data_ptr() == x * size * a_TXD.element_size()
+    if not (same and next_to and a_TXD.untyped_storage().data_ptr() == b_TYD.untyped_storage().data_ptr()):
+        return None
+    return a_TXD.as_strided((tokens, x + y, size), (row, size, 1))
+
+
+def rotate_store_few(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    turns: Turns,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots_T: Tensor,
+) -> Tensor | None:
+    """rotate_store without norms in few calls, for a CPU; None where tensors are not laid out for it.
+
+    q and k must lie beside each other and be rotated whole; all in float32.
+    """
+    both = _beside(q_THD, k_TKD)
+    size = q_THD.shape[2]
+    plain = (
+        q_THD.dtype == k_cache.dtype == torch.float32 and k_cache.is_contiguous() and v_cache.is_contiguous()
+    )
+    if both is None or not plain or turns.cos.shape[-1] != size:
+        return None
+    swapped = torch.cat((both[..., size // 2 :], both[..., : size // 2]), -1)
+    made = (both * turns.cos).add_(swapped.mul_(turns.sin))
+    q, k = made.split((q_THD.shape[1], k_TKD.shape[1]), 1)
+    k_cache.view(-1, *k_cache.shape[2:]).index_copy_(0, slots_T, k)
+    v_cache.view(-1, *v_cache.shape[2:]).index_copy_(0, slots_T, v_TKD)
+    return q
 
 
 def rotate_store_ref(

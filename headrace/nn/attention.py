@@ -18,6 +18,7 @@ class Attention(nn.Module):
     q_norm, k_norm, rope        applied to q and k by the step; None where there is none
     index                       number of the layer
     group, cache_index          set by the engine: which block table, and which pair of cache tensors
+    k_scale, v_scale            what an 8-bit cache is multiplied by
     """
 
     def __init__(self, shape: Shape, index: int, window: int | None, rope: Rope | None):
@@ -29,6 +30,7 @@ class Attention(nn.Module):
         self.index = index
         self.group = 0
         self.cache_index = index
+        self.k_scale = self.v_scale = 1.0
         sizes = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
         self.qkv_proj = Linear(
             shape.hidden, sizes, shape.qkv_bias, fused=("q_proj", "k_proj", "v_proj"), split="out"

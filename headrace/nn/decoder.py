@@ -1,20 +1,26 @@
 """The decoder that every architecture here is a variation of: embedding, blocks, norm, output head."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from headrace.base.errors import Refused
+from headrace.kernels.fixed import place_is_free, whole_rows
 from headrace.kernels.matmul import linear
 from headrace.nn.attention import Attention
 from headrace.nn.embed import Embedding
 from headrace.nn.linear import Linear
 from headrace.nn.mlp import MLP
 from headrace.nn.norm import RMSNorm
+from headrace.nn.packed import PackedRows
+from headrace.nn.prepacked import Prepacked
 from headrace.nn.rope import Rope
 from headrace.nn.shape import Shape
 from headrace.nn.step import Step
+from headrace.nn.turn import Turn
 
 
 class Block(nn.Module):
@@ -71,12 +77,16 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.rename = dict(rename)
+        self.deterministic = False
         kind = PostNormBlock if shape.post_norms else Block
         self.embed_tokens = Embedding(shape.vocab, shape.hidden, shape.embed_scale)
         self.blocks = nn.ModuleList(kind(shape, i, window, rope) for i, (window, rope) in enumerate(layers))
         self.norm = RMSNorm(shape.hidden, shape.eps, shape.norm_offset)
         # None when tied: one parameter under two names would come apart on the way from meta to a device.
         self.lm_head = None if shape.tied else Linear(shape.hidden, shape.vocab, split="out")
+        self.tied_head: Prepacked | None = (
+            None  # a tied head that multiplies in another type than the embedding has
+        )
 
     @property
     def attentions(self) -> list[Attention]:
@@ -93,10 +103,43 @@ class Decoder(nn.Module):
     def logits(self, hidden_SE: Tensor) -> Tensor:
         """[S, hidden] to [S, vocab] float32, soft-capped where the architecture says so."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        logits_SV = linear(hidden_SE, head.weight, out_dtype=torch.float32)
+        exact = self.deterministic
+        if self.tied_head is not None:
+            logits_SV = self.tied_head(hidden_SE.float())
+        elif isinstance(head, Linear) and head.packed is not None:
+            logits_SV = head(hidden_SE.float())
+        else:
+            logits_SV = linear(hidden_SE, head.weight, out_dtype=torch.float32, deterministic=exact)
         if (cap := self.shape.logits_softcap) is None:
             return logits_SV
-        return torch.tanh(logits_SV / cap) * cap
+        return (whole_rows(torch.tanh, logits_SV / cap) if exact else torch.tanh(logits_SV / cap)) * cap
+
+    def set_deterministic(self) -> None:
+        """From now on a token's logits are the same bits whatever shares its step; back ends have a flag of their own.
+
+        The weights must be there. Raises Refused where this machine's matrix products do not allow it.
+        """
+        self.deterministic = True
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        linears = [module for module in self.modules() if isinstance(module, Linear)]
+        prepacked = [module for module in self.modules() if isinstance(module, Prepacked)]
+        if any(isinstance(module.packed, PackedRows) for module in linears):
+            raise Refused(
+                "products with quantized weights give a row other bits in other company",
+                param="schedule.deterministic",
+                hint="leave it out, or take the model as it was before quantization",
+            )
+        for module in (*linears, *prepacked):
+            module.deterministic = True
+        plain = (*(m for m in linears if m.packed is None), *(() if self.tied_head else (head,)))
+        weights = {m.weight.shape: m.weight for m in plain if not m.weight.is_cuda and m.weight.numel()}
+        whole = {m.weight.shape: m for m in prepacked}
+        if not (all(map(place_is_free, weights.values())) and all(m.place_is_free() for m in whole.values())):
+            raise Refused(
+                "matrix products of this machine give a row other bits in other company",
+                param="schedule.deterministic",
+                hint="leave it out, or use another dtype or device",
+            )
 
     def tables(self, device: torch.device | str) -> None:
         """Compute on `device` what is in no checkpoint: the rope tables.
@@ -108,21 +151,51 @@ class Decoder(nn.Module):
             if isinstance(module, Rope):
                 module.place(device)
 
-    def allocate(self, dtype: torch.dtype, device: torch.device | str) -> None:
+    def allocate(self, dtype: torch.dtype, device: torch.device | str, prepacks: bool = False) -> None:
         """Give a model built on the meta device its memory: weights uninitialized, rope tables computed.
 
-        What `to` and `to_empty` would do, without the second of imports that meta tensors cost there.
+        What `to` and `to_empty` would do, without the second of imports that meta tensors cost there. With `prepacks`
+        linear layers get none: see `pending`; and the embedding has 16 bits.
         """
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+                if prepacks and name == "weight" and isinstance(module, Linear):
+                    continue
+                half = prepacks and module is self.embed_tokens
+                memory = torch.empty(parameter.shape, dtype=torch.float16 if half else dtype, device=device)
                 setattr(module, name, nn.Parameter(memory, requires_grad=False))
         self.tables(device)
 
+    def pending(self) -> Iterator[tuple[list[str], Callable[[Tensor], None]]]:
+        """(names in a checkpoint of weights on top of each other, what to call with them) of layers to be prepacked.
+
+        All else must be there by then: norms are folded in. `prepack` is to follow.
+        """
+        turn = Turn(self)
+        for names, layer in self.linears():
+            if layer.weight.is_meta:
+                yield [f"{name}.weight" for name in names], partial(turn.prepack, layer)
+
+    def prepack(self) -> None:
+        """Multiply 8-bit integers on a CPU from now on: layers that were not yet prepacked, and what is left to do."""
+        turn = Turn(self)
+        for _, layer in self.linears():
+            if layer.packed is None:
+                turn.prepack(layer, layer.weight.data)
+        if self.lm_head is None:
+            self.tied_head = turn.head()
+        turn.finish()
+        self.embed_tokens.halve(self.norm.weight.dtype)
+
     def sources(self) -> Iterator[tuple[str, Tensor]]:
-        """(name in a Hugging Face checkpoint, the tensor or rows of one to fill from it) for all weights."""
+        """(name in a Hugging Face checkpoint, the tensor or rows of one to fill from it) for all weights.
+
+        Without those of quantized layers, which are filled as wholes: see `linears`.
+        """
         for path, module in self.named_modules():
             for own, parameter in module.named_parameters(recurse=False):
+                if own == "weight" and isinstance(module, Linear) and module.packed is not None:
+                    continue
                 if not (isinstance(module, Linear) and module.fused):
                     yield self._renamed(f"{path}.{own}"), parameter.data
                     continue
@@ -130,6 +203,20 @@ class Decoder(nn.Module):
                 ends = [sum(module.outputs[:i]) for i in range(len(module.outputs) + 1)]
                 for name, (start, stop) in zip(module.fused, pairwise(ends), strict=True):
                     yield self._renamed(f"{parent}.{name}.{own}"), parameter.data[start:stop]
+
+    def linears(self) -> Iterator[tuple[list[str], Linear]]:
+        """(names in a Hugging Face checkpoint of what its rows are, layer) of every linear layer, in order."""
+        for path, module in self.named_modules():
+            if isinstance(module, Linear):
+                parent = path.rpartition(".")[0]
+                names = [f"{parent}.{name}" for name in module.fused] if module.fused else [path]
+                yield [self._renamed(name) for name in names], module
+
+    def named_attentions(self) -> Iterator[tuple[str, Attention]]:
+        """(name in a Hugging Face checkpoint, layer) of every attention layer, in order."""
+        for path, module in self.named_modules():
+            if isinstance(module, Attention):
+                yield self._renamed(path), module
 
     def _renamed(self, name: str) -> str:
         for ours, theirs in self.rename.items():

@@ -14,11 +14,24 @@ class Embedding(nn.Module):
         super().__init__()
         self.scale = scale
         self.weight = nn.Parameter(torch.empty(vocab, hidden), requires_grad=False)
+        self.dtype: torch.dtype | None = None  # of the rows handed out, where it is not the table's
+        self._rounded: dict[torch.dtype, float] = {}
+
+    def halve(self, dtype: torch.dtype) -> None:
+        """Keep the table in float16 from now on; rows are handed out in another type."""
+        self.dtype = dtype
+        self.weight = nn.Parameter(self.weight.to(torch.float16), requires_grad=False)
 
     def forward(self, ids_T: Tensor) -> Tensor:
         """[T] int64 to [T, hidden]."""
-        scale = torch.tensor(self.scale, dtype=self.weight.dtype, device="cpu").item()
-        return embed(ids_T, self.weight, scale)
+        dtype = self.dtype or self.weight.dtype
+        if dtype not in self._rounded:
+            self._rounded[dtype] = torch.tensor(self.scale, dtype=dtype, device="cpu").item()
+        scale = self._rounded[dtype]
+        if dtype == self.weight.dtype:
+            return embed(ids_T, self.weight, scale)
+        rows = embed(ids_T, self.weight).to(dtype)
+        return rows if scale == 1.0 else rows.mul_(scale)
 
     def extra_repr(self) -> str:
         """For printing a model."""

@@ -10,6 +10,9 @@ from headrace.kernels.activation import silu_mul
 from headrace.kernels.launch import on_gpu
 from headrace.kernels.matmul import linear, norm_linear
 from headrace.nn.norm import RMSNorm
+from headrace.nn.packed import PackedRows
+from headrace.nn.prepacked import Prepacked
+from headrace.quant.scheme import Packed, Scheme
 
 Split = Literal["in", "out"] | None
 
@@ -20,7 +23,12 @@ class Linear(nn.Module):
     outputs   one size, or one per fused projection; the rows of W are theirs in order
     fused     the names that the projections have in a checkpoint; () when the layer goes by its own name
     split     over ranks: by "in"put columns (results are summed), by "out"put rows, or not at all
+
+    With `deterministic` set a token's result does not depend on the others of the step.
+    A quantized layer has `packed`, and its weight has no elements: see `become`.
     """
+
+    deterministic = False
 
     def __init__(
         self,
@@ -39,10 +47,28 @@ class Linear(nn.Module):
         rows = sum(self.outputs)
         self.weight = nn.Parameter(torch.empty(rows, inputs), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(rows), requires_grad=False) if bias else None
+        self.packed: PackedRows | Prepacked | None = None
+
+    def become(self, parts: Sequence[tuple[Scheme, Packed]]) -> None:
+        """Be quantized from now on: rows of `parts` in order instead of a weight, whose memory is given up."""
+        packed = PackedRows(parts)
+        shapes = [(part.rows, part.columns) for part in packed.weights]
+        whole = (sum(rows for rows, _ in shapes), self.inputs)
+        assert whole == (sum(self.outputs), self.inputs), f"{shapes} for {whole}"
+        self.packed = packed
+        self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+
+    def prepack(self, weight_NK: Tensor, wide: bool = False) -> None:
+        """Multiply 8-bit integers on a CPU from now on, by this weight rounded; `wide`: inputs in 16 bits."""
+        assert weight_NK.shape == (sum(self.outputs), self.inputs)
+        self.packed = Prepacked.of(weight_NK, wide)
+        self.weight = nn.Parameter(torch.empty(0, dtype=weight_NK.dtype, device="cpu"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., sum(outputs)], the projections side by side."""
-        return linear(x, self.weight, self.bias)
+        if self.packed is not None:
+            return self.packed(x, self.bias)
+        return linear(x, self.weight, self.bias, deterministic=self.deterministic)
 
     def normed(
         self, norm: RMSNorm, x_TE: Tensor, residual_TE: Tensor | None, gated: bool = False
@@ -51,12 +77,14 @@ class Linear(nn.Module):
 
         `gated`: silu of the first projection times the second. A residual of None counts as zero.
         """
-        if on_gpu(x_TE, self.weight):
+        if self.packed is None and on_gpu(x_TE, self.weight):
             return norm_linear(
-                x_TE, residual_TE, norm.weight, norm.eps, norm.offset, self.weight, self.bias, gated=gated
-            )
+                x_TE, residual_TE, norm.weight, norm.eps, norm.offset, self.weight, self.bias,
+                gated=gated, deterministic=self.deterministic,
+            )  # fmt: skip
         x_TE, residual_TE = norm.add(x_TE, residual_TE)
-        return silu_mul(self(x_TE)) if gated else self(x_TE), residual_TE
+        out = self(x_TE)
+        return silu_mul(out, self.deterministic) if gated else out, residual_TE
 
     def extra_repr(self) -> str:
         """For printing a model."""

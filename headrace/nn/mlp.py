@@ -30,7 +30,8 @@ class MLP(nn.Module):
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, hidden] to [T, hidden]."""
-        return self.down_proj(ACTIVATIONS[self.act](self.gate_up_proj(x_TE)))
+        gate_up, exact = self.gate_up_proj(x_TE), self.gate_up_proj.deterministic
+        return self.down_proj(ACTIVATIONS[self.act](gate_up, exact))
 
     def normed(self, norm: RMSNorm, x_TE: Tensor, residual_TE: Tensor | None) -> tuple[Tensor, Tensor]:
         """(self(norm(x + residual)), x + residual)."""

@@ -68,13 +68,15 @@ def _route(document: Json, method: str, path: str, route: Json) -> str:
 
 def _fields(document: Json, schema: Json) -> str:
     found = _resolved(document, schema)
+    needed = found.get("required", ())
+    fields = sorted(found.get("properties", {}).items(), key=lambda item: item[0] not in needed)
     rows = "".join(
-        f"<tr><td><code>{escape(name)}</code>{'*' if name in found.get('required', ()) else ''}"
+        f"<tr><td><code>{escape(name)}</code>{'*' if name in needed else ''}"
         f"<td><code>{escape(_type(field))}</code><td>{escape(field.get('description', ''))}"
-        for name, field in found.get("properties", {}).items()
+        for name, field in fields
         if field.get("description") != "ignored"
     )
-    return f"<table><tr><th>field<th>type<th>what it is{rows}</table>" if rows else ""
+    return f"<table><tr><th>field<th>type<th>what it is (* needed){rows}</table>" if rows else ""
 
 
 def _resolved(document: Json, schema: Json) -> Json:

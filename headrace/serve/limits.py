@@ -25,6 +25,9 @@ MOST: dict[str, int] = {
 LONGEST: dict[str, int] = {"stop": 512, "bad_words": 512, "cache_salt": 512, "model": 512, "request_id": 256}
 """Characters of a field, or of each entry of its list."""
 
+LARGE = 1 << 18
+"""Bytes from which on a body is decoded on another thread: about what takes a millisecond."""
+
 INT64 = range(-(2**63), 2**63)
 
 # A string of a JSON text, and the colon behind it if it is a key.
@@ -101,7 +104,8 @@ async def read_json(request: Request) -> Json:
         )
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused("the body is packed; expected plain JSON", hint="leave Content-Encoding out")
-    return decoded(await request.body())
+    raw = await request.body()
+    return decoded(raw) if len(raw) < LARGE else await asyncio.to_thread(decoded, raw)
 
 
 def decoded(raw: bytes) -> Json:

@@ -18,6 +18,9 @@ from headrace.serve.errors import JSON
 from headrace.serve.schema import answers, body_of
 from headrace.serve.sse import encode
 
+MOST_TEXT = 1 << 21
+"""Characters that are tokenized for the sake of the tokens alone; that takes some seconds."""
+
 router = APIRouter()
 
 
@@ -101,6 +104,8 @@ def _ids(body: Json, intake: Intake) -> list[int]:
     prompt, special = body.get("prompt"), body.get("add_special_tokens")
     if not isinstance(prompt, str):
         raise Refused("prompt is no text; expected text, or messages", param="prompt")
+    if len(prompt) > MOST_TEXT:
+        raise Refused(f"prompt has {len(prompt)} characters; expected at most {MOST_TEXT}", param="prompt")
     if special is not None and not isinstance(special, bool):
         raise Refused("add_special_tokens must be true or false", param="add_special_tokens")
     return intake.text_tokenizer.encode(prompt, add_special_tokens=special is not False)

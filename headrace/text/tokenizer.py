@@ -178,6 +178,17 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
+    def longest(self) -> int | None:
+        """Bytes of the longest token, so that a text has at least so many times fewer tokens than bytes.
+
+        None where a token may stand for text of any length.
+        """
+        if self.spelling == "other":
+            return None
+        vocab = self.backend.get_vocab(with_added_tokens=True)
+        return max((len(piece.encode("utf-8", "replace")) for piece in vocab), default=1)
+
+    @cached_property
     def template(self) -> ChatTemplate | None:
         """The checkpoint's chat template, or None. Raises Refused when it does not compile."""
         return None if self.template_source is None else self.chat_template(self.template_source)

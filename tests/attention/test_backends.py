@@ -25,6 +25,7 @@ FP8 = torch.float8_e4m3fn
 # (queries, keys) of each row
 MIXED = [(1, 1), (1, 17), (5, 5), (3, 20), (0, 9), (1, 64), (33, 33), (2, 2), (1, 5), (16, 40), (0, 0)]
 DECODE = [(1, n) for n in (1, 2, 3, 4, 5, 15, 16, 17, 31, 40, 70, 128, 7)]
+ALONE = [(1, 40)]
 PREFILL = [(2, 2), (17, 17), (40, 40)]
 CHUNKS = [(2, 3), (16, 32), (15, 33), (4, 100), (31, 47)]
 
@@ -42,6 +43,8 @@ CASES = [
         case(heads=h, kv_heads=k)
         for h, k in ((1, 1), (3, 3), (2, 1), (9, 3), (8, 2), (10, 2), (8, 1), (16, 1))
     ),
+    *(case(ALONE, size=s, window=w) for s in (1, 16, 64) for w in (None, 7)),  # of one block: nothing to gather
+    case(ALONE, size=64, softcap=2.0, heads=9, kv_heads=3),
     *(case(head_dim=d) for d in (80, 96, 128, 256)),
     *(case(size=s) for s in (1, 4, 32, 128)),
     *(case(window=w) for w in (1, 2, 5, 16, 33, 1000)),

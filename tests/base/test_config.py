@@ -176,6 +176,20 @@ def test_from_names_reads_policies(policy: str, ours: str):
     assert from_names(scheduling_policy=policy).schedule.policy == ours
 
 
+@pytest.mark.parametrize(("given", "ours"), [("auto", "auto"), ("fp8", "fp8"), ("fp8_e4m3", "fp8")])
+def test_from_names_reads_cache_types(given: str, ours: str):
+    assert from_names(kv_cache_dtype=given).memory.kv_dtype == ours
+
+
+def test_from_names_refuses_a_cache_type_that_is_not_there():
+    with pytest.raises(Refused, match="expected auto or fp8"):
+        from_names(kv_cache_dtype="fp8_e5m2")
+
+
+def test_deterministic_has_a_short_name():
+    assert from_names(deterministic=True).schedule.deterministic
+
+
 @pytest.mark.parametrize(("given", "ours"), [(False, "off"), ("auto", "auto")])
 def test_from_names_reads_overlap(given: Any, ours: str):
     assert from_names(async_scheduling=given).schedule.overlap == ours
@@ -186,7 +200,6 @@ def test_from_names_reads_overlap(given: Any, ours: str):
     [
         ("tensor_parallel_size", 2),
         ("trust_remote_code", True),
-        ("quantization", "awq"),
         ("enable_lora", True),
     ],
 )
@@ -242,3 +255,9 @@ def test_help_is_written_once(capsys: pytest.CaptureFixture[str], monkeypatch: p
     for name, knob in flat(Config).items():
         assert f"--{name.replace('_', '-')}" in shown
         assert "".join(knob.help.split()) in shown
+
+
+def test_a_checkpoints_own_method_need_not_be_said():
+    assert from_names(quantization="awq").model.quantization == "auto"
+    assert from_names(quantization="fp8").model.quantization == "fp8"
+    assert from_names(quantization=None).model.quantization == "auto"

@@ -152,7 +152,7 @@ def test_absurd_values_are_named(more: dict[str, Any], message: str):
     [
         ({"vision_config": {}, "text_config": {}}, "more than text: vision_config, text_config"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized with 'gptq'"),
+        ({"quantization_config": {"quant_method": "quanto"}}, "quantized with 'quanto'"),
     ],
 )
 def test_what_is_known_and_not_supported(more: dict[str, Any], message: str):

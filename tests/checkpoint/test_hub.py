@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from headrace.base.errors import Refused, UnknownName
-from headrace.checkpoint import hub, huggingface
 from headrace.base.home import home
+from headrace.checkpoint import hub, huggingface
 from headrace.checkpoint.hub import KNOWN, find, place, pull
 from headrace.checkpoint.huggingface import Reference
 

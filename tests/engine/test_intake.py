@@ -131,3 +131,22 @@ def test_without_a_tokenizer_ids_still_serve():
         bare.requests("a", "ab", SamplingParams())
     with pytest.raises(Refused, match="no tokenizer"):
         bare.requests("a", [5], SamplingParams(bad_words=["x"]))
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+):
+    def slow(*_: object, **__: object) -> list[int]:
+        raise AssertionError("it was tokenized")
+
+    assert WORDS.longest == max(map(len, tiny.SPECIALS))
+    monkeypatch.setattr(Tokenizer, "encode", slow)
+    with pytest.raises(TooLong, match="maximum context length is 32 tokens; the prompt has at least 33"):
+        intake.ids("a" * (33 * WORDS.longest))
+    with pytest.raises(AssertionError):
+        intake.ids("a" * (32 * WORDS.longest - 1))
+
+
+def test_many_ids_are_refused_before_each_is_looked_at(intake: Intake):
+    with pytest.raises(TooLong):
+        intake.ids([-1] * 32)

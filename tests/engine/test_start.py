@@ -14,6 +14,7 @@ from headrace.api.llm import LLM
 from headrace.base.errors import BadCheckpoint, Fault, Refused, UnknownName
 from headrace.engine.request import SamplingParams
 from headrace.engine.start import look, recommended, start
+from headrace.kernels import int8
 from headrace.models import gemma
 from headrace.text.template import ChatTemplate
 from tests import tiny
@@ -247,3 +248,28 @@ def test_a_template_that_does_not_end(llama_folder: Path, monkeypatch: pytest.Mo
     llm = LLM(config=tiny.config(llama_folder, chat_template=loop))
     with pytest.raises(Refused, match="template"):
         llm.chat([{"role": "user", "content": "hi"}])
+
+
+# -- 8-bit products --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(int8.missing() is not None, reason="no 8-bit products on this processor")
+def test_a_quantized_file_stays_quantized(gguf_file: Path):
+    """Unless a dtype is asked for, which stands for the file's own numbers."""
+    auto, plain = LLM(config=tiny.config(gguf_file)), LLM(config=tiny.config(gguf_file, dtype="float32"))
+    assert (auto.plan.quantization, plain.plan.quantization) == ("int8", "none")
+    assert auto.plan.memory.weights < plain.plan.memory.weights
+    with pytest.raises(Refused, match="float32"):
+        LLM(config=tiny.config(gguf_file, dtype="bfloat16", quantization="int8"))
+
+
+@pytest.mark.skipif(int8.missing() is not None, reason="no 8-bit products on this processor")
+def test_eight_bits_have_no_company(llama_folder: Path):
+    """Scales are each token's own: alone or together, the same bits."""
+    llm = LLM(config=tiny.config(llama_folder, quantization="int8", deterministic=True))
+    params = SamplingParams(temperature=0, max_tokens=6, logprobs=1, ignore_eos=True)
+    prompts = [[5 + n] * (3 + 9 * n) for n in range(4)]
+    together = llm.generate(prompts, params, use_tqdm=False)
+    for prompt, output in zip(prompts, together, strict=True):
+        (alone,) = llm.generate([prompt], params, use_tqdm=False)
+        assert alone.outputs[0].logprobs == output.outputs[0].logprobs

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from headrace.kernels.rotate import apply_rope, rotate_store, rotate_store_ref, store_kv
+from headrace.kernels.rotate import (
+    Turns,
+    apply_rope,
+    rotate_store,
+    rotate_store_few,
+    rotate_store_ref,
+    store_kv,
+)
 from tests.kernels.closeness import assert_close
 
 CASES = [  # tokens, heads, kv heads, head size, rotary size
@@ -157,3 +164,27 @@ def test_fixed_tokens_stand_alone(device, norm):
 
 
 PER_TOKEN = ("q_THD", "k_TKD", "v_TKD", "positions_T", "slots_T")
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 19])
+def test_few_calls_do_the_same(tokens: int):
+    few, usual = (step(tokens, 9, 3, 8, 8, torch.float32) for _ in "ab")
+    usual |= {name: few[name] for name in ("q_THD", "k_TKD", "v_TKD", "positions_T", "slots_T")}
+    q, k, v, positions, table = (few[n] for n in ("q_THD", "k_TKD", "v_TKD", "positions_T", "table_PR"))
+    turns = Turns.of(positions, table)
+    found = rotate_store_few(q, k, v, turns, few["k_cache"], few["v_cache"], few["slots_T"])
+    assert found is not None
+    torch.testing.assert_close(found, rotate_store_ref(**usual))
+    for name in ("k_cache", "v_cache"):
+        torch.testing.assert_close(few[name], usual[name])
+
+
+def test_few_calls_need_their_layout():
+    given = step(5, 4, 2, 8, 8, torch.float32)
+    q, k, v, table = (given[n] for n in ("q_THD", "k_TKD", "v_TKD", "table_PR"))
+    rest = (Turns.of(given["positions_T"], table), given["k_cache"], given["v_cache"], given["slots_T"])
+    assert rotate_store_few(q, k.clone(), v, *rest) is None
+    assert rotate_store_few(q.bfloat16(), k.bfloat16(), v, *rest) is None
+    partly = Turns.of(given["positions_T"], table_of(50, 6))
+    assert rotate_store_few(q, k, v, partly, *rest[1:]) is None
+    assert not given["k_cache"].any()

@@ -58,7 +58,7 @@ def test_apply_is_the_product_with_unpack(scheme: Scheme):
 def test_error_is_within_the_bound(scheme: Scheme):
     weight, packed = packed_weight(scheme)
     error = (scheme.unpack(packed) - weight.float()).abs() / largest(scheme, weight)
-    assert 0 < error.max() <= scheme.error
+    assert 0 < error.max() <= scheme.error * (1 + 1e-5)
 
 
 def test_inputs_are_rounded_where_the_scheme_says_so(scheme: Scheme):

@@ -177,7 +177,9 @@ def serving(
     begun.wait(20)
     scheme = "https" if settings.ssl_certfile else "http"
     try:
-        yield Running(f"{scheme}://127.0.0.1:{sock.getsockname()[1]}", box["front"], box["app"], box["server"])
+        yield Running(
+            f"{scheme}://127.0.0.1:{sock.getsockname()[1]}", box["front"], box["app"], box["server"]
+        )
     finally:
         box["server"].should_exit = True
         thread.join(20)

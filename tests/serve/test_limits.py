@@ -10,7 +10,7 @@ import pytest
 
 from headrace.base.errors import Late, Refused, TooLarge
 from headrace.engine.start import Started
-from headrace.serve.limits import DEEPEST, Limits, check, decoded
+from headrace.serve.limits import DEEPEST, LARGE, Limits, check, decoded
 from headrace.serve.settings import Serve
 from tests.serve.local import Running, serving
 from tests.serve.reading import error
@@ -129,6 +129,13 @@ def test_the_content_type_may_have_parameters(http: httpx.Client):
     headers = {"Content-Type": "Application/JSON; charset=utf-8"}
     answer = http.post(COMPLETIONS, content=b'{"prompt": "a", "max_tokens": 1}', headers=headers)
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("end", [b"}", b""])
+def test_a_large_body_is_decoded_like_a_small_one(http: httpx.Client, end: bytes):
+    body = b'{"max_tokens": 1, "prompt": "a"' + b" " * LARGE + end
+    answer = http.post(COMPLETIONS, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == (200 if end else 400)
 
 
 @pytest.fixture(scope="module")

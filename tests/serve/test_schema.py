@@ -8,7 +8,7 @@ import pytest
 
 from headrace.engine import dialect
 from headrace.serve import schema
-from headrace.serve.schema import ChatRequest, CompletionRequest
+from headrace.serve.bodies import ChatRequest, CompletionRequest
 from headrace.serve.settings import Serve
 
 
@@ -47,7 +47,7 @@ def test_keys_are_part_of_it_where_they_are_asked_for():
 
 
 def test_bounds_are_those_of_the_settings():
-    fields = schema.ChatRequest.model_json_schema()["properties"]
+    fields = ChatRequest.model_json_schema()["properties"]
     assert fields["n"]["anyOf"][0]["maximum"] == Serve().max_answers
 
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from headrace import __version__
+from headrace.serve.small import MOST_TEXT
 from tests.serve.local import Running
 from tests.serve.reading import error
 from tests.tiny import TEMPLATE
@@ -60,6 +61,7 @@ def test_rendered_completions_are_a_list(http: httpx.Client):
     [
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": 3}, "prompt"),
+        ("/tokenize", {"prompt": "a" * (MOST_TEXT + 1)}, "prompt"),
         ("/tokenize", {"prompt": "a", "add_special_tokens": "no"}, "add_special_tokens"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/detokenize", {}, "tokens"),

@@ -1,7 +1,9 @@
 """A GPU says what the CPU says, up to near-ties: alone or in company, with graphs or without, evicted or not."""
 
+import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from headrace.models.gemma import TINY as GEMMA_TINY
 from headrace.models.llama import TINY as LLAMA_TINY
 from headrace.models.qwen import TINY as QWEN_TINY
 from tests import tiny
+from tests.engine.forms import fits, schema
 
 pytestmark = pytest.mark.gpu
 
@@ -195,3 +198,22 @@ def test_a_thousand_requests_get_what_each_gets_alone(folder: Path, deterministi
             agreed(alone, found)
         else:
             assert len(found.outputs[0].token_ids) == wanted.max_tokens
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_follow_their_schemas(folder: Path, way: str):
+    """Graphs end with logits here, and masks come while the device computes; others in the step want none."""
+    dice = Random(5)
+    schemas = [schema(dice) for _ in range(60)]
+    llm = LLM(str(folder), **{"memory.share": 0.1, "dtype": "bfloat16", **WAYS[way]})
+    wanted: list[dict[str, Any] | None] = [*({"json": one} for one in schemas), *[None] * 20]
+    params = [
+        SamplingParams(seed=n, max_tokens=60, structured_outputs=one)  # pyright: ignore[reportArgumentType]
+        for n, one in enumerate(wanted)
+    ]
+    outputs = llm.generate(["x" * (n + 1) for n in range(len(params))], params, use_tqdm=False)
+    ended = [output.outputs[0] for output in outputs[: len(schemas)]]
+    assert {answer.finish_reason for answer in ended} <= {"stop", "length"}
+    for answer, one in zip(ended, schemas, strict=True):
+        assert answer.finish_reason == "length" or fits(json.loads(answer.text), one)
+    assert sum(answer.finish_reason == "stop" for answer in ended) > 30

@@ -1,0 +1,206 @@
+"""Quantized weights on their way into a model: as a checkpoint has them, or rounded while they are read."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from headrace.base.errors import BadCheckpoint, Refused
+from headrace.checkpoint.config import read_json
+from headrace.checkpoint.source import SafetensorsSource, Source, same_shape
+from headrace.checkpoint.source import open_source as source_of
+from headrace.nn.linear import Linear
+from headrace.quant.formats import reader
+from headrace.quant.formats.layer import Reader, Stored
+from headrace.quant.plain import PLAIN
+from headrace.quant.scheme import Packed, Scheme
+from headrace.quant.schemes import known
+
+HEAD = "lm_head"
+
+
+def open_source(path: str | Path) -> Source:
+    """The weights of a folder, a .safetensors or a .gguf file, whichever way they are quantized.
+
+    Raises what source.open_source does, and Refused for a way that is not supported, naming the layer.
+    """
+    source = source_of(path)
+    file = Path(path) / "config.json"
+    if not isinstance(source, SafetensorsSource) or not file.is_file():
+        return source
+    quantization = read_json(file).get("quantization_config")
+    return QuantizedSource(source, reader(quantization, str(file))) if quantization else source
+
+
+class StoredLayer:
+    """See formats.Layer."""
+
+    def __init__(self, source: SafetensorsSource, name: str, suffixes: frozenset[str]):
+        self.source, self.name, self.suffixes = source, name, suffixes
+
+    def shape(self, suffix: str) -> tuple[int, ...]:
+        """See formats.Layer."""
+        return self.source.shape(f"{self.name}.{suffix}")
+
+    def read(self, suffix: str) -> Tensor:
+        """See formats.Layer."""
+        return self.source.stored(f"{self.name}.{suffix}")
+
+
+class QuantizedSource:
+    """Safetensors with quantized weights: each goes by the name that it had before, and is read unpacked or packed.
+
+    Tensors that no weight takes keep their names, so that the loader finds them left over.
+    """
+
+    def __init__(self, source: SafetensorsSource, reader: Reader):
+        self.path: Path = source.path
+        self._source = source
+        layers: dict[str, set[str]] = {}
+        for name in source.names():
+            layer, _, suffix = name.rpartition(".")
+            layers.setdefault(layer, set()).add(suffix)
+        self._plain = source.names()
+        self._stored: dict[str, Stored] = {}
+        for layer, suffixes in layers.items():
+            if suffixes & reader.marks:
+                stored = reader.open(StoredLayer(source, layer, frozenset(suffixes)))
+                self._plain -= {f"{layer}.{suffix}" for suffix in stored.suffixes}
+                self._stored[f"{layer}.weight"] = stored
+
+    def names(self) -> set[str]:
+        """See Source."""
+        return self._plain | set(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See Source."""
+        stored = self._stored.get(name)
+        return self._source.shape(name) if stored is None else stored.shape
+
+    def read(self, name: str, into: Tensor | None = None) -> Tensor:
+        """See Source. A quantized weight is unpacked."""
+        packed = self.packed(name)
+        if packed is None:
+            return self._source.read(name, into)
+        found = packed[0].unpack(packed[1])
+        if into is None:
+            return found
+        same_shape(self.path, name, tuple(found.shape), into)
+        return into.copy_(found)
+
+    def packed(self, name: str) -> tuple[Scheme, Packed] | None:
+        """See Source."""
+        stored = self._stored.get(name)
+        if stored is None:
+            return None
+        scheme, packed = stored.convert()
+        if scheme.size(packed) != stored.shape:
+            raise BadCheckpoint(
+                f"{self.path}: {name} has {scheme.size(packed)} values and not {stored.shape}"
+            )
+        return scheme, packed
+
+
+class RoundedSource:
+    """Another source whose matrices are given packed by `scheme`, each when asked for; the output head as it is."""
+
+    def __init__(self, source: Source, scheme: Scheme, dtype: torch.dtype, device: torch.device | str):
+        self.path = source.path
+        self._source, self._scheme, self._dtype, self._device = source, scheme, dtype, device
+
+    def names(self) -> set[str]:
+        """See Source."""
+        return self._source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See Source."""
+        return self._source.shape(name)
+
+    def read(self, name: str, into: Tensor | None = None) -> Tensor:
+        """See Source."""
+        return self._source.read(name, into)
+
+    def packed(self, name: str) -> tuple[Scheme, Packed] | None:
+        """See Source. Raises Refused for a weight that does not fit the scheme."""
+        shape = self.shape(name)
+        if len(shape) != 2 or name == f"{HEAD}.weight":
+            return None
+        check_fits(self._scheme, name.removesuffix(".weight"), *shape)
+        weight = torch.empty(shape, dtype=self._dtype, device=self._device)
+        return self._scheme, self._scheme.pack(self.read(name, weight))
+
+
+def check_fits(scheme: Scheme, layer: str, rows: int, columns: int) -> None:
+    """Raises Refused, naming the layer, where a weight of this shape cannot be packed."""
+    if reason := scheme.fits(rows, columns):
+        raise Refused(
+            f"{scheme.name} cannot pack {layer}: {reason}",
+            param="model.quantization",
+            hint="choose a scheme with smaller groups, or with whole rows",
+        )
+
+
+class Packable(Protocol):
+    """A model as far as its linear layers go; see nn.decoder.Decoder.linears."""
+
+    def linears(self) -> Iterator[tuple[list[str], Linear]]:
+        """(names in a checkpoint of what its rows are, layer) of every linear layer."""
+        ...
+
+
+def load_packed(
+    model: Packable,
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Make layers of a model on the meta device quantized where `source` has their weights so.
+
+    To be called before memory is given to the rest of the model; `load` then fills that. A layer of several weights
+    of which only some are quantized has the others as they are, in `dtype`. `progress` is told how many layers are
+    done, of how many.
+    """
+    there = source.names()
+    layers = list(model.linears())
+    for number, (names, layer) in enumerate(layers, 1):
+        weights = [f"{name}.weight" for name in names]
+        if not there.issuperset(weights):
+            continue  # load will say so
+        for name, rows in zip(weights, layer.outputs, strict=True):
+            if source.shape(name) != (rows, layer.inputs):
+                found = list(source.shape(name))
+                raise BadCheckpoint(
+                    f"{source.path}: {name} has shape {found}; the configuration asks for {[rows, layer.inputs]}"
+                )
+        found = [source.packed(name) for name in weights]
+        if all(packed is None for packed in found):
+            continue
+        parts = [
+            (PLAIN, {"weight": source.read(name).to(device, dtype)}) if packed is None else packed
+            for name, packed in zip(weights, found, strict=True)
+        ]
+        layer.become([(scheme, {k: t.to(device) for k, t in packed.items()}) for scheme, packed in parts])
+        if progress is not None:
+            progress(number, len(layers))
+
+
+def online() -> dict[str, Scheme]:
+    """Schemes that weights can be rounded to while they are read: without calibration, losing little."""
+    return {name: scheme for name, scheme in known().items() if not scheme.spec.static and scheme.error < 1}
+
+
+def rounded_layers(model: Packable) -> Iterator[tuple[list[str], Linear]]:
+    """The layers of a model that are rounded while they are read: all but the output head."""
+    yield from (pair for pair in model.linears() if HEAD not in pair[0])
+
+
+def pack_in_place(model: Packable, scheme: Scheme) -> None:
+    """Round a model that has its weights, one layer after the other. Raises Refused for one that does not fit."""
+    for names, layer in rounded_layers(model):
+        weights = layer.weight.data.split(layer.outputs)
+        for name, weight in zip(names, weights, strict=True):
+            check_fits(scheme, name, *weight.shape)
+        layer.become([(scheme, scheme.pack(weight)) for weight in weights])

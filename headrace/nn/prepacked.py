@@ -1,0 +1,59 @@
+"""Weights of a linear layer in the order that a CPU's 8-bit product wants them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from headrace.kernels.int8 import Int8Weight
+from headrace.quant.schemes.int8 import SCHEMES
+
+ROWS = 19
+"""Tokens that a product is tried with: more than its blocks have, and no whole number of them."""
+
+
+class Prepacked(nn.Module):
+    """Stands in for the weight of a Linear. packed: "weight" int8 [N, K] and "scale" [N, 1], as of schemes/int8.py.
+
+    With `deterministic` a token alone gets the bits that it gets among others.
+    """
+
+    deterministic = False
+
+    def __init__(self, packed: Mapping[str, Tensor], wide: bool = False):
+        super().__init__()
+        self.weight = Int8Weight(packed["weight"], packed["scale"].flatten(), wide)
+
+    @classmethod
+    def of(cls, weight_NK: Tensor, wide: bool = False) -> "Prepacked":
+        """A weight of any float dtype, rounded. `wide`: inputs in 16 bits."""
+        return cls(SCHEMES["int8"].pack(weight_NK), wide)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[..., K] to [..., N], in x's dtype."""
+        if (
+            x.dim() == 2 and x.dtype == torch.float32
+        ):  # as the engine calls it: conversions to the same cost time, too
+            out = self.weight.product(x, self.deterministic)
+        else:
+            flat = x.reshape(-1, x.shape[-1]).float()
+            out = self.weight.product(flat, self.deterministic).to(x.dtype).view(*x.shape[:-1], -1)
+        return out if bias is None else out + bias
+
+    def place_is_free(self) -> bool:
+        """Whether this machine gives a token the same bits wherever it is among others, and alone."""
+        size = self.weight.shape[1]
+        x = torch.randn(ROWS, size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        together = self.weight.product(x, fixed=True)
+        return all(
+            torch.equal(self.weight.product(x[n : n + 1], fixed=True)[0], together[n]) for n in range(ROWS)
+        )
+
+    def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[N, K]."""
+        return self.weight.unpack().to(dtype)
+
+    def extra_repr(self) -> str:
+        """For printing a model."""
+        rows, columns = self.weight.shape
+        return f"{columns} -> {rows}, int8"

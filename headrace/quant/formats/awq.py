@@ -1,0 +1,68 @@
+"""Checkpoints of AutoAWQ."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headrace.base.errors import Refused
+from headrace.quant.formats.layer import (
+    FLOATS,
+    Grid,
+    Layer,
+    Stored,
+    refused,
+    shape2,
+    tensor,
+    whole,
+)
+from headrace.quant.scheme import Scheme
+
+METHODS = ("awq",)
+BITS, LANES = 4, 8
+PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Column j of eight lies in nibble PLACES[j] of its word."""
+
+
+@dataclass(frozen=True)
+class Awq:
+    """Values in rows of words: qweight int32 [K, N / 8], qzeros int32 [G, N / 8], scales [G, N]."""
+
+    group: int
+
+    marks = frozenset({"qweight"})
+
+    def open(self, layer: Layer) -> Stored:
+        """See Reader."""
+        columns, words = shape2(layer, "qweight")
+        rows = words * LANES
+        if self.group and columns % self.group:
+            raise refused(layer.name, f"{columns} columns in groups of {self.group}")
+        grid = Grid(BITS, self.group, columns)
+
+        def convert() -> tuple[Scheme, dict[str, Tensor]]:
+            values_KN = nibbles(tensor(layer, "qweight", (torch.int32,)))
+            scale = tensor(layer, "scales", FLOATS, (grid.groups, rows))
+            zero_NG = None
+            if "qzeros" in layer.suffixes:
+                zero_NG = nibbles(tensor(layer, "qzeros", (torch.int32,), (grid.groups, words))).T
+            return grid.assemble(values_KN.T, scale.T, zero_NG)
+
+        return Stored((rows, columns), layer.suffixes & {"qweight", "qzeros", "scales"}, convert)
+
+
+def nibbles(words: Tensor) -> Tensor:
+    """int32 [..., C] to signed values, int8 [..., 8 C]."""
+    shifts = torch.tensor(PLACES, dtype=torch.int32) * BITS
+    return (((words.unsqueeze(-1) >> shifts) & 15) - 8).to(torch.int8).flatten(-2)
+
+
+def read(config: dict[str, Any], where: str) -> Awq:
+    """See formats.reader."""
+    bits = config.get("bits", config.get("w_bit", BITS))
+    version = str(config.get("version", "gemm")).lower()
+    if bits != BITS or version != "gemm":
+        raise Refused(f"{where}: AWQ with {bits!r} bits, version {version!r} is not supported; 4, 'gemm' is")
+    group = whole(config.get("group_size", config.get("q_group_size", 128)), "group_size", where)
+    return Awq(0 if group == -1 else group)

@@ -1,0 +1,70 @@
+"""Weights as 8-bit floats (e4m3) with a scale per row or for all; inputs too, or as they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headrace.quant.scheme import Axes, Packed, Scheme, Spec
+from headrace.quant.tokens import cast, rounded, static
+
+LARGEST = 448.0
+E4M3 = torch.float8_e4m3fn
+
+
+@dataclass(frozen=True)
+class Fp8(Scheme):
+    """weight float8_e4m3fn [N, K]; scale [N, 1]; input_scale float32 [1] where inputs have one from calibration.
+
+    A checkpoint's one scale for a whole weight becomes one per row, which are equal: so weights can be joined.
+    """
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:
+        """See Scheme."""
+        return {"weight": Axes(), "scale": Axes(1, 0), "input_scale": Axes(0, 0)}
+
+    def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
+        """See Scheme. A static scheme's input_scale comes from calibration; the caller adds it."""
+        peak = weight_NK.abs().amax(1, keepdim=True)
+        if self.spec.granularity == "tensor":
+            peak = peak.amax().expand_as(peak)
+        scale = (peak.float() / LARGEST).to(weight_NK.dtype)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return {"weight": cast(weight_NK.float() / scale.float(), LARGEST, E4M3), "scale": scale.contiguous()}
+
+    def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
+        """See Scheme."""
+        return (packed["weight"].float() * packed["scale"].float()).to(dtype)
+
+    def inputs(self, packed: Packed, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs in 8 bits [..., K] and their scales in float32 [..., 1]."""
+        if self.spec.static:
+            return static(x, packed["input_scale"], LARGEST, E4M3)
+        return rounded(x, LARGEST, E4M3)
+
+    def seen(self, packed: Packed, x: Tensor) -> Tensor:
+        """See Scheme."""
+        if self.spec.activation is None:
+            return x
+        values, scale = self.inputs(packed, x)
+        return (values.float() * scale).to(x.dtype)
+
+    def apply(self, packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See Scheme. Summed up in float32 and scaled once, as the hardware does it."""
+        if self.spec.activation is None:
+            return super().apply(packed, x, bias)
+        values, scale = self.inputs(packed, x)
+        out = (values.float() @ packed["weight"].float().T) * scale * packed["scale"].float().flatten()
+        return (out if bias is None else out + bias).to(x.dtype)
+
+
+# 4 bits of mantissa counting the hidden one: half a step is 1/16 of a number. A scale in bf16 adds 1/256, and
+# clips what it is too small for by as much.
+ERROR = 1 / 16 + 1 / 256
+SCHEMES = {
+    "fp8": Fp8("fp8", Spec(8, "float", "channel", activation="fp8"), ERROR),
+    "fp8_static": Fp8("fp8_static", Spec(8, "float", "tensor", activation="fp8", static=True), ERROR),
+    "fp8_a16": Fp8("fp8_a16", Spec(8, "float", "channel"), ERROR),
+}

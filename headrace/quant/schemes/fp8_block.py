@@ -1,0 +1,58 @@
+"""Weights as 8-bit floats with a scale per block of 128 x 128; inputs too, each 128 of a token (DeepSeek-V3 report)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from headrace.quant.scheme import Axes, Packed, Scheme, Spec
+from headrace.quant.schemes.fp8 import E4M3, ERROR, LARGEST
+from headrace.quant.tokens import cast, rounded
+
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Fp8Block(Scheme):
+    """weight float8_e4m3fn [N, K]; scale [ceil(N / 128), ceil(K / 128)]: the last blocks may be smaller."""
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:
+        """See Scheme."""
+        return {"weight": Axes(), "scale": Axes(BLOCK, BLOCK)}
+
+    def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
+        """See Scheme."""
+        rows, columns = weight_NK.shape
+        blocks = functional.pad(weight_NK.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))
+        peak = blocks.abs().unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).amax((1, 3))
+        scale = (peak / LARGEST).to(weight_NK.dtype)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        return {
+            "weight": cast(weight_NK.float() / spread(scale, rows, columns), LARGEST, E4M3),
+            "scale": scale,
+        }
+
+    def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
+        """See Scheme."""
+        weight = packed["weight"]
+        return (weight.float() * spread(packed["scale"], *weight.shape)).to(dtype)
+
+    def seen(self, packed: Packed, x: Tensor) -> Tensor:
+        """See Scheme."""
+        padded = functional.pad(x, (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+        values, scale = rounded(padded, LARGEST, E4M3)
+        return (values.float() * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+
+
+def spread(scale: Tensor, rows: int, columns: int) -> Tensor:
+    """A scale per block as one per element, float32 [rows, columns]."""
+    wide = scale.float().repeat_interleave(BLOCK, 0)[:rows]
+    return wide.repeat_interleave(BLOCK, 1)[:, :columns]
+
+
+SCHEMES = {
+    "fp8_block": Fp8Block("fp8_block", Spec(8, "float", "block", BLOCK, activation="fp8"), ERROR),
+}

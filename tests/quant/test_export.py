@@ -1,0 +1,71 @@
+"""What we write is what compressed-tensors reads, and the other way round."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from headrace.checkpoint.load import open_source
+from headrace.checkpoint.quantized import RoundedSource
+from headrace.checkpoint.save import save
+from headrace.checkpoint.write import packed_layers, packed_tensors, quantization
+from headrace.nn.decoder import Decoder
+from headrace.quant.schemes import known
+from tests.checkpoint.test_quantized import CONFIG, IDS, checkpoint, loaded, logits, weights
+
+pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+from compressed_tensors.compressors import PackedQuantizationCompressor
+from compressed_tensors.quantization import QuantizationScheme
+
+# How far the outputs of a layer (up to 6) and logits (up to 3) may be apart. Rounded inputs are: by 127.5 there in
+# 8-bit integers; and a bit of noise becomes a step of 1/16 in 8-bit floats. 4-bit floats are unpacked to bf16.
+SAME = (1e-5, 1e-4)
+NAMES = {
+    "w4a16": SAME, "w4a16_g64": SAME, "w4a16_row": SAME, "w8a16": SAME, "w8a16_g32": SAME, "w8a8": (0.1, 0.3),
+    "fp8": (1e-4, 0.5), "fp8_a16": SAME, "fp8_block": (1e-4, 0.5), "nvfp4": (0.1, 0.1), "mxfp4": (0.1, 0.1),
+}  # fmt: skip
+
+
+def written(at: Path, name: str) -> tuple[Path, Decoder]:
+    base = checkpoint(at / "base", weights(), None)
+    ours = loaded(RoundedSource(open_source(base), known()[name], torch.bfloat16, "cpu"), packed=True)
+    dtype = "bfloat16" if "fp4" in name else "float32"
+    config: dict[str, Any] = {**CONFIG, "architectures": ["LlamaForCausalLM"], "dtype": dtype}
+    save(at / "m", packed_tensors(ours), {**config, "quantization_config": quantization(ours)})
+    return at / "m", ours
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_computes_the_same(tmp_path: Path, name: str):
+    at, ours = written(tmp_path, name)
+    theirs = AutoModelForCausalLM.from_pretrained(at).eval()
+    with torch.no_grad():
+        expected = theirs(IDS[None]).logits[0].float()
+    torch.testing.assert_close(logits(ours), expected, rtol=0, atol=NAMES[name][1])
+    modules = dict(theirs.named_modules())
+    for layer, scheme, packed in packed_layers(ours):
+        weight = modules[layer].weight.detach()
+        torch.testing.assert_close(scheme.unpack(packed, weight.dtype), weight, rtol=0, atol=0)
+        x = torch.randn(1, 3, weight.shape[1], generator=torch.Generator().manual_seed(1)).to(weight.dtype)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                scheme.apply(packed, x), modules[layer](x), rtol=0, atol=NAMES[name][0]
+            )
+
+
+@pytest.mark.parametrize("name", ["w4a16_g32_asym", "w8a16_g64_asym", "w4a16_row_asym"])
+def test_zero_points_are_read(tmp_path: Path, name: str):
+    """By the library itself: transformers 5.23 expects them unpacked, and loads none."""
+    at, ours = written(tmp_path, name)
+    config = json.loads((at / "config.json").read_text())["quantization_config"]
+    scheme = QuantizationScheme(**config["config_groups"]["group_0"])
+    tensors = load_file(at / "model.safetensors")
+    for layer, ours_scheme, packed in packed_layers(ours):
+        own = {k.rpartition(".")[2]: t for k, t in tensors.items() if k.startswith(f"{layer}.")}
+        theirs = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
+        torch.testing.assert_close(ours_scheme.unpack(packed, theirs.dtype), theirs, rtol=1e-2, atol=1e-3)
