@@ -83,7 +83,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             msgspec.structs.force_setattr(self, name, check(name, getattr(self, name)))
         if self.guided_decoding is not None:
             if self.structured_outputs is not None:
-                raise Refused("guided_decoding is the older name of structured_outputs", param="guided_decoding")
+                raise Refused(
+                    "guided_decoding is the older name of structured_outputs", param="guided_decoding"
+                )
             msgspec.structs.force_setattr(self, "structured_outputs", self.guided_decoding)
             msgspec.structs.force_setattr(self, "guided_decoding", None)
         if 0 < self.temperature < COLDEST:

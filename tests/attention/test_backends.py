@@ -43,7 +43,9 @@ CASES = [
         case(heads=h, kv_heads=k)
         for h, k in ((1, 1), (3, 3), (2, 1), (9, 3), (8, 2), (10, 2), (8, 1), (16, 1))
     ),
-    *(case(ALONE, size=s, window=w) for s in (1, 16, 64) for w in (None, 7)),  # of one block: nothing to gather
+    *(
+        case(ALONE, size=s, window=w) for s in (1, 16, 64) for w in (None, 7)
+    ),  # of one block: nothing to gather
     case(ALONE, size=64, softcap=2.0, heads=9, kv_heads=3),
     *(case(head_dim=d) for d in (80, 96, 128, 256)),
     *(case(size=s) for s in (1, 4, 32, 128)),

@@ -152,7 +152,10 @@ BOTH_REFUSE = [
     ("use_beam_search", {"use_beam_search": True}),
     ("response_format", {"response_format": {"type": "yaml"}}),
     ("response_format", {"response_format": {"type": "json_schema"}}),
-    ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "odd"}}}}),
+    (
+        "response_format",
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "odd"}}}},
+    ),
     ("guided_regex", {"guided_regex": "a{"}),
     ("guided_regex", {"guided_regex": ["a"]}),
     ("guided_regex", {"guided_regex": "a+", "response_format": {"type": "json_object"}}),
