@@ -20,6 +20,22 @@ Started = tuple[dict[str, Any], Runner]
 """What the engine says of itself, and how it is run."""
 
 
+def _generates(llm: Any, params_class: Any, settings: dict[str, Any]) -> Runner:
+    """How an engine with vLLM's `LLM` and `SamplingParams` is run."""
+
+    def run(work: Work) -> tuple[float, int]:
+        params = [
+            params_class(temperature=settings["temperature"], ignore_eos=True, max_tokens=n, detokenize=False)
+            for n in work[1]
+        ]
+        prompts = [{"prompt_token_ids": ids} for ids in work[0]]
+        began = perf_counter()
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return perf_counter() - began, sum(len(o.outputs[0].token_ids) for o in outputs)
+
+    return run
+
+
 def headrace(settings: dict[str, Any]) -> Started:
     """This engine. `settings`: knobs by their dotted names."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -33,20 +49,9 @@ def headrace(settings: dict[str, Any]) -> Started:
 
         gpu = torch.cuda.get_device_name(llm.plan.device)
 
-    def run(work: Work) -> tuple[float, int]:
-        params = [
-            SamplingParams(
-                temperature=settings["temperature"], ignore_eos=True, max_tokens=n, detokenize=False
-            )
-            for n in work[1]
-        ]
-        prompts = [{"prompt_token_ids": ids} for ids in work[0]]
-        began = perf_counter()
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        return perf_counter() - began, sum(len(o.outputs[0].token_ids) for o in outputs)
-
     said = {"version": __version__, "vocab": llm.intake.vocab, "gpu": gpu, "kv_tokens": llm.plan.kv_tokens}
-    return said | {"dtype": str(llm.plan.dtype).removeprefix("torch."), "threads": llm.plan.threads}, run
+    said |= {"dtype": str(llm.plan.dtype).removeprefix("torch."), "threads": llm.plan.threads}
+    return said, _generates(llm, SamplingParams, settings)
 
 
 def vllm(settings: dict[str, Any]) -> Started:
@@ -56,19 +61,7 @@ def vllm(settings: dict[str, Any]) -> Started:
     usual = {"skip_tokenizer_init": True, "disable_log_stats": True, "dtype": "bfloat16"}
     llm = LLM(settings["model"], **(usual | settings["options"]))
 
-    def run(work: Work) -> tuple[float, int]:
-        params = [
-            SamplingParams(
-                temperature=settings["temperature"], ignore_eos=True, max_tokens=n, detokenize=False
-            )
-            for n in work[1]
-        ]
-        prompts = [{"prompt_token_ids": ids} for ids in work[0]]
-        began = perf_counter()
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        return perf_counter() - began, sum(len(o.outputs[0].token_ids) for o in outputs)
-
-    return {"version": __version__}, run
+    return {"version": __version__}, _generates(llm, SamplingParams, settings)
 
 
 def llama_cpp(settings: dict[str, Any]) -> Started:

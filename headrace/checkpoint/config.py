@@ -15,13 +15,13 @@ The form is that of Hugging Face's config.json, made regular:
   dtype                what the weights were saved in, or None
 """
 
-import json
 from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from headrace.base.errors import BadCheckpoint, Refused, UnknownName
+from headrace.base.errors import BadCheckpoint, Refused
+from headrace.base.json_file import read_json
 from headrace.checkpoint.gguf import Gguf
 from headrace.checkpoint.translate import translate_metadata
 from headrace.quant.formats import reader
@@ -38,7 +38,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma2": {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256},
     "gemma3_text": {"rope_theta": 1e6, "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": 256},
 }
-LARGEST_JSON = 1 << 24  # bytes
 MOST_LAYERS = 4096  # a damaged file must not have us build a million
 
 
@@ -66,21 +65,6 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     if path.suffix == ".gguf":
         return Tokenizer.from_gguf(Gguf(path).metadata)
     return Tokenizer.from_folder(path if path.is_dir() else path.parent)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises UnknownName if there is no file, BadCheckpoint if it holds anything else."""
-    try:
-        if file.stat().st_size > LARGEST_JSON:
-            raise BadCheckpoint(f"{file} has more than {LARGEST_JSON} bytes, too many to be a configuration")
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UnknownName(f"no file {file}", hint="a model folder has a config.json") from None
-    except (OSError, ValueError, RecursionError) as fault:
-        raise BadCheckpoint(f"{file} cannot be read as JSON: {fault}") from fault
-    if not isinstance(value, dict):
-        raise BadCheckpoint(f"{file} holds a {type(value).__name__}; a JSON object was expected")
-    return value
 
 
 # -- one form -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused
-from headrace.checkpoint.config import read_json
+from headrace.base.json_file import read_json
 from headrace.checkpoint.source import SafetensorsSource, Source, same_shape
 from headrace.checkpoint.source import open_source as source_of
 from headrace.nn.linear import Linear

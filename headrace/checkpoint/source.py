@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
-from headrace.checkpoint.config import read_json
+from headrace.base.json_file import read_json
 from headrace.checkpoint.gguf import Entry, Gguf
 from headrace.checkpoint.translate import NOT_WEIGHTS, Family, family_of, hf_name
 from headrace.quant.ggml import KINDS, dequantize_into

@@ -15,7 +15,8 @@ from headrace.base import discover
 from headrace.base.config import Config
 from headrace.base.errors import Refused
 from headrace.base.hardware import probe
-from headrace.checkpoint.config import read_config, read_json, read_tokenizer
+from headrace.base.json_file import read_json
+from headrace.checkpoint.config import read_config, read_tokenizer
 from headrace.checkpoint.hub import SAMPLING, find
 from headrace.checkpoint.load import dummy, load, load_cache_scales, open_source
 from headrace.checkpoint.quantized import RoundedSource, load_packed, online, pack_in_place

@@ -16,7 +16,9 @@ from headrace.serve.chat import CHAT
 from headrace.serve.completions import COMPLETIONS
 from headrace.serve.errors import JSON
 from headrace.serve.schema import answers, body_of
+from headrace.serve.settings import Serve
 from headrace.serve.sse import encode
+from headrace.serve.wire import Facts
 
 MOST_TEXT = 1 << 21
 """Characters that are tokenized for the sake of the tokens alone; that takes some seconds."""
@@ -74,6 +76,14 @@ def _model(facts: Any, name: str) -> Json:
     }
 
 
+async def _body(request: Request, settings: Serve, facts: Facts) -> Json:
+    """The body, within the limits and for a model that is served."""
+    body = await limits.read_json(request)
+    limits.check(body, settings)
+    served(body.get("model"), facts.served)
+    return body
+
+
 # -- tokens -------------------------------------------------------------------------------------------------------
 
 
@@ -87,9 +97,7 @@ async def tokenize(request: Request) -> Response:
     """The token ids of a text, or of messages as the chat template writes them."""
     front, settings = of(request)
     facts, intake = front.facts, front.intake
-    body = await limits.read_json(request)
-    limits.check(body, settings)
-    served(body.get("model"), facts.served)
+    body = await _body(request, settings, facts)
     ids = await front.off_loop(length(request, settings), lambda: _ids(body, intake))
     strings = None
     if body.get("return_token_strs") is True:
@@ -121,9 +129,7 @@ async def detokenize(request: Request) -> Response:
     """The text of token ids, special tokens included."""
     front, settings = of(request)
     facts, intake = front.facts, front.intake
-    body = await limits.read_json(request)
-    limits.check(body, settings)
-    served(body.get("model"), facts.served)
+    body = await _body(request, settings, facts)
     tokens = body.get("tokens")
     if not isinstance(tokens, list):
         raise Refused("tokens is no list; expected a list of token ids", param="tokens")
