@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from select import select
@@ -121,12 +122,10 @@ class Contestant:
 
     def _told(self, message: dict[str, Any]) -> dict[str, Any]:
         """The answer to a message."""
-        try:
-            raw = json.dumps(message).encode() + b"\n"
+        raw = json.dumps(message).encode() + b"\n"
+        with suppress(BrokenPipeError):  # it has ended; why may be in its last line
             while raw:
                 raw = raw[os.write(self._ask, raw) :]
-        except BrokenPipeError:
-            raise self._failed("ended") from None
         said = json.loads(self._line())
         if "error" in said:
             raise self._failed(f"failed with {said['error']}")
