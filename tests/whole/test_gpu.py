@@ -187,7 +187,7 @@ def test_a_thousand_requests_get_what_each_gets_alone(folder: Path, deterministi
     together = crowded.generate(prompts, params, use_tqdm=False)
     counts = crowded.local.engine.scheduler.counts
     assert counts.evictions > 20
-    assert counts.cached_tokens > 1000
+    assert counts.cached_tokens > 100
     single = LLM(str(folder), **names, enable_prefix_caching=False)
     for prompt, wanted, found in zip(prompts, params, together, strict=True):
         (alone,) = single.generate([prompt], wanted, use_tqdm=False)

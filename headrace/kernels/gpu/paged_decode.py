@@ -344,7 +344,7 @@ def decode(
     workspace.reserve(2 * programs * group * (head_dim + 2), rows * kv_heads)
     softcap, pdl = scores.softcap or 0.0, configs.pdl(q_THD.device)
     score_scale = scores.scale * pages.k_scale * (2.0 / softcap if softcap else 1.0) * LOG2_E
-    padded, padded_group = power_of_two(head_dim), power_of_two(group)
+    padded, padded_group = max(16, power_of_two(head_dim)), power_of_two(group)
     decode_kernel[(programs,)](
         q_THD, pages.k, pages.v, pages.table, pages.starts, pages.context, out_THD, workspace.part, workspace.arrived,
         rows, q_THD.shape[0], score_scale, pages.v_scale, softcap * LOG2_E, scores.window or 0,

@@ -237,7 +237,7 @@ def shared(
         "KV_HEADS": kv_heads,
         "GROUP": heads // kv_heads,
         "D": head_dim,
-        "D_PAD": power_of_two(head_dim),
+        "D_PAD": max(16, power_of_two(head_dim)),
         "BLOCK": pages.k.shape[1],
         "ROWS": config.rows,
         "KEYS": config.keys,

@@ -160,7 +160,7 @@ def prefill(
         q_THD, k, v, pages.table, pages.starts, pages.context, work_W2, out_THD,
         score_scale, pages.v_scale, softcap * LOG2_E, scores.window or 0,
         pages.table.stride(0), q_THD.stride(0), kv_stride, out_THD.stride(0),
-        KV_HEADS=kv_heads, GROUP=heads // kv_heads, D=head_dim, D_PAD=power_of_two(head_dim),
+        KV_HEADS=kv_heads, GROUP=heads // kv_heads, D=head_dim, D_PAD=max(16, power_of_two(head_dim)),
         BLOCK=pages.k.shape[1], ROWS=config.rows, KEYS=config.keys, PAGED=fresh is None,
         WIDE=k.numel() >= 1 << 31, SOFTCAP=bool(softcap), WINDOW=scores.window is not None, STAGES=config.stages,
         num_warps=config.warps, **options,
