@@ -11,26 +11,38 @@ if TYPE_CHECKING:
     from headrace.api.llm import LLM
 
 
+class Meter:
+    """How far a model is: a bar in a terminal, gone at the end. Elsewhere nothing, or `lines`, one for each tenth."""
+
+    def __init__(self, console: Console, lines: bool = False):
+        self._console = console
+        self._lines = lines and not console.is_terminal
+        self._said = ("", 0)
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bars.add_task("", total=1.0)
+
+    def tell(self, stage: str, part: float) -> None:
+        """Something was done: so much, from 0 to 1, of a stage."""
+        self._bars.update(self._task, description=stage, completed=part)
+        self._bars.start()  # not before: a download, which comes first, shows a bar of its own
+        if self._lines and (now := (stage, int(10 * part))) != self._said:
+            self._said = now
+            self._console.print(f"{stage}: {part:.0%}" if part < 1 else stage, highlight=False)
+
+    def stop(self) -> None:
+        """Take the bar away, for good: an engine that is started again later has lines only."""
+        self._bars.stop()
+        self._bars.disable = True
+
+
 def load(config: Config) -> "LLM":
-    """The model, ready. In a terminal a bar shows how far it is; it is gone when the model is there."""
+    """The model, ready."""
     console = Console(stderr=True)
     with console.status("starting"):
         from headrace.api.llm import LLM  # not before: loading torch takes seconds, and that is shown
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = bars.add_task("", total=1.0)
-
-    def tell(stage: str, part: float) -> None:
-        bars.start()  # not before: a download, which comes first, shows a bar of its own
-        bars.update(task, description=stage, completed=part)
-
+    meter = Meter(console)
     try:
-        return LLM(config=config, progress=tell)
+        return LLM(config=config, progress=meter.tell)
     finally:
-        bars.stop()
+        meter.stop()

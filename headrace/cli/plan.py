@@ -2,42 +2,79 @@
 
 import json as text_of
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from headrace.base.config import knob
 from headrace.base.errors import Refused
 
 if TYPE_CHECKING:
-    from headrace.plan.calibrate import Sample
-    from headrace.plan.gpus import Gpu
-    from headrace.plan.options import Option
-    from headrace.plan.search import Choice
-    from headrace.plan.workload import Draft
+    from headrace.cli._plan_read import Planned
+    from headrace.plan.advice import Advice
 
 SHOWN = 8
 """Configurations shown of those that hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What the model would run on, and how."""
+
+    gpu: str | None = knob(
+        None,
+        "the device: h200 (if left out), h100, b200, a100-80gb, l40s, l4, a10g, mi300x, rtx-4090, rtx-5090, cpu, ..."
+        " With --slo or --qps also several, with commas, or all if left out",
+    )
+    gpus: int | None = knob(
+        None, "devices that share the model; 1 if left out, or 1, 2, 4 and 8 with --slo or --qps"
+    )
+    scheme: str | None = knob(
+        None,
+        "how weights are kept: bf16, fp8, int8, w8a16, w4a16, nvfp4, mxfp4, ...; as the checkpoint is, if left out",
+    )
+    kv: str = knob("auto", "type of the KV cache: auto, bf16, fp8")
+    workload: str = knob(
+        "in=1000,out=300,concurrency=64",
+        "what is asked: in=TOKENS,out=TOKENS,concurrency=REQUESTS,prefix=TOKENS that all prompts have in common",
+    )
+    max_len: int | None = knob(None, "most tokens of one request; default: what the model was made for")
+    draft: str | None = knob(None, "speculation: TOKENS,ACCEPTANCE, as in 3,0.6")
+    engine: str = knob("headrace", "whose efficiencies: headrace or vllm")
+    price: float | None = knob(None, "US dollars per hour of one device, instead of the table's")
+    gpus_file: Path | None = knob(
+        None, 'JSON file with devices of your own, or with other prices: {"h100": {"price": 2.1}}'
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What must hold of it."""
+
+    slo: str | None = knob(
+        None,
+        'limits in seconds that must hold: ttft, ttft_p99, tpot, e2e, as in "ttft<0.5,tpot<0.05". Gives the cheapest'
+        " configuration that holds them",
+    )
+    qps: float | None = knob(
+        None,
+        "requests per second that must be served: gives the cheapest configuration, replicas included",
+    )
+
+    @property
+    def anything(self) -> bool:
+        """Whether a configuration is to be searched for."""
+        return self.slo is not None or self.qps is not None
 
 
 def run(
     model: str,
     /,
     *,
-    gpu: str | None = None,
-    gpus: int | None = None,
-    scheme: str | None = None,
-    kv: str = "auto",
-    workload: str = "in=1000,out=300,concurrency=64",
-    max_len: int | None = None,
-    draft: str | None = None,
-    engine: str = "headrace",
-    price: float | None = None,
-    gpus_file: Path | None = None,
-    slo: str | None = None,
-    qps: float | None = None,
+    setup: Annotated[Setup, Parameter(name="*")] = Setup(),
+    wanted: Annotated[Wanted, Parameter(name="*")] = Wanted(),
     calibrate: Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())] = None,
     goal: Literal["cost", "throughput", "latency"] = "cost",
     html: Path | None = None,
@@ -52,32 +89,6 @@ def run(
     ----------
     model
         a folder with config.json, a config.json, org/name of the hub, or a well-known shape such as llama-3.1-8b
-    gpu
-        the device: h200 (if left out), h100, b200, a100-80gb, l40s, l4, a10g, mi300x, rtx-4090, rtx-5090, cpu, ...
-        With --slo or --qps also several, with commas, or all if left out
-    gpus
-        devices that share the model; 1 if left out, or 1, 2, 4 and 8 with --slo or --qps
-    scheme
-        how weights are kept: bf16, fp8, int8, w8a16, w4a16, nvfp4, mxfp4, ...; as the checkpoint is, if left out
-    kv
-        type of the KV cache: auto, bf16, fp8
-    workload
-        what is asked: in=TOKENS,out=TOKENS,concurrency=REQUESTS,prefix=TOKENS that all prompts have in common
-    max_len
-        most tokens of one request; default: what the model was made for
-    draft
-        speculation: TOKENS,ACCEPTANCE, as in 3,0.6
-    engine
-        whose efficiencies: headrace or vllm
-    price
-        US dollars per hour of one device, instead of the table's
-    gpus_file
-        JSON file with devices of your own, or with other prices: {"h100": {"price": 2.1}}
-    slo
-        limits in seconds that must hold: ttft, ttft_p99, tpot, e2e, as in "ttft<0.5,tpot<0.05". Gives the
-        cheapest configuration that holds them
-    qps
-        requests per second that must be served: gives the cheapest configuration, replicas included
     calibrate
         result files of `headrace bench throughput` to fit the efficiencies to; prints the error against them
     goal
@@ -87,177 +98,33 @@ def run(
     json
         print JSON instead of tables
     """
+    from headrace.cli import _plan_read, _plan_tables
     from headrace.plan.advice import advise
-    from headrace.plan.gpus import GPUS, read_table
 
-    known = GPUS if gpus_file is None else read_table(gpus_file)
-    _check_numbers(price, qps, max_len)
-    devices = _devices(gpu, known, slo is not None or qps is not None)
-    option = _option(model, devices[0], engine, workload)
-    option = replace(
-        option,
-        gpus=1 if gpus is None else gpus,
-        scheme=_scheme(option, scheme),
-        kv=kv,
-        max_len=max_len,
-        price=price,
-        work=option.work._replace(draft=_draft(draft)),
-    )
-    samples = _calibrated(option, calibrate or [], known)
-    option = replace(option, reach=samples[1]) if samples else option
-    choices = _choices(option, devices, (scheme, gpus), slo, qps)
-    option = choices[0].option if choices else option
-    from headrace.plan.options import check
-
-    check(option)
-    advice = advise(option, goal)
+    planned = _plan_read.read(model, setup, wanted, calibrate or [])
+    advice = advise(planned.option, goal)
     if html is not None:
-        _write(html, option, advice, choices, goal)
+        _write(html, planned, advice, goal)
     if json:
-        text_of.dump(_facts(option, advice, choices, samples), sys.stdout, indent=1)
+        text_of.dump(_facts(planned, advice), sys.stdout, indent=1)
         sys.stdout.write("\n")
-        return
-    from headrace.cli import _plan_tables
-
-    _plan_tables.show(option, advice, choices, samples, goal)
+    else:
+        _plan_tables.show(planned, advice, goal)
 
 
-def _check_numbers(price: float | None, qps: float | None, max_len: int | None) -> None:
-    for name, value, low in (("price", price, 0.0), ("qps", qps, 1e-9), ("max-len", max_len, 2)):
-        if value is not None and not low <= value < float("inf"):
-            raise Refused(f"--{name} is {value}; expected a number of {low:g} or more", param=name)
-
-
-def _devices(names: str | None, known: "dict[str, Gpu]", search: bool) -> "list[Gpu]":
-    from headrace.plan.gpus import gpu
-
-    if names is None:
-        return [d for d in known.values() if d.kind == "gpu" and d.price] if search else [known["h200"]]
-    found = [gpu(name, known) for name in filter(None, (part.strip() for part in names.split(",")))]
-    if not found:
-        raise Refused("--gpu names no device", param="gpu")
-    if len(found) > 1 and not search:
-        raise Refused(
-            "several devices are given", param="gpu", hint="name one, or say with --slo what must hold"
-        )
-    return found
-
-
-def _option(model: str, device: "Gpu", engine: str, workload: str) -> "Option":
-    from headrace.plan.anatomy import dissect
-    from headrace.plan.efficiency import engine as engine_of
-    from headrace.plan.options import Option
-    from headrace.plan.workload import workload as read
-
-    return Option(dissect(_short(model), _settings(model)), device, engine_of(engine), read(workload))
-
-
-def _settings(model: str) -> dict[str, Any]:
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        from headrace.checkpoint.config import read_config  # loads torch: only for this
-
-        return read_config(path)
-    from headrace.plan.find import settings
-
-    return settings(model)
-
-
-def _short(model: str) -> str:
-    """A model's name for headings."""
-    path = Path(model).expanduser()
-    if path.exists():
-        whole = path.resolve()
-        return (
-            whole.parent.name
-            if whole.name == "config.json"
-            else whole.stem
-            if whole.is_file()
-            else whole.name
-        )
-    return model
-
-
-def _scheme(option: "Option", name: str | None) -> str:
-    from headrace.plan.options import default_scheme
-    from headrace.plan.scheme import scheme
-
-    return default_scheme(option.anatomy, option.gpu) if name is None else scheme(name).name
-
-
-def _draft(text: str | None) -> "Draft | None":
-    from headrace.plan.workload import Draft
-
-    if text is None:
-        return None
-    tokens, comma, acceptance = text.partition(",")
-    try:
-        made = Draft(int(tokens), float(acceptance))
-    except ValueError:
-        made = Draft(0, 0.0)
-    if not comma or not 1 <= made.tokens <= 64 or not 0 < made.acceptance <= 1:
-        raise Refused(
-            f"--draft is {text!r}; expected tokens from 1 to 64 and a probability",
-            param="draft",
-            hint="as in 3,0.6",
-        )
-    return made
-
-
-def _calibrated(option: "Option", files: Sequence[Path], known: "dict[str, Gpu]") -> "Any":
-    """(samples, efficiencies fitted to them, efficiencies before), or None."""
-    from headrace.plan.calibrate import fit, read
-
-    found: list[Sample] = [sample for file in files for sample in read(file, option, known)]
-    if not found:
-        return None
-    same = [sample for sample in found if sample.setup.gpu.kind == option.gpu.kind]
-    if not same:
-        raise Refused(
-            f"these results are of another kind of device than {option.gpu.name}",
-            param="calibrate",
-            hint="name the device they were measured on with --gpu",
-        )
-    return same, fit(same, option.efficiency), option.efficiency
-
-
-def _choices(
-    option: "Option",
-    devices: "list[Gpu]",
-    fixed: tuple[str | None, int | None],
-    slo: str | None,
-    qps: float | None,
-) -> "list[Choice]":
-    if slo is None and qps is None:
-        return []
-    from headrace.plan import search
-    from headrace.plan.options import check
-    from headrace.plan.workload import limits
-
-    scheme, gpus = fixed
-    check(option)
-    schemes = [option.scheme] if scheme else list(dict.fromkeys([option.scheme, "fp8", "w4a16"]))
-    counts = search.COUNTS if gpus is None else (gpus,)
-    return search.cheapest(option, devices, schemes, search.Wanted(limits(slo) if slo else [], qps, counts))
-
-
-def _write(
-    file: Path, option: "Option", advice: Sequence[Any], choices: "Sequence[Choice]", goal: str
-) -> None:
+def _write(file: Path, planned: "Planned", advice: "list[Advice]", goal: str) -> None:
     from headrace.plan.page import page
 
     try:
-        file.write_text(page(option, advice, choices[:SHOWN], goal), encoding="utf-8")
+        file.write_text(page(planned.option, advice, planned.choices[:SHOWN], goal), encoding="utf-8")
     except OSError as fault:
         raise Refused(f"{file} cannot be written: {fault.strerror}", param="html") from fault
 
 
-def _facts(
-    option: "Option", advice: Sequence[Any], choices: "Sequence[Choice]", samples: Any
-) -> dict[str, Any]:
+def _facts(planned: "Planned", advice: "list[Advice]") -> dict[str, Any]:
     from headrace.plan import words
 
-    made = option.forecast
+    option, made = planned.option, planned.option.forecast
     found: dict[str, Any] = {
         **words.facts(option),
         "workload": {
@@ -272,20 +139,13 @@ def _facts(
         "forecast": words.forecast_facts(made),
         "advice": [words.advice_facts(a) for a in advice],
     }
-    if choices:
-        found["choices"] = [words.choice_facts(c) for c in choices[:SHOWN]]
-    if samples:
-        measured, fitted, before = samples
-        found["calibration"] = {
-            "efficiency": fitted.values(),
-            "samples": [
-                {
-                    "name": s.name,
-                    "seconds": s.seconds,
-                    "error_before": s.error(before),
-                    "error": s.error(fitted),
-                }
-                for s in measured
-            ],
-        }
+    if planned.choices:
+        found["choices"] = [words.choice_facts(c) for c in planned.choices[:SHOWN]]
+    if planned.fit is not None:
+        fit = planned.fit
+        samples = [
+            {"name": s.name, "seconds": s.seconds, "error_before": s.error(fit.before), "error": s.error(fit.after)}
+            for s in fit.samples
+        ]  # fmt: skip
+        found["calibration"] = {"efficiency": fit.after.values(), "samples": samples}
     return found

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli._load import Meter
 from headrace.serve.settings import Serve, ServeConfig
 from headrace.serve.supervisor import Supervisor
 from headrace.serve.wire import Facts
@@ -66,7 +67,20 @@ def run(
     except BaseException:
         supervisor.stop()
         raise
-    serve(config, supervisor, lambda facts, url: _say(facts, url, monotonic() - began))
+    meter = Meter(Console(stderr=True), lines=True)
+
+    def said(facts: Facts, url: str) -> None:
+        meter.stop()
+        _say(facts, url, monotonic() - began)
+
+    def notify(doing: str, part: float) -> None:
+        if part:  # to look for a model takes no time, or shows a bar of its own
+            meter.tell(doing, part)
+
+    try:
+        serve(config, supervisor, said, notify)
+    finally:
+        meter.stop()
 
 
 def _say(facts: Facts, url: str, seconds: float) -> None:

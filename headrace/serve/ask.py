@@ -18,9 +18,10 @@ from headrace.engine.request import Request as Prompted
 from headrace.engine.request import SamplingParams
 from headrace.serve import limits
 from headrace.serve.answer import Answer
+from headrace.serve.errors import JSON
 from headrace.serve.frontend import LONG_TEXT, Frontend
 from headrace.serve.settings import Serve
-from headrace.serve.sse import EventStream, Frames, Whole
+from headrace.serve.sse import EventStream, Frames, Whole, encode
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +62,8 @@ class Offer:
         """Read the body, hand it to the engine; the response sends what comes."""
         front, settings = of(request)
         asked = await self.asked(request, admit=True)
-        ask, intake = asked.ask, front.intake
-        answer = front.submit(
-            asked.requests,
-            id=asked.id,
-            timeout_ms=None if ask.timeout_ms is None else min(ask.timeout_ms, LONGEST),
-            kind=self.kind,
-            trace=request.headers.get("traceparent"),
-            name=asked.name,
-        )
-        if ask.stream:
+        answer, intake = submit(request, asked, self.kind), front.intake
+        if asked.ask.stream:
             return EventStream(answer, self.frames(asked, answer, intake), settings)
         return Whole(answer, lambda: whole(asked, answer, intake))
 
@@ -88,7 +81,7 @@ class Offer:
 
     async def _read(self, request: Request, admit: bool) -> Asked:
         front, settings = of(request)
-        facts, intake, state = front.facts, front.intake, request.scope["state"]
+        facts, intake = front.facts, front.intake
         body = await limits.read_json(request)
         wanted = limits.check(body, settings)
         if admit:
@@ -99,11 +92,11 @@ class Offer:
             size = max(size, LONG_TEXT)
         ask: Ask = await front.off_loop(size, lambda: self.read(body, intake, front.defaults))
         self._warn(ask.unknown)
-        name = ask.request_id if ask.request_id and SAFE_NAME.fullmatch(ask.request_id) else state["name"]
-        id = f"{PREFIX[self.kind]}-{name or state['id']}"
+        name = named(request, ask)
+        id = f"{PREFIX[self.kind]}-{name or request.scope['state']['id']}"
         if id in front.answers:  # a client may use its own name for several
             id += f"-{secrets.token_hex(4)}"
-        return Asked(ask, _requests(ask, intake), id, name, model, int(time()))
+        return Asked(ask, requests_of(ask, intake), id, name, model, int(time()))
 
     def _warn(self, names: tuple[str, ...]) -> None:
         """Once for each field that nobody knows, and not for ever more of them."""
@@ -113,8 +106,29 @@ class Offer:
                 log.warning("requests have a field that is unknown here and ignored: %.60r", name)
 
 
-def _requests(ask: Ask, intake: Intake) -> list[Prompted]:
-    """Raises Refused or TooLong."""
+def submit(request: Request, asked: Asked, kind: str) -> Answer:
+    """Hand what is asked for to the engine. Raises what Frontend.submit does."""
+    front, _ = of(request)
+    timeout = asked.ask.timeout_ms
+    return front.submit(
+        asked.requests,
+        id=asked.id,
+        timeout_ms=None if timeout is None else min(timeout, LONGEST),
+        kind=kind,
+        trace=request.headers.get("traceparent"),
+        name=asked.name,
+    )
+
+
+def named(request: Request, ask: Ask) -> str | None:
+    """What the client calls its request: in the body, else in the head."""
+    if ask.request_id and SAFE_NAME.fullmatch(ask.request_id):
+        return ask.request_id
+    return request.scope["state"]["name"]
+
+
+def requests_of(ask: Ask, intake: Intake) -> list[Prompted]:
+    """One per prompt and answer. Raises Refused or TooLong."""
     return [
         request
         for n, prompt in enumerate(ask.prompts)
@@ -128,6 +142,11 @@ def of(request: Request) -> tuple[Frontend, Serve]:
     """The front and the settings of the app that a request came to."""
     state = request.app.state
     return state.front, state.settings
+
+
+def as_json(body: Any) -> Response:
+    """A whole answer that is not about a generation."""
+    return Response(encode(body), media_type=JSON)
 
 
 def length(request: Request, settings: Serve) -> int:

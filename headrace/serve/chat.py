@@ -2,22 +2,19 @@
 
 from typing import assert_never
 
-from headrace.base.errors import Fault
 from headrace.engine.dialect import read_chat
 from headrace.engine.intake import Intake
-from headrace.engine.reply import Json, Spelling, chat_logprob, ending, usage
+from headrace.engine.reply import Json, chat_logprob, ending
 from headrace.engine.stream import Update
 from headrace.serve.answer import Answer
 from headrace.serve.ask import Asked, Offer
-from headrace.serve.completions import closing
-from headrace.serve.sse import DONE, Updates, encode, error_event
+from headrace.serve.chunks import Chunks
+from headrace.serve.sse import Updates, encode
 from headrace.text.parts import CallArguments, CallStart, Content, Part, Thought
 from headrace.text.speech import Speech
 
-KIND = "chat.completion.chunk"
 
-
-class ChatFrames:
+class ChatFrames(Chunks):
     """Chunks of chat.completion. The usual one is three pieces of bytes; the others are made like a reply.
 
     The role comes with the first token, not before: its time is what benchmarks take for the time to the first
@@ -25,26 +22,12 @@ class ChatFrames:
     """
 
     def __init__(self, asked: Asked, answer: Answer, intake: Intake):
-        self.asked, self.ask, self.answer = asked, asked.ask, answer
-        ask, count = asked.ask, len(answer.streams)
-        self.spell = Spelling(ask, intake.tokenizer)
-        self.speeches: list[Speech | None] = [ask.speech() for _ in range(count)]
-        self.called = [False] * count
-        head = b'data: {"id":%b,"object":"%b","created":%d,"model":%b,"choices":[{"index":' % (
-            encode(asked.id),
-            KIND.encode(),
-            asked.created,
-            encode(asked.model),
-        )
-        self._heads = [head + b'%d,"delta":' % i for i in range(count)]
+        super().__init__(asked, answer, intake, "chat.completion.chunk")
+        self.speeches: list[Speech | None] = [asked.ask.speech() for _ in answer.streams]
+        self.called = [False] * len(answer.streams)
+        self._heads = [part + b'"delta":' for part in self._heads]
         self._contents = [part + b'{"content":' for part in self._heads]
-        options = ask.stream_options
-        self._counting = "continuous_usage_stats" in options
-        self._usage = "include_usage" in options
-        self._close = b"]" + (b',"usage":null' if self._usage else b"") + b"}\n\n"
         self._tail = b',"logprobs":null,"finish_reason":null}' + self._close
-        self._begun = [False] * count
-        self._plain = ask.logprobs is None and not ask.show_ids and not self._counting
 
     def push(self, updates: Updates) -> bytes:
         out: list[bytes] = []
@@ -114,16 +97,7 @@ class ChatFrames:
         if ask.show_ids:
             choice["token_ids"] = list(update.token_ids)
             choice["prompt_token_ids"] = list(stream.request.prompt) if first else None
-        close = self._close
-        if self._counting:
-            close = b'],"usage":' + encode(usage(ask, self.answer.streams)) + b"}\n\n"
-        return encode(choice)[1:] + close
-
-    def end(self) -> bytes:
-        return closing(self.asked, self.answer, KIND, self._usage) + DONE
-
-    def fail(self, fault: Fault) -> bytes:
-        return error_event(fault) + DONE
+        return self._closed(choice)
 
 
 def _with_role(delta: bytes) -> bytes:

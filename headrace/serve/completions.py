@@ -1,38 +1,24 @@
 """/v1/completions: how its streams are written."""
 
-from headrace.base.errors import Fault
 from headrace.engine.dialect import read_completion
 from headrace.engine.intake import Intake
-from headrace.engine.reply import Json, Spelling, completion_logprobs, ending, scored_prompt, usage
+from headrace.engine.reply import Json, completion_logprobs, ending, scored_prompt
 from headrace.engine.stream import Update
 from headrace.serve.answer import Answer
-from headrace.serve.ask import Asked, Offer, timings
-from headrace.serve.sse import DONE, Updates, encode, error_event, event
+from headrace.serve.ask import Asked, Offer
+from headrace.serve.chunks import Chunks
+from headrace.serve.sse import Updates, encode
 
 
-class CompletionFrames:
+class CompletionFrames(Chunks):
     """Chunks of text_completion. The usual one is three pieces of bytes; the others are made like a reply."""
 
     def __init__(self, asked: Asked, answer: Answer, intake: Intake):
-        self.asked, self.ask, self.answer = asked, asked.ask, answer
-        ask, count = asked.ask, len(answer.streams)
-        self.spell = Spelling(ask, intake.tokenizer)
-        self.each = count // len(ask.prompts)
-        head = b'data: {"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[{"index":' % (
-            encode(asked.id),
-            asked.created,
-            encode(asked.model),
-        )
-        self._heads = [head + b'%d,"text":' % i for i in range(count)]
-        options = ask.stream_options
-        self._counting = "continuous_usage_stats" in options
-        self._usage = "include_usage" in options
-        null = b',"usage":null' if self._usage else b""
-        self._close = b"]" + null + b"}\n\n"
+        super().__init__(asked, answer, intake, "text_completion")
+        self.each = len(answer.streams) // len(asked.ask.prompts)
+        self._heads = [part + b'"text":' for part in self._heads]
         self._tail = b',"logprobs":null,"finish_reason":null,"stop_reason":null}' + self._close
-        self._begun = [False] * count
-        self._plain = ask.logprobs is None and not ask.show_ids and not self._counting
-        self._offsets = [0] * count
+        self._offsets = [0] * len(answer.streams)
 
     def push(self, updates: Updates) -> bytes:
         out: list[bytes] = []
@@ -61,10 +47,7 @@ class CompletionFrames:
         if ask.show_ids:
             choice["token_ids"] = [] if ask.scoring else list(update.token_ids)
             choice["prompt_token_ids"] = list(stream.request.prompt) if first else None
-        close = self._close
-        if self._counting:
-            close = b'],"usage":' + encode(usage(ask, self.answer.streams)) + b"}\n\n"
-        return self._heads[i] + encode(text) + b"," + encode(choice)[1:] + close
+        return self._heads[i] + encode(text) + b"," + self._closed(choice)
 
     def _logprobs(self, i: int, update: Update, first: bool) -> Json:
         ask, stream = self.ask, self.answer.streams[i]
@@ -75,30 +58,6 @@ class CompletionFrames:
         made = completion_logprobs(tokens, found, self.spell, self._offsets[i])
         self._offsets[i] += sum(map(len, made["tokens"]))
         return made
-
-    def end(self) -> bytes:
-        return closing(self.asked, self.answer, "text_completion", self._usage) + DONE
-
-    def fail(self, fault: Fault) -> bytes:
-        return error_event(fault) + DONE
-
-
-def closing(asked: Asked, answer: Answer, kind: str, with_usage: bool) -> bytes:
-    """The chunk without choices that ends a stream: usage and timings, where they were asked for."""
-    if not with_usage and not asked.ask.timings:
-        return b""
-    chunk: Json = {
-        "id": asked.id,
-        "object": kind,
-        "created": asked.created,
-        "model": asked.model,
-        "choices": [],
-    }
-    if with_usage:
-        chunk["usage"] = usage(asked.ask, answer.streams)
-    if asked.ask.timings:
-        chunk["timings"] = timings(answer)
-    return event(chunk)
 
 
 COMPLETIONS = Offer("completion", read_completion, CompletionFrames)

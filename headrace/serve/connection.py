@@ -10,10 +10,12 @@ from time import monotonic
 from typing import Protocol, assert_never
 
 from headrace.base.errors import Broken, Fault
+from headrace.engine.request import Request
 from headrace.serve.link import Link
 from headrace.serve.settings import Serve
 from headrace.serve.vigil import Vigil
 from headrace.serve.wire import (
+    Add,
     Events,
     Facts,
     Failed,
@@ -66,6 +68,7 @@ class Connection:
     up          it has said that it is ready, and may be given requests
     loading     what it said last of how far it is
     on_stall    called with the reason when it makes no progress: whoever started it is to kill it
+    on_loading  called with what a starting engine does, and which part of that is done
     """
 
     def __init__(
@@ -81,11 +84,13 @@ class Connection:
         self.loading = Loading("starting", 0.0)
         self.vigil = Vigil(settings.stall_seconds)
         self.on_stall: Callable[[str], None] = log.error
+        self.on_loading: Callable[[str, float], None] = lambda doing, part: None
         self._owner, self._work, self._threads = owner, work, threads
         self._number = -1  # of the engine process last heard of
         self._deaf = -1  # of the last one that is not listened to any more
         self._doubt = False  # some engine process left; ours must be heard of again
         self._patient = False  # steps run on a CPU
+        self._added: list[Request] = []
         self._loop = asyncio.get_running_loop()
         self._tokenizer: tuple[tuple[str | None, str | None], asyncio.Future[Tokenizer | None]] | None = None
         self._link = Link(folder, front, self._receive, self._suspect)
@@ -98,9 +103,25 @@ class Connection:
         return self.up and not self._doubt and not self.vigil.silent(monotonic())
 
     def send(self, message: ToEngine) -> None:
-        """Send to the engine; nothing happens where there is none: it is told all when it comes."""
-        if self.up:
+        """Send to the engine; nothing happens where there is none: it is told all when it comes.
+
+        Requests that are added within one turn of the loop go as one message, so that an idle engine's first step
+        has all of them.
+        """
+        if not self.up:
+            return
+        if isinstance(message, Add):
+            if not self._added:
+                self._loop.call_soon(self._send_added)
+            self._added += message.requests
+        else:
+            self._send_added()
             self._link.send(self._number, message)
+
+    def _send_added(self) -> None:
+        if self._added:
+            self._link.send(self._number, Add(self._added))
+            self._added = []
 
     def lose(self) -> None:
         """The engine process is dead, or is about to be killed: what it still says is not listened to."""
@@ -111,6 +132,7 @@ class Connection:
     def close(self) -> None:
         """Free the socket."""
         self.up = False
+        self._added = []
         for task in self._tasks:
             task.cancel()
         self._link.close()
@@ -146,6 +168,7 @@ class Connection:
                 self._owner.take_refusals(refusals)
             case Loading():
                 self.loading = message
+                self.on_loading(message.doing, message.part)
                 if message.tokenizer is not None:
                     self._read_tokenizer(message.tokenizer, message.template)
             case Failed(refusal):
@@ -184,6 +207,7 @@ class Connection:
     def _mourn(self) -> None:
         if self.up:
             self.up = False
+            self._added = []  # they are among all that the next one is told
             self._owner.mourn()
 
     def _suspect(self) -> None:

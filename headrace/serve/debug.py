@@ -29,7 +29,6 @@ from collections.abc import AsyncIterator, Sequence
 from time import monotonic, time
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
@@ -40,6 +39,7 @@ from headrace.serve.frontend import Frontend
 from headrace.serve.lines import fields
 from headrace.serve.metrics import LAYOUT, Metrics, Open, Pace
 from headrace.serve.record import Record, Watcher
+from headrace.serve.sse import encode
 from headrace.serve.window import Window, quantile
 from headrace.serve.wire import Stats
 
@@ -72,8 +72,6 @@ WATCHED = [
     for name in (*RATES.values(), *LATENCIES.values())
 ]
 """Places of the totals that are looked at: a number for each rate, then three histograms."""
-
-encode = msgspec.json.Encoder().encode
 
 
 class History(Watcher):

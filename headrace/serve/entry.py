@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 
-from headrace.base.config import Config
+from headrace.base.config import Config, replace_dotted
 from headrace.base.errors import Fault
 from headrace.base.log import setup
 from headrace.serve.loop import Host, Steps
-from headrace.serve.settings import from_flat
 from headrace.serve.wire import Facts
 
 CANNOT_START = 78
@@ -45,7 +44,7 @@ def run(words: Sequence[str], build: Build) -> None:
     _leave_with_parent(given.folder)
     host = Host(given.folder, given.number, given.fronts)
     try:
-        config = from_flat(json.loads(given.config))
+        config = replace_dotted(Config(), json.loads(given.config))
         engine, facts = build(config, tuple(json.loads(given.served)), host, given.folder)
     except Fault as fault:
         host.fail(fault)

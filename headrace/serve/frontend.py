@@ -73,7 +73,7 @@ class Frontend:
 
     @property
     def facts(self) -> Facts:
-        if self._facts is None or self._intake is None:
+        if self._facts is None:
             raise self._fault or Unreachable(
                 f"the model is not ready yet: {self.loading.doing}", hint="ask again in a moment"
             )
@@ -91,8 +91,9 @@ class Frontend:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine works and new requests are welcome."""
-        return self.connection.well and not self.draining and self._fault is None
+        """Whether the engine works and new requests are welcome; then there are facts, too."""
+        met = self._facts is not None
+        return met and self.connection.well and not self.draining and self._fault is None
 
     @property
     def loading(self) -> Loading:
@@ -137,15 +138,15 @@ class Frontend:
         self.connection.send(Add(mine))
         return answer
 
-    def admit(self, requests: int) -> None:
-        """Raise for so many requests what `submit` would raise whatever their prompts are, before those are read."""
+    def admit(self, requests: int, tokens: int = 0) -> None:
+        """Raise what `submit` would for so many requests, whose prompts may not be read yet."""
         if self._fault is not None:
             raise self._fault
         if self.draining:
             raise STOPS
         _ = self.facts
         assert self._queue is not None
-        if not self._queue.fits(requests, 0):
+        if not self._queue.fits(requests, tokens):
             raise self._queue.busy(requests, (one.load for one in self._live.values()))
 
     def refuse(self, kind: str, fault: Fault) -> None:
@@ -206,22 +207,15 @@ class Frontend:
 
     def _screen(self, id: str, requests: Sequence[Request]) -> None:
         """Everything that can be said against requests before the engine has seen them."""
-        if self._fault is not None:
-            raise self._fault
-        if self.draining:
-            raise STOPS
-        facts = self.facts
+        self.admit(len(requests), sum(len(request.prompt) for request in requests))
         if id in self.answers:
             raise Refused(f"request id {id!r} is in use", param="request_id")
         for request in requests:
-            if request.longest > facts.max_len:
+            if request.longest > self.facts.max_len:
                 raise TooLong(
                     f"prompt of {len(request.prompt)} and up to {request.max_tokens} new tokens are"
-                    f" {request.longest}; the maximum context length is {facts.max_len}"
+                    f" {request.longest}; the maximum context length is {self.facts.max_len}"
                 )
-        assert self._queue is not None
-        if not self._queue.fits(len(requests), sum(len(request.prompt) for request in requests)):
-            raise self._queue.busy(len(requests), (one.load for one in self._live.values()))
 
     def _take_in(self, answer: Answer, index: int, request: Request) -> Request:
         """Give a request an id that no other process and no earlier one had, and remember it."""
@@ -348,7 +342,6 @@ class Frontend:
 
     def meet(self, facts: Facts, tokenizer: Tokenizer | None) -> None:
         """There is an engine: it is sent all that is open."""
-        self._facts = facts
         if self._intake is None or self._intake.tokenizer is not tokenizer:
             self._intake = Intake(
                 tokenizer,
@@ -361,6 +354,7 @@ class Frontend:
         if self._queue is None:
             self._queue = Queue.of(facts, self.settings.queue, self.settings.queue_tokens)
         self._queue.forget_engine()
+        self._facts = facts  # last: whoever sees them may rely on the rest
         self._send_again(self._trial.release(self._live))
         self._changed.set()
 

@@ -59,6 +59,8 @@ class Hosted:
         stats.kv_used = 1 - pool.free / pool.count
         stats.prompt_tokens, stats.cached_tokens = counts.prompt_tokens, counts.cached_tokens
         stats.evictions, stats.recomputed_tokens = counts.evictions, counts.recomputed_tokens
+        stats.drafts, stats.drafted_tokens = counts.drafts, counts.drafted_tokens
+        stats.accepted_tokens = counts.accepted_tokens
         stats.step_rows, stats.step_tokens = len(self.engine.latest), self._tokens
         stats.faults = self.engine.faults
         stats.rows_total, stats.sizes = self.tally.rows, self.tally.sizes
@@ -93,6 +95,7 @@ def facts_of(started: Started, served: tuple[str, ...], tokenizer: str | None, s
     rows |= {"context": f"{plan.max_len} tokens", "step": f"{plan.rows} requests, {plan.tokens} tokens"}
     rows |= {"KV cache": f"{plan.kv_blocks} blocks of {plan.block} tokens", "policy": plan.policy}
     rows |= {"prefix cache": "on" if plan.prefix_cache else "off", "overlap": "on" if plan.overlap else "off"}
+    rows |= {"guesses": f"up to {plan.speculate} tokens ahead" if plan.speculate else "none"}
     return Facts(
         model=plan.model,
         served=served,

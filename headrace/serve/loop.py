@@ -137,7 +137,7 @@ class Host:
 
     def fail(self, fault: Fault) -> None:
         """Tell that the engine cannot be started."""
-        self.fronts.send_all(Failed(Refusal.of("", fault), fault.exit_code))
+        self.fronts.send_all(Failed(Refusal.of("", fault)))
         self.close()
 
     def close(self) -> None:

@@ -41,6 +41,9 @@ COUNTED = {
     "vllm:prefix_cache_hits_total": "cached_tokens",
     "vllm:num_preemptions_total": "evictions",
     "headrace_recomputed_tokens_total": "recomputed_tokens",
+    "vllm:spec_decode_num_drafts_total": "drafts",
+    "vllm:spec_decode_num_draft_tokens_total": "drafted_tokens",
+    "vllm:spec_decode_num_accepted_tokens_total": "accepted_tokens",
     "headrace_steps_total": "steps",
     "headrace_step_seconds_total": "busy_seconds",
     "headrace_step_rows_total": "rows_total",
@@ -291,5 +294,6 @@ class Metrics:
             return self._sheets[1]
         now = monotonic()
         if now - self._sheets[0] >= KEEP:
-            self._sheets = (now, neighbours(self.folder, LAYOUT))
+            # Somebody may have tidied the folder away; what this process counted is still here.
+            self._sheets = (now, neighbours(self.folder, LAYOUT) or [self.sheet.values])
         return self._sheets[1]

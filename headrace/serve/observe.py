@@ -111,7 +111,8 @@ def make_router(front: Frontend, observers: Observers) -> APIRouter:
     """/metrics and what is under /debug. Who may ask is decided in auth.py."""
     router = APIRouter()
 
-    @router.api_route(PATH, methods=["GET", "HEAD"], summary="Numbers for Prometheus")
+    @router.get(PATH, summary="Numbers for Prometheus")
+    @router.head(PATH, include_in_schema=False)
     async def metrics() -> Response:
         observers.metrics.ask(front)
         return Response(observers.metrics.render(front.ready), media_type=CONTENT_TYPE)

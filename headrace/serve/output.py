@@ -2,19 +2,16 @@
 
 import json
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, assert_never
-
-import msgspec
 
 from headrace.engine.reply import Spelling, chat_logprob
 from headrace.engine.stream import Update
+from headrace.serve.sse import encode
 from headrace.text.parts import CallArguments, CallStart, Content, Part, Thought
 from headrace.text.speech import Speech
 
 Json = dict[str, Any]
-
-encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 
 
 class Events:

@@ -12,15 +12,14 @@ from headrace.engine.dialect import Ask, read_chat, takes_long
 from headrace.engine.request import Request as Prompted
 from headrace.serve import limits, schema
 from headrace.serve.answer import Answer
-from headrace.serve.ask import SAFE_NAME, Asked, _requests, length, of, served
-from headrace.serve.errors import JSON
+from headrace.serve.ask import Asked, as_json, length, named, of, requests_of, served, submit
 from headrace.serve.frontend import LONG_TEXT
 from headrace.serve.items import Chat, renamed, to_chat, to_items
 from headrace.serve.output import new_id
 from headrace.serve.responding import Responding
 from headrace.serve.schema import answers, body_of
 from headrace.serve.shelf import Kept, Shelf
-from headrace.serve.sse import FAILED, EventStream, Whole, encode, fault_of
+from headrace.serve.sse import FAILED, EventStream, Whole, fault_of
 
 Json = dict[str, Any]
 
@@ -127,18 +126,11 @@ async def create(request: Request) -> Response:
     except Fault as fault:
         front.refuse(KIND, fault)
         raise
-    answer = one.answer = front.submit(
-        one.asked.requests,
-        id=one.id,
-        timeout_ms=one.asked.ask.timeout_ms,
-        kind=KIND,
-        trace=request.headers.get("traceparent"),
-        name=one.asked.name,
-    )
+    answer = one.answer = submit(request, one.asked, KIND)
     desk.open[one.id] = one
     if one.body.get("background") is True:
         desk.begin(one)
-        return _json(one.response())
+        return as_json(one.response())
     answered = EventStream(answer, one, settings) if one.asked.ask.stream else Whole(answer, one.whole)
     return _Followed(answered, desk, one.id)
 
@@ -162,7 +154,7 @@ async def _read(request: Request, desk: Desk) -> Responding:
     front, settings = of(request)
     facts, intake = front.facts, front.intake
     body = await limits.read_json(request)
-    limits.check(body, settings)
+    front.admit(limits.check(body, settings))
     model = served(body.get("model"), facts.served)
     if body.get("background") is True and (body.get("stream") is True or body.get("store") is False):
         raise Refused(
@@ -175,19 +167,14 @@ async def _read(request: Request, desk: Desk) -> Responding:
         chat = to_chat(body, before)
         try:
             ask = read_chat(chat.body, intake, front.defaults)
-            return chat, ask, _requests(ask, intake)
+            return chat, ask, requests_of(ask, intake)
         except Refused as fault:
             raise renamed(fault) from None
 
     long = before or body.get("text") or takes_long(body)
     size = LONG_TEXT if long else length(request, settings)
     chat, ask, requests = await front.off_loop(size, read)
-    name = (
-        ask.request_id
-        if ask.request_id and SAFE_NAME.fullmatch(ask.request_id)
-        else request.scope["state"]["name"]
-    )
-    asked = Asked(ask, requests, new_id("resp"), name, model, int(time()))
+    asked = Asked(ask, requests, new_id("resp"), named(request, ask), model, int(time()))
     return Responding(body, chat, asked, intake, desk.keep)
 
 
@@ -208,7 +195,7 @@ def _before(body: Json, desk: Desk) -> list[Json]:
 @router.get("/v1/responses/{response_id}", responses=answers(schema.ResponseReply, 404))
 async def fetch(request: Request, response_id: str) -> Response:
     """A response that was made, or is being made."""
-    return _json(desk_of(request).found(response_id).response)
+    return as_json(desk_of(request).found(response_id).response)
 
 
 @router.get("/v1/responses/{response_id}/input_items", responses=answers(schema.Items, 404))
@@ -220,7 +207,7 @@ async def items(request: Request, response_id: str) -> Response:
         if found
         else {"first_id": None, "last_id": None}
     )
-    return _json({"object": "list", "data": found, "has_more": False} | ends)
+    return as_json({"object": "list", "data": found, "has_more": False} | ends)
 
 
 @router.delete("/v1/responses/{response_id}", responses=answers(schema.Deleted, 404))
@@ -233,14 +220,10 @@ async def delete(request: Request, response_id: str) -> Response:
         await desk.cancel(response_id)
     elif not desk.shelf.drop(response_id):
         raise unknown(response_id, "response_id")
-    return _json({"id": response_id, "object": "response", "deleted": True})
+    return as_json({"id": response_id, "object": "response", "deleted": True})
 
 
 @router.post("/v1/responses/{response_id}/cancel", responses=answers(schema.ResponseReply, 404))
 async def cancel(request: Request, response_id: str) -> Response:
     """End a response that is being made; one that has ended stays as it is."""
-    return _json(await desk_of(request).cancel(response_id))
-
-
-def _json(body: Any) -> Response:
-    return Response(encode(body), media_type=JSON)
+    return as_json(await desk_of(request).cancel(response_id))

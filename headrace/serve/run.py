@@ -25,8 +25,13 @@ log = logging.getLogger(__name__)
 Said = Callable[[Facts, str], None]
 """Told once, when requests can be answered: what the engine is, and where the server is reached."""
 
+Notify = Callable[[str, float], None]
+"""Told how far an engine is that starts: what it does, and which part of that is done, 0 to 1."""
 
-def serve(config: ServeConfig, supervisor: Supervisor, said: Said) -> None:
+
+def serve(
+    config: ServeConfig, supervisor: Supervisor, said: Said, notify: Notify = lambda doing, part: None
+) -> None:
     """Be the first front process, until a signal or a fault ends it. The engine was started before this was imported.
 
     Raises the Fault that kept the engine from starting, or with which it was given up.
@@ -36,7 +41,7 @@ def serve(config: ServeConfig, supervisor: Supervisor, said: Said) -> None:
         sock = listen(config.serve)
         workers = Workers(config, supervisor.folder, sock)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(first(config, supervisor, workers, sock, said))
+            runner.run(first(config, supervisor, workers, sock, (said, notify)))
     finally:
         if workers is not None:
             workers.stop()
@@ -44,11 +49,16 @@ def serve(config: ServeConfig, supervisor: Supervisor, said: Said) -> None:
 
 
 async def first(
-    config: ServeConfig, supervisor: Supervisor, workers: Workers, sock: socket.socket, said: Said
+    config: ServeConfig,
+    supervisor: Supervisor,
+    workers: Workers,
+    sock: socket.socket,
+    told: tuple[Said, Notify],
 ) -> None:
     """The first front process: it also looks after the engine and the other fronts."""
+    said, notify = told
     front = Frontend(supervisor.folder, config.serve)
-    front.connection.on_stall = supervisor.restart
+    front.connection.on_stall, front.connection.on_loading = supervisor.restart, notify
     supervisor.attach(front.connection.lose, front.fail)
     workers.attach(front.fail)
 

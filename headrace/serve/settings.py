@@ -1,10 +1,9 @@
 """All knobs of the server: the engine's tree and the branch `serve`; torch-free."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from headrace.base.config import Config, Knobs, Memory, Model, Schedule, knob, replace_dotted, values
+from headrace.base.config import Config, Knobs, Memory, Model, Schedule, knob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +104,3 @@ class ServeConfig:
         given = self.serve.served_model_name
         names = tuple(name.strip() for name in given.split(",") if name.strip()) if given else ()
         return names or (self.model.path,)
-
-
-def to_flat(config: ServeConfig) -> dict[str, Any]:
-    """Dotted name -> value of the engine's part, for another process (JSON)."""
-    return values(config.engine)
-
-
-def from_flat(found: Mapping[str, Any]) -> Config:
-    """The engine's tree from what `to_flat` gave."""
-    return replace_dotted(Config(), found)

@@ -11,23 +11,17 @@ from headrace.engine.dialect import chat_ids
 from headrace.engine.intake import Intake
 from headrace.engine.reply import Json
 from headrace.serve import limits, schema
-from headrace.serve.ask import Asked, length, of, served
+from headrace.serve.ask import Asked, as_json, length, of, served
 from headrace.serve.chat import CHAT
 from headrace.serve.completions import COMPLETIONS
-from headrace.serve.errors import JSON
 from headrace.serve.schema import answers, body_of
 from headrace.serve.settings import Serve
-from headrace.serve.sse import encode
 from headrace.serve.wire import Facts
 
 MOST_TEXT = 1 << 21
 """Characters that are tokenized for the sake of the tokens alone; that takes some seconds."""
 
 router = APIRouter()
-
-
-def _json(body: Any) -> Response:
-    return Response(encode(body), media_type=JSON)
 
 
 # -- models -------------------------------------------------------------------------------------------------------
@@ -37,7 +31,7 @@ def _json(body: Any) -> Response:
 async def models(request: Request) -> Response:
     """The models that may be asked for: one, under each of its names."""
     front, _ = of(request)
-    return _json({"object": "list", "data": [_model(front.facts, name) for name in front.facts.served]})
+    return as_json({"object": "list", "data": [_model(front.facts, name) for name in front.facts.served]})
 
 
 @router.get("/v1/models/{name:path}", responses=answers(schema.Model, 404), tags=["models"])
@@ -46,7 +40,7 @@ async def model(request: Request, name: str) -> Response:
     front, _ = of(request)
     if name not in front.facts.served:
         raise UnknownName.among("model", name[:200], list(front.facts.served), param="model")
-    return _json(_model(front.facts, name))
+    return as_json(_model(front.facts, name))
 
 
 def _model(facts: Any, name: str) -> Json:
@@ -103,7 +97,7 @@ async def tokenize(request: Request) -> Response:
     if body.get("return_token_strs") is True:
         tokenizer = intake.text_tokenizer
         strings = [tokenizer.id_to_piece(id) or "" for id in ids]
-    return _json({"count": len(ids), "max_model_len": facts.max_len, "tokens": ids, "token_strs": strings})
+    return as_json({"count": len(ids), "max_model_len": facts.max_len, "tokens": ids, "token_strs": strings})
 
 
 def _ids(body: Json, intake: Intake) -> list[int]:
@@ -140,7 +134,7 @@ async def detokenize(request: Request) -> Response:
         )
     tokenizer = intake.text_tokenizer
     text = await front.off_loop(4 * len(tokens), lambda: tokenizer.decode(tokens, False))
-    return _json({"prompt": text})
+    return as_json({"prompt": text})
 
 
 @router.get("/tokenizer_info", responses=answers(schema.TokenizerFacts, 400), tags=["tokens"])
@@ -149,7 +143,7 @@ async def tokenizer_info(request: Request) -> Response:
     front, _ = of(request)
     tokenizer = front.intake.text_tokenizer
     special = {name: tokenizer.special_tokens.get(name) for name in ("bos_token", "eos_token", "pad_token")}
-    return _json(
+    return as_json(
         {
             **special,
             "unk_token": tokenizer.special_tokens.get("unk_token"),
@@ -173,7 +167,7 @@ async def tokenizer_info(request: Request) -> Response:
 async def render_chat(request: Request) -> Response:
     """What the engine would be given for this body; nothing is generated."""
     asked = await CHAT.asked(request)
-    return _json(_rendered(request, asked)[0])
+    return as_json(_rendered(request, asked)[0])
 
 
 @router.post(
@@ -184,7 +178,7 @@ async def render_chat(request: Request) -> Response:
 )
 async def render_completion(request: Request) -> Response:
     """What the engine would be given for this body, one entry per prompt; nothing is generated."""
-    return _json(_rendered(request, await COMPLETIONS.asked(request)))
+    return as_json(_rendered(request, await COMPLETIONS.asked(request)))
 
 
 def _rendered(request: Request, asked: Asked) -> list[Json]:
@@ -214,7 +208,7 @@ def _rendered(request: Request, asked: Asked) -> list[Json]:
 @router.get("/version", responses=answers(schema.Version), tags=["server"])
 async def version() -> Response:
     """The version of Headrace."""
-    return _json({"version": __version__})
+    return as_json({"version": __version__})
 
 
 @router.get("/health/live", response_class=Response, tags=["server"])
@@ -252,4 +246,4 @@ for path, methods in (("/health", ["GET"]), ("/health/ready", ["GET"]), ("/ping"
 async def load(request: Request) -> Response:
     """How many requests this process is answering now."""
     front, _ = of(request)
-    return _json({"server_load": len(front.answers)})
+    return as_json({"server_load": len(front.answers)})

@@ -3,20 +3,19 @@
 import asyncio
 import json
 import logging
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from threading import Thread
 from time import monotonic
 
+from headrace.base.config import values
 from headrace.base.errors import Broken, Fault
 from headrace.serve.entry import CANNOT_START
-from headrace.serve.settings import ServeConfig, to_flat
+from headrace.serve.folder import Folder
+from headrace.serve.settings import ServeConfig
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,8 @@ class Supervisor:
     """
 
     def __init__(self, config: ServeConfig, command: Sequence[str] = HOST, log_level: str = "warning"):
-        self.folder = Path(tempfile.mkdtemp(prefix="headrace-"))  # mode 0700
+        self._folder = Folder()
+        self.folder = self._folder.path
         self.number = -1
         self.engine: subprocess.Popen[bytes] | None = None
         self._settings = config.serve
@@ -53,7 +53,7 @@ class Supervisor:
             *command,
             f"--folder={self.folder}",
             f"--fronts={config.serve.workers}",
-            f"--config={json.dumps(to_flat(config))}",
+            f"--config={json.dumps(values(config.engine))}",
             f"--served={json.dumps(config.served)}",
             f"--log={log_level}",
         ]
@@ -84,7 +84,7 @@ class Supervisor:
             self.engine.wait()
             if self.engine.stdin is not None:
                 self.engine.stdin.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._folder.remove()
 
     def _start(self) -> None:
         self.number += 1

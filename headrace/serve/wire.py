@@ -49,6 +49,7 @@ class Stats(msgspec.Struct, array_like=True):
     prompt_tokens ... lookup_hits             totals since the engine process started
     step_rows, step_tokens, step_seconds      of the last step
     rows_total      rows of all steps together
+    drafts, drafted_tokens, accepted_tokens   how often tokens were guessed, how many, and how many were right; totals
     sizes           how many steps computed up to 1, 8, 16, 32 ... 16384 and more tokens, each bucket for itself, and
                     last all their tokens together: what engine/tally.py counts
     """
@@ -69,6 +70,9 @@ class Stats(msgspec.Struct, array_like=True):
     faults: int = 0
     rows_total: int = 0
     sizes: list[int] = []
+    drafts: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 # -- to the engine ------------------------------------------------------------------------------------------------
@@ -138,15 +142,11 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Events(msgspec.Struct, frozen=True, tag="events"):
-    """All that a step gave to the requests of one front.
-
-    reasons     why a request ended with "error": its id and the text of what was raised
-    """
+    """All that a step gave to the requests of one front."""
 
     step: int
     events: list[Event]
     stats: Stats | None = None
-    reasons: dict[str, str] = {}
 
 
 class Refusals(msgspec.Struct, frozen=True, tag="refusals"):
@@ -172,7 +172,6 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The engine could not start, for a reason that another start will not change."""
 
     refusal: Refusal
-    exit_code: int
 
 
 FromEngine = Loading | Ready | Events | Refusals | Pulse | Failed

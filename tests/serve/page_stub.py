@@ -228,10 +228,7 @@ def snapshot(moment: float, cancelled: list[str]) -> Json:
     """What /debug/live says at a Unix time, in the form that serve/debug.py lays down."""
     wave = math.sin(moment / 17) + 0.4 * math.sin(moment / 5.1) + 0.15 * math.sin(moment * 2.3)
     running = max(1, round(6 + 3 * wave))
-    rows = [
-        row(f"chatcmpl-{int(moment // 40)}{i:02x}9f3a", i, running)
-        for i in range(running + int(wave > 1) * 2)
-    ]
+    rows = [row(f"chatcmpl-{i:02x}9f3a", i, running) for i in range(running + int(wave > 1) * 2)]
 
     def shares(middle: float) -> Json:
         return {

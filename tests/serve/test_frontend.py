@@ -13,7 +13,7 @@ from headrace.base.errors import BadCheckpoint, Broken, Busy, Late, Refused, Too
 from headrace.engine.request import Event
 from headrace.serve.frontend import LONG_TEXT, Frontend
 from headrace.serve.record import Record
-from headrace.serve.wire import Events
+from headrace.serve.wire import Add, Cancel, Events
 from tests import tiny
 from tests.serve.scripted import ask, command, config, expected, finish, running
 
@@ -45,6 +45,42 @@ class Ear:
     def ended(self, record) -> None:
         self.heard.append(("ended", record.cause))
         self.records.append(record)
+
+
+def test_requests_of_one_turn_are_one_message_and_keep_their_place():
+    async def work() -> None:
+        async with running() as (front, _):
+            sent, link = [], front.connection._link
+            send = link.send
+            link.send = lambda number, message: (sent.append(message), send(number, message))  # type: ignore[method-assign]
+            requests = [ask([10, i], 5) for i in range(10)]
+            answers = [front.submit([request]) for request in requests]
+            gone = front.submit([ask([11], 3000)])
+            gone.cancel()
+            later = front.submit([ask([12], 3)])
+            assert await finish(gone) == [([], "abort")]
+            for request, answer in zip(requests, answers, strict=True):
+                assert await finish(answer) == [(expected(request), "length")]
+            assert (await finish(later))[0][1] == "length"
+            adds = [len(message.requests) for message in sent if isinstance(message, Add)]
+            assert adds == [11, 1]
+            assert [type(message) for message in sent] == [Add, Cancel, Add]
+
+    go(work())
+
+
+def test_what_was_not_sent_when_the_engine_died_is_sent_once():
+    async def work() -> None:
+        async with running() as (front, supervisor):
+            assert supervisor.engine is not None
+            request = ask([10], 50)
+            answer = front.submit([request])
+            front.connection.lose()
+            supervisor.engine.kill()
+            assert await finish(answer) == [(expected(request), "length")]
+            assert front.stats.faults == 0
+
+    go(work())
 
 
 def test_answers_are_complete_and_end_once():

@@ -234,7 +234,7 @@ def test_why_it_cannot_start_is_said_before_it_ends(meet):
         assert isinstance(failed, Failed)
         fault = failed.refusal.fault()
         assert isinstance(fault, TooLong)
-        assert (fault.message, fault.param, fault.hint, failed.exit_code) == (
+        assert (fault.message, fault.param, fault.hint, fault.exit_code) == (
             "much too long", "model.max_len", "less", 2,
         )  # fmt: skip
 

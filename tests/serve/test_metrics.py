@@ -300,6 +300,15 @@ def test_a_front_that_is_started_again_goes_on_counting(tmp_path: Path, clock: l
     assert value(front, "headrace_streams") == 1, "what the old one held open is gone with it"
 
 
+def test_a_front_whose_folder_was_tidied_away_tells_of_itself(tmp_path: Path, clock: list[float]):
+    front, one = Metrics("m", folder=tmp_path), answer()
+    front.submitted(one)
+    token(front, one)
+    (tmp_path / "front-0.sheet").unlink()
+    clock[0] += metrics.KEEP
+    assert value(front, "vllm:generation_tokens_total") == 1
+
+
 def test_requests_by_route_cannot_make_series(counted: Metrics):
     before = len(counted.render().splitlines())
     counted.http("/v1/models", "GET", 200, 0.2)

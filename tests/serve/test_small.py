@@ -118,6 +118,8 @@ def test_a_full_queue_says_when_to_come_back(server: Running, http: httpx.Client
         assert error(answer, 429)["type"] == "RateLimitError"
         assert answer.headers["retry-after"] == "3"  # 2.3 seconds, rounded up
         assert error(http.post("/v1/chat/completions", json={"messages": HI}), 429)
+        # there is no place, which is said before anything is made of the input
+        assert error(http.post("/v1/responses", json={"input": [{"type": "unheard of"}]}), 429)
         # what will not be generated needs no place, and what is wrong is wrong
         assert http.post("/v1/completions/render", json={"prompt": "a"}).status_code == 200
         error(http.post("/v1/completions", json={"prompt": "a", "stop": ["a"] * 99}), 400)

@@ -119,6 +119,32 @@ def both_ways(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return compared
 
 
+def test_a_graph_of_a_step_with_prompts_gives_the_bits_of_the_step_it_records(
+    shaped: Path, monkeypatch: pytest.MonkeyPatch
+):
+    llm = LLM(str(shaped), **{"memory.share": 0.1, "dtype": "bfloat16", "max_num_batched_tokens": 300})
+    graphs = llm.local.engine.executor.runner.graphs
+    assert graphs is not None
+    graphs.most_tokens = 300  # as it would be of a model with more layers
+    replay, compared = graphs.hidden, []
+
+    def hidden() -> torch.Tensor:
+        before = len(graphs.captured)
+        graphs.batch.backend.plan_recorded(graphs.batch)
+        eager = graphs._mixed().clone()
+        found = replay()
+        tokens = int(graphs.batch.starts_np[-1])
+        assert torch.equal(eager[:tokens], found[:tokens]), f"{tokens} tokens"
+        assert found.isfinite().all()
+        compared.append(len(graphs.captured) == before)
+        return found
+
+    monkeypatch.setattr(graphs, "hidden", hidden)
+    prompts, params = work()
+    llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    assert sum(compared) > 20, "replays of what was captured before"
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_graph_gives_the_bits_of_the_step_it_records(
     shaped: Path, deterministic: bool, monkeypatch: pytest.MonkeyPatch

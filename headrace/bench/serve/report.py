@@ -1,45 +1,18 @@
 """The report of a run as one HTML file that loads nothing: tables, curves, and what each number means."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from math import log10
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from headrace.base.errors import Refused
+from headrace.bench.chart import Line, draw
+from headrace.bench.page import definitions, opening, settings, table
 from headrace.bench.serve.campaign import Level
-from headrace.bench.serve.chart import Line, draw
 from headrace.bench.serve.compare import Row
 from headrace.bench.serve.measures import OF_ONE, Spread, itls
 from headrace.bench.serve.steady import running
-
-STYLE = """
-:root{color-scheme:light dark;--ink:#1d2329;--soft:#5d6873;--paper:#fff;--line:#dfe4e8;--warn:#9a5b00;--bad:#b3261e;
---good:#1b7f4b;--c0:#2867c9;--c1:#c8501e;--c2:#1b8a6b;--c3:#8a4fbf;--c4:#b08600;--c5:#c2316f}
-@media(prefers-color-scheme:dark){:root{--ink:#e6eaee;--soft:#9aa6b2;--paper:#14181c;--line:#2c343c;--warn:#e0a33c;
---bad:#ff8a80;--good:#6fd39f;--c0:#7fb0ff;--c1:#ff9a6b;--c2:#5fd3ae;--c3:#c79bf2;--c4:#e3c04a;--c5:#ff86b3}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1320px;margin:0 auto;
-padding:24px 20px 60px}
-h1{font-size:24px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 8px}h3{font-size:15px;margin:22px 0 6px}
-p.sub,figcaption,caption,dd{color:var(--soft)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
-th,td{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}thead th{font-weight:600;color:var(--soft)}
-td small{color:var(--soft);font-size:11px;display:block}
-.warn{color:var(--warn)}.bad{color:var(--bad);font-weight:600}.good{color:var(--good)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:18px}
-figure{margin:0}svg{width:100%;height:auto}svg text{font-size:12px;fill:var(--soft)}
-.mid{text-anchor:middle}.end{text-anchor:end}.grid{stroke:var(--line);fill:none}
-polyline{fill:none;stroke-width:2}circle{stroke:none}
-figcaption span{margin-right:16px;font-size:13px}figcaption span::before{content:"\\25CF\\00a0"}
-dt{font-weight:600}dd{margin:0 0 8px}summary{cursor:pointer;font-weight:600;margin:18px 0 6px}
-""" + "".join(
-    f"polyline.c{n}{{stroke:var(--c{n})}}circle.c{n}{{fill:var(--c{n})}}"
-    f"figcaption .c{n}::before{{color:var(--c{n})}}"
-    for n in range(6)
-)
 
 DEFINITIONS = (
     (
@@ -61,9 +34,7 @@ def html(said: dict[str, Any], levels: Sequence[Level], rows: Sequence[Row] = ()
     """The whole page. `said` is the result as JSON has it, `rows` a comparison with an earlier one."""
     title = f"{escape(str(said['model_id']))} under load"
     parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width,initial-scale=1">',
-        f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>",
+        opening(title),
         f'<p class="sub">{escape(str(said["url"]))}, {escape(str(said["date"]))}, times in milliseconds,'
         f" definitions: {escape(str(said['definitions']))}</p>",
         _search(said.get("search")),
@@ -71,27 +42,11 @@ def html(said: dict[str, Any], levels: Sequence[Level], rows: Sequence[Row] = ()
         _curves(levels),
         _comparison(rows),
         *(_level(level, open_=n == len(levels) - 1) for n, level in enumerate(levels)),
-        "<h2>What the numbers mean</h2><dl>",
-        *(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in DEFINITIONS),
-        "</dl>",
+        definitions(DEFINITIONS),
         _settings(said),
         "</html>",
     ]
     return "\n".join(part for part in parts if part)
-
-
-def write(path: Path, text: str) -> None:
-    """Raises Refused."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as fault:
-        raise Refused(f"{path} cannot be written: {fault.strerror}", param="html") from fault
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _search(found: dict[str, Any] | None) -> str:
@@ -111,7 +66,7 @@ def _levels(levels: Sequence[Level]) -> str:
         *("load", "sent", "failed", "refused", "requests/s", "output tok/s", "goodput/s"),
         *("TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "ITL p99", "E2E p99", "server queue", "KV in use"),
     )
-    return "<h2>Levels</h2>" + _table(heads, map(_level_row, levels))
+    return "<h2>Levels</h2>" + table(heads, map(_level_row, levels))
 
 
 def _level_row(level: Level) -> list[str]:
@@ -194,7 +149,7 @@ def _comparison(rows: Sequence[Row]) -> str:
         ]
 
     heads = ("load", "number", "before", "now", "change", "")
-    return "<h2>Against the baseline</h2>" + _table(heads, map(cells, rows))
+    return "<h2>Against the baseline</h2>" + table(heads, map(cells, rows))
 
 
 # -- one level --------------------------------------------------------------------------------------------------
@@ -215,14 +170,14 @@ def _level(level: Level, open_: bool) -> str:
     parts.append(f'<div class="charts">{_percentiles(level)}{_timelines(level)}</div>')
     if level.whole.reasons:
         rows = [[escape(reason), str(count)] for reason, count in level.whole.reasons.items()]
-        parts.append(_table(("what went wrong", "requests"), rows))
+        parts.append(table(("what went wrong", "requests"), rows))
     if level.server is not None:
         rows = [
             [name.replace("_", " "), f"{value:.5g}"]
             for name, value in level.server._asdict().items()
             if value is not None
         ]
-        parts.append("<h3>By the server's own numbers</h3>" + _table(("", "value"), rows))
+        parts.append("<h3>By the server's own numbers</h3>" + table(("", "value"), rows))
     return "".join(parts) + "</details>"
 
 
@@ -293,6 +248,4 @@ def _timelines(level: Level) -> str:
 
 
 def _settings(said: dict[str, Any]) -> str:
-    found = {**said.get("settings", {}), **said.get("versions", {}), "commit": said.get("commit")}
-    rows = [[escape(str(name)), escape(str(value))] for name, value in found.items() if value is not None]
-    return "<h2>How it was run</h2>" + _table(("", "value"), rows)
+    return settings({**said.get("settings", {}), **said.get("versions", {}), "commit": said.get("commit")})

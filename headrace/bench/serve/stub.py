@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from itertools import islice
 from threading import Thread
 from typing import Any
 
@@ -42,11 +43,13 @@ class Stub:
     wait        seconds before the first token
     trouble     what goes wrong with requests: see `Stream.TROUBLE`
     every       how many requests there are to one that goes wrong
+    slots       streams that move at once, the others wait in line; 0: all
     """
 
-    def __init__(self, interval: float, wait: float = 0.0, trouble: str = "", every: int = 1):
+    def __init__(self, interval: float, wait: float = 0.0, trouble: str = "", every: int = 1, slots: int = 0):
         self.interval, self.wait, self.trouble, self.every = interval, wait, trouble, every
-        self.streams: set[Stream] = set()
+        self.slots = slots
+        self.streams: dict[Stream, None] = {}  # in the order they came
         self.requests = 0
         self.generated = 0
         self.running = False
@@ -62,7 +65,7 @@ class Stub:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for stream in list(self.streams):
+        for stream in list(islice(self.streams, self.slots or None)):
             stream.tick(now)
         self.running = bool(self.streams)
         if not self.running:
@@ -75,9 +78,10 @@ class Stub:
 
     def metrics(self) -> bytes:
         """As vLLM says it."""
+        running = min(len(self.streams), self.slots or len(self.streams))
         lines = (
-            f'vllm:num_requests_running{{model_name="stub"}} {len(self.streams)}',
-            'vllm:num_requests_waiting{model_name="stub"} 0',
+            f'vllm:num_requests_running{{model_name="stub"}} {running}',
+            f'vllm:num_requests_waiting{{model_name="stub"}} {len(self.streams) - running}',
             'vllm:kv_cache_usage_perc{model_name="stub"} 0.5',
             f'vllm:generation_tokens_total{{model_name="stub"}} {self.generated}',
             'vllm:prefix_cache_queries_total{model_name="stub"} 100',
@@ -102,7 +106,7 @@ class Stream(asyncio.Protocol):
         self.transport: Any = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.stub.streams.discard(self)
+        self.stub.streams.pop(self, None)
 
     def pause_writing(self) -> None:
         self.full = True
@@ -179,7 +183,7 @@ class Stream(asyncio.Protocol):
                 else b""
             )
         )
-        stub.streams.add(self)
+        stub.streams[self] = None
         stub.go()
 
     def _usage(self) -> dict[str, Any]:
@@ -199,7 +203,7 @@ class Stream(asyncio.Protocol):
             self.made += 1
             self.stub.generated += 1
         if not self.left and self in self.stub.streams:
-            self.stub.streams.discard(self)
+            del self.stub.streams[self]
             end = self.start | {"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": "length"}]}
             usage = self.start | {"choices": [], "usage": self._usage()}
             self.transport.write(chunk(frame(end) + frame(usage) + END) + b"0\r\n\r\n")
@@ -221,7 +225,7 @@ class Stream(asyncio.Protocol):
             "empty": lambda: write(chunk(END) + b"0\r\n\r\n"),
         }
         wrong[self.trouble]()
-        self.stub.streams.discard(self)
+        self.stub.streams.pop(self, None)
         return True
 
 
@@ -241,6 +245,7 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=0.0)
     parser.add_argument("--trouble", default="", choices=("", *Stream.TROUBLE))
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=0)
     given = parser.parse_args()
 
     def leave() -> None:
@@ -254,7 +259,7 @@ def main() -> None:
         sys.stdout.write(f"{port}\n")
         sys.stdout.flush()
 
-    stub = Stub(given.interval, given.wait, given.trouble, given.every)
+    stub = Stub(given.interval, given.wait, given.trouble, given.every, given.slots)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve(stub, given.port, said))
 

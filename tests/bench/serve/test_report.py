@@ -2,16 +2,11 @@
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
-import pytest
-
-from headrace.base.errors import Refused
 from headrace.bench.serve.arrivals import Load
-from headrace.bench.serve.chart import Line, draw, plain
 from headrace.bench.serve.compare import compare, read_gates
 from headrace.bench.serve.export import document
-from headrace.bench.serve.report import html, write
+from headrace.bench.serve.report import html
 from headrace.bench.serve.sample import Sample
 from tests.bench.serve.made import campaign, level, samples
 
@@ -84,38 +79,3 @@ def test_a_run_of_nothing_has_a_report():
     text = html(document(campaign(), [empty], {}), [empty])
     assert "all at once" in text
     assert "nan" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
-
-
-def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path):
-    with pytest.raises(Refused, match="cannot be written"):
-        write(tmp_path / "no" / "such.html", "")
-
-
-def test_a_chart_stays_inside_its_frame():
-    for log in (False, True):
-        text = draw(
-            [Line("a", [(0, 1), (5, 1000), (10, 0.01)]), Line("b", [(3, 3)], dots=True)], "x", "y", log_y=log
-        )
-        points = [tuple(map(float, p.split(","))) for p in re.findall(r'points="([^"]*)"', text)[0].split()]
-        assert len(points) == 3
-        assert all(60 <= x <= 620 and 0 <= y <= 300 for x, y in points)
-        assert text.count("<circle") == 4
-
-
-@pytest.mark.parametrize("lines", [[], [Line("a", [])], [Line("a", [(1, float("nan"))])]])
-def test_nothing_to_draw_is_no_chart(lines: list[Line]):
-    assert draw(lines, "x", "y") == ""
-
-
-def test_a_single_point_is_drawn():
-    assert "<circle" in draw([Line("a", [(1, 5)])], "x", "y")
-    assert "<circle" in draw([Line("a", [(0, 0)])], "x", "y")
-    assert "<circle" in draw([Line("a", [(1, 5)])], "x", "y", log_y=True)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (0.05, "0.05"), (1500, "1,500"), (20000, "20k"), (2e6, "2e+06"), (0.0001, "0.0001")],
-)
-def test_numbers_are_short(value: float, text: str):
-    assert plain(value) == text

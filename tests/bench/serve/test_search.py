@@ -5,10 +5,15 @@ from collections.abc import Callable
 import pytest
 
 from headrace.base.errors import Refused
+from headrace.bench.serve import campaign
 from headrace.bench.serve.arrivals import Load
-from headrace.bench.serve.campaign import Level
+from headrace.bench.serve.campaign import Campaign, Level
+from headrace.bench.serve.connection import Target
+from headrace.bench.serve.data import Synthetic
+from headrace.bench.serve.dialect import Ask
 from headrace.bench.serve.sample import Sample
 from headrace.bench.serve.search import CLOSE, Limit, judge, read_limits, search, sweep
+from headrace.bench.serve.selftest import stub
 from tests.bench.serve.made import level, samples
 
 TTFT = read_limits("ttft_p99<0.5")
@@ -35,6 +40,19 @@ def test_the_edge_is_found_wherever_it_is(capacity: float, begin: float):
     assert found.fails >= edge * 0.98
     assert found.fails / found.holds <= CLOSE
     assert len(found.steps) <= 14
+
+
+@pytest.mark.slow
+def test_the_edge_of_a_server_that_saturates(monkeypatch: pytest.MonkeyPatch):
+    """Ten slots, and five ticks of 20 ms for an answer: 100 requests per second and no more."""
+    monkeypatch.setattr(campaign, "LATE", 1.0)  # whether this machine is busy is not what is asked here
+    with stub("--interval", "0.02", "--slots", "10") as url:
+        made = Campaign(Target.of(url, {}), Ask(model="stub"), Synthetic(tokens_in="5", tokens_out="5"))
+        load = Load(pattern="constant", duration=2.0)
+        *_, found = search(read_limits("ttft_p90<0.2"), 40.0, 2.0, load, made.level)
+    # At r requests per second, those who come in the last tenth wait for 2 s * 0.9 * (r / 100 - 1).
+    assert 80 < found.holds < found.fails < 130
+    assert found.fails / found.holds <= CLOSE
 
 
 def test_what_never_holds_is_given_up():
