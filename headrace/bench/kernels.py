@@ -1,6 +1,7 @@
 """Kernels one by one: each checked against its definition, then timed against its floor and against the library.
 
-The files `kernels_rows`, `kernels_linear` and `kernels_attention` list cases; here is what is the same for all.
+The files `kernels_rows`, `kernels_linear`, `kernels_eight`, `kernels_int4` and `kernels_attention` list cases; here is
+what is the same for all.
 """
 
 import os
@@ -14,12 +15,12 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from headrace.base.errors import UnknownName
-from headrace.bench import kernels_attention, kernels_linear, kernels_rows
+from headrace.bench import kernels_attention, kernels_eight, kernels_int4, kernels_linear, kernels_rows
 from headrace.bench.kernels_case import Case, Sizes, Way
 from headrace.bench.replay import Limits, Took, copies_of, replay
 from headrace.bench.result import Measure
 
-SOURCES = (kernels_rows, kernels_linear, kernels_attention)
+SOURCES = (kernels_rows, kernels_linear, kernels_eight, kernels_int4, kernels_attention)
 KERNELS = tuple(name for source in SOURCES for name in source.KERNELS)
 SHARE_BYTES = 8 << 30
 """Memory of the device that is there for each process that checks."""

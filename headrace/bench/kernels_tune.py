@@ -11,6 +11,8 @@ from triton.runtime.errors import OutOfResources
 
 from headrace.base.errors import UnknownName
 from headrace.bench import kernels_attention as attention
+from headrace.bench import kernels_eight as eight
+from headrace.bench import kernels_int4 as int4
 from headrace.bench.kernels import Say, pool
 from headrace.bench.kernels_attention import Work
 from headrace.bench.kernels_case import Launch, Layer, Sizes, Way, draw
@@ -19,12 +21,22 @@ from headrace.bench.replay import Call, Limits, copies_of, replay
 from headrace.bench.replay import limits as measure_limits
 from headrace.bench.result import versions
 from headrace.kernels import configs, table
-from headrace.kernels.configs import MANY, Gemv, PagedDecode, PagedPrefill, Skinny, Wide
+from headrace.kernels.configs import (
+    MANY,
+    Gemv,
+    Gemv8,
+    Int4Few,
+    Int4Tile,
+    PagedDecode,
+    PagedPrefill,
+    Skinny,
+    Wide,
+)
 from headrace.kernels.gpu import matmul as gpu
 from headrace.kernels.gpu.product import multiply
 from headrace.kernels.launch import power_of_two
 
-TUNED = ("linear", "decode", "prefill")
+TUNED = ("linear", "linear8", "linear4", "decode", "prefill")
 SKINNY_TOKENS = (16, 32, 64)
 MIDDLE_TOKENS = (64, 128, 256, 512, MANY)
 LONG = 8192  # tokens that stand for MANY
@@ -48,8 +60,8 @@ PREFILLS = (
 PROMPTS = ((16, MANY), (MANY, 2048), (MANY, MANY))
 
 
-Config = Gemv | Skinny | Wide | PagedDecode | PagedPrefill
-Row = tuple[tuple[str, int | bool | None], ...]
+Config = Gemv | Gemv8 | Skinny | Wide | Int4Few | Int4Tile | PagedDecode | PagedPrefill
+Row = tuple[tuple[str, int | bool | str | None], ...]
 """What a row of the table is for, as (name, value)."""
 
 
@@ -149,6 +161,36 @@ def linear_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
             yield Trial("middle", (("tokens", said(most)), *row), many, layer.bytes, make)
 
 
+def eight_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
+    """As linear_trials for weights in 8 bits: the library is a candidate for many tokens of floats."""
+    shape, moved = (("n", layer.rows), ("k", layer.k)), layer.rows * layer.k
+    for config in eight.gemvs(layer):
+        row = (("n", layer.n), ("k", layer.k), ("gated", layer.gated))
+        yield Trial("gemv8", row, config, moved, partial(eight.trial, layer, 1, "fp8", config))
+    if configs.capability(device) < (9, 0) or layer.k % 16:
+        return
+    for most in SKINNY_TOKENS:
+        for few in eight.skinnies(layer):
+            make = partial(eight.trial, layer, most, "fp8", few)
+            yield Trial("skinny8", (("tokens", most), *shape), few, moved, make)
+    for kind in eight.KINDS:
+        for most in MIDDLE_TOKENS[1:]:
+            row = (("tokens", said(most)), *shape, ("kind", kind))
+            for many in (*(() if kind == "int8" else (None,)), *eight.WIDE):
+                yield Trial(
+                    "wide8", row, many, moved, partial(eight.trial, layer, min(most, LONG), kind, many)
+                )
+
+
+def int4_trials(layer: Layer) -> Iterator[Trial]:
+    """As linear_trials for weights in 4 bits; None stands for unpacking them."""
+    row = (("n", layer.n), ("k", layer.k), ("gated", layer.gated))
+    for most in int4.TOKEN_STEPS:
+        for config in int4.candidates(layer, most):
+            make = partial(int4.trial, layer, most, config)
+            yield Trial("int4", (("tokens", most), *row), config, int4.moved(layer), make)
+
+
 def attention_trials(
     sizes: Sizes, kernels: Sequence[str], limits: Limits, device: torch.device
 ) -> Iterator[Trial]:
@@ -213,6 +255,12 @@ def trials(kernels: Sequence[str], shapes: Sequence[str], limits: Limits) -> lis
     if "linear" in kernels:
         layers = {(y.n, y.k, y.gated): y for one in sizes for y in one.layers}
         found += [trial for layer in layers.values() for trial in linear_trials(layer, device)]
+    if "linear8" in kernels:
+        layers = {(y.n, y.k, y.gated): y for one in sizes for y in one.layers[:-1]}
+        found += [trial for layer in layers.values() for trial in eight_trials(layer, device)]
+    if "linear4" in kernels:
+        layers = {(y.n, y.k, y.gated): y for one in sizes for y in int4.layers(one)}
+        found += [trial for layer in layers.values() for trial in int4_trials(layer)]
     by_head = {one.head_dim: one for one in sizes}
     for one in by_head.values():
         found += attention_trials(one, kernels, limits, device)

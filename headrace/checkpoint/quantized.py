@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -132,6 +133,38 @@ class RoundedSource:
         return self._scheme, self._scheme.pack(self.read(name, weight))
 
 
+class RandomSource:
+    """Random matrices for the linear layers of a model: normal, of standard deviation 1 / sqrt(inputs)."""
+
+    path = Path("random weights")
+
+    def __init__(self, model: "Packable", seed: int = 0):
+        self._seed = seed
+        self._shapes = {
+            f"{name}.weight": (rows, layer.inputs)
+            for names, layer in model.linears()
+            for name, rows in zip(names, layer.outputs, strict=True)
+        }
+
+    def names(self) -> set[str]:
+        """See Source."""
+        return set(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See Source."""
+        return self._shapes[name]
+
+    def read(self, name: str, into: Tensor | None = None) -> Tensor:
+        """See Source. The same for the same seed and device."""
+        into = torch.empty(self._shapes[name], device="cpu") if into is None else into
+        generator = torch.Generator(into.device).manual_seed(self._seed + crc32(name.encode()))
+        return into.normal_(0.0, into.shape[1] ** -0.5, generator=generator)
+
+    def packed(self, name: str) -> tuple[Scheme, Packed] | None:
+        """See Source."""
+        return None
+
+
 def check_fits(scheme: Scheme, layer: str, rows: int, columns: int) -> None:
     """Raises Refused, naming the layer, where a weight of this shape cannot be packed."""
     if reason := scheme.fits(rows, columns):
@@ -140,6 +173,25 @@ def check_fits(scheme: Scheme, layer: str, rows: int, columns: int) -> None:
             param="model.quantization",
             hint="choose a scheme with smaller groups, or with whole rows",
         )
+
+
+def multiplied_packed(quantization: Any) -> bool:
+    """Whether a GPU has kernels for what a config.json's quantization_config describes, so that it may stay packed."""
+    if not isinstance(quantization, dict):
+        return False
+    method = quantization.get("quant_method")
+    if method in ("gptq", "awq"):
+        return quantization.get("bits", quantization.get("w_bit")) == 4
+    if groups := quantization.get("config_groups"):
+        return all(_has_kernel(group.get("weights") or {}) for group in groups.values())
+    return method == "fp8"
+
+
+def _has_kernel(weights: dict[str, Any]) -> bool:
+    bits, whole = weights.get("num_bits"), weights.get("strategy") in ("tensor", "channel")
+    if weights.get("type") == "float":
+        return bits == 8 and (whole or weights.get("strategy") == "block")
+    return bits == 4 or (bits == 8 and whole and bool(weights.get("symmetric", True)))
 
 
 class Packable(Protocol):
@@ -182,7 +234,8 @@ def load_packed(
             (PLAIN, {"weight": source.read(name).to(device, dtype)}) if packed is None else packed
             for name, packed in zip(weights, found, strict=True)
         ]
-        layer.become([(scheme, {k: t.to(device) for k, t in packed.items()}) for scheme, packed in parts])
+        placed = [(scheme, {k: t.to(device) for k, t in packed.items()}) for scheme, packed in parts]
+        layer.become(placed, prepare=torch.device(device).type == "cuda")
         if progress is not None:
             progress(number, len(layers))
 
@@ -195,12 +248,3 @@ def online() -> dict[str, Scheme]:
 def rounded_layers(model: Packable) -> Iterator[tuple[list[str], Linear]]:
     """The layers of a model that are rounded while they are read: all but the output head."""
     yield from (pair for pair in model.linears() if HEAD not in pair[0])
-
-
-def pack_in_place(model: Packable, scheme: Scheme) -> None:
-    """Round a model that has its weights, one layer after the other. Raises Refused for one that does not fit."""
-    for names, layer in rounded_layers(model):
-        weights = layer.weight.data.split(layer.outputs)
-        for name, weight in zip(names, weights, strict=True):
-            check_fits(scheme, name, *weight.shape)
-        layer.become([(scheme, scheme.pack(weight)) for weight in weights])

@@ -1,6 +1,5 @@
 """From a Config to a running engine: find the files, decide the plan, load the weights, build the parts."""
 
-import ctypes
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,20 +15,23 @@ from headrace.base.config import Config
 from headrace.base.errors import Refused
 from headrace.base.hardware import probe
 from headrace.base.json_file import read_json
+from headrace.base.memory import LOADING, RUNNING, give_back, map_from
 from headrace.checkpoint.config import read_config, read_tokenizer
 from headrace.checkpoint.hub import SAMPLING, find
 from headrace.checkpoint.load import dummy, load, load_cache_scales, open_source
-from headrace.checkpoint.quantized import RoundedSource, load_packed, online, pack_in_place
+from headrace.checkpoint.quantized import RandomSource, RoundedSource, load_packed, online
 from headrace.engine.batch import Batch
 from headrace.engine.cache import KVCache
 from headrace.engine.engine import Engine
 from headrace.engine.executor import Executor
 from headrace.engine.graphs import Graphs
 from headrace.engine.intake import Intake
+from headrace.engine.pace import Pace
 from headrace.engine.request import SamplingParams
 from headrace.engine.resolve import Plan, resolve
 from headrace.engine.runner import Runner
 from headrace.engine.sampler import Sampler
+from headrace.engine.script import Script, unfit
 from headrace.nn.decoder import Decoder
 from headrace.text.tokenizer import Tokenizer
 
@@ -74,12 +76,15 @@ def start(config: Config, notify: Notify | None = None) -> Started:
     plan = found.plan
     if plan.device.type == "cpu":
         torch.set_num_threads(plan.threads)
+        map_from(LOADING)
     tokenizer = find_tokenizer(config, found.path)
     model = load_model(config, found, notify)
     intake = Intake(
         tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer)
     )
     engine = Engine(plan, Executor(_runner(model, plan)), intake.compiler)
+    if plan.device.type == "cpu":
+        map_from(RUNNING)
     return Started(engine, plan, intake, recommended(found.path, config.model.path))
 
 
@@ -92,32 +97,25 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
     scheme = online().get(plan.quantization) if not prepacks else None
     said = notify and (lambda done, total: notify("loading weights", done / total))
     source = None if config.model.dummy_weights else open_source(found.path)
-    if source is not None and (scheme or plan.quantization == "checkpoint"):
-        packed = RoundedSource(source, scheme, plan.dtype, plan.device) if scheme else source
-        load_packed(model, packed, plan.dtype, plan.device, said)
+    weights = RandomSource(model, config.model.seed) if source is None else source
+    if scheme:
+        weights = RoundedSource(weights, scheme, plan.dtype, plan.device)
+    if scheme or (source is not None and plan.quantization == "checkpoint"):
+        load_packed(model, weights, plan.dtype, plan.device, said)
     model.allocate(plan.dtype, plan.device, prepacks and not config.model.dummy_weights)
     if source is None:
         dummy(model, config.model.seed)
-        if scheme:
-            pack_in_place(model, scheme)
     else:
         load(model, source, said)
         if plan.kv_dtype != plan.dtype:
             load_cache_scales(model.named_attentions(), source)
+    source = weights = None  # pages of a file that is mapped count as ours
     if prepacks:
         model.prepack()
-        _give_back()
+        give_back()
     if plan.deterministic:
         model.set_deterministic()
     return model.eval()
-
-
-def _give_back() -> None:
-    """Return to the system what loading freed. C libraries without such a function do it by themselves, or never."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        log.debug("no malloc_trim here")
 
 
 def find_tokenizer(config: Config, path: Path) -> Tokenizer | None:
@@ -183,4 +181,6 @@ def _runner(model: Decoder, plan: Plan) -> Runner:
     batch = Batch(plan.rows, plan.tokens, -(-plan.max_len // plan.block), cache, backend)
     sampler = Sampler(plan.rows, model.shape.vocab, plan.device, plan.seed, plan.deterministic)
     graphs = Graphs(model, batch, sampler, plan.rows) if plan.device.type == "cuda" and plan.graphs else None
-    return Runner(model, batch, sampler, graphs)
+    script = Script(model, batch) if plan.device.type == "cpu" and unfit(model, batch) is None else None
+    pace = Pace(plan.threads) if script is not None and plan.threads > 1 else None
+    return Runner(model, batch, sampler, graphs, script, pace)

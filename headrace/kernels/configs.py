@@ -56,6 +56,45 @@ class Wide:
 
 
 @dataclass(frozen=True, slots=True)
+class Gemv8:
+    """One token, weights in 8 bits: `programs` per multiprocessor walk over the outputs.
+
+    Each of `warps` takes a row of its own, or `split` of them share one. `ahead` more turns are asked for before the
+    inputs are there.
+    """
+
+    warps: int
+    split: int
+    programs: int
+    ahead: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Few:
+    """4-bit weights, up to 16 tokens: 16 outputs per program, 32 with `pair`; `chunk` inputs at a time for all warps.
+
+    Chunks are fetched `stages` ahead where there are several. Gate and up computed together: 16 outputs of both.
+    """
+
+    chunk: int
+    warps: int
+    stages: int = 1
+    pair: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Tile:
+    """4-bit weights, more tokens: m tokens by n weight rows in steps of k, the inputs cut into `split` parts."""
+
+    m: int
+    n: int
+    k: int
+    split: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True, slots=True)
 class PagedDecode:
     """Attention of single queries: tiles of 16 keys per warp, `stages` of them in flight per program.
 
@@ -103,6 +142,10 @@ class Table:
 
     gemv             (N, K, gated)
     skinny, middle   (tokens at most, N, K, gated); `middle` for what `skinny` leaves over
+    int4             (tokens at most, N, K, gated) for 4-bit weights; None stands for unpacking them
+    gemv8            (N, K, gated), weights in 8 bits
+    skinny8          (tokens at most, N, K)
+    wide8            (tokens at most, N, K, "fp8" or "int8")
     decode           head size at most
     prefill          head size at most -> queries and keys of a prompt row at most, on average
     """
@@ -110,6 +153,10 @@ class Table:
     gemv: dict[tuple[int, int, bool], Gemv]
     skinny: dict[tuple[int, int, int, bool], Skinny | None]
     middle: dict[tuple[int, int, int, bool], Wide | None]
+    int4: dict[tuple[int, int, int, bool], Int4Few | Int4Tile | None]
+    gemv8: dict[tuple[int, int, bool], Gemv8]
+    skinny8: dict[tuple[int, int, int], Skinny]
+    wide8: dict[tuple[int, int, int, str], Wide | None]
     decode: dict[int, PagedDecode]
     prefill: dict[int, dict[tuple[int, int], PagedPrefill]]
 
@@ -145,9 +192,20 @@ def _table(rows: files.Rows) -> Table:
         {(r["n"], r["k"], r["gated"]): Gemv(**r["use"]) for r in rows["gemv"]},
         {_case(r): r["use"] and Skinny(**r["use"]) for r in rows["skinny"]},
         {_case(r): r["use"] and Wide(**r["use"]) for r in rows["middle"]},
+        {_case(r): r["use"] and _int4(r["use"]) for r in rows["int4"]},
+        {(r["n"], r["k"], r["gated"]): Gemv8(**r["use"]) for r in rows["gemv8"]},
+        {(_most(r["tokens"]), r["n"], r["k"]): Skinny(**r["use"]) for r in rows["skinny8"]},
+        {
+            (_most(r["tokens"]), r["n"], r["k"], r["kind"]): r["use"] and Wide(**r["use"])
+            for r in rows["wide8"]
+        },
         {row["head_dim"]: PagedDecode(**row["use"]) for row in rows["decode"]},
         {size: dict(sorted(steps.items())) for size, steps in prefill.items()},
     )
+
+
+def _int4(use: dict[str, Any]) -> Int4Few | Int4Tile:
+    return Int4Few(**use) if "chunk" in use else Int4Tile(**use)
 
 
 def _most(said: int | None) -> int:
@@ -158,7 +216,9 @@ def _case(row: files.Row) -> tuple[int, int, int, bool]:
     return _most(row["tokens"]), row["n"], row["k"], row["gated"]
 
 
-def brief(config: Gemv | Skinny | Wide | PagedDecode | PagedPrefill | None) -> dict[str, Any] | None:
+def brief(
+    config: Gemv | Gemv8 | Skinny | Wide | Int4Few | Int4Tile | PagedDecode | PagedPrefill | None,
+) -> dict[str, Any] | None:
     """A configuration as a file's row has it under `use`: without fields that are at their defaults."""
     if config is None:
         return None
@@ -246,6 +306,88 @@ def middle(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) ->
         if tokens <= most and (most, n, k, gated) in measured:
             return measured[most, n, k, gated]
     return None
+
+
+INT4_STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+INT4_FEW = 8
+"""Tokens up to which a 4-bit weight without a measurement is read once per 16 or 32 outputs, then in taller tiles."""
+INT4_TILED = 256
+"""And from which on it is unpacked."""
+
+
+def int4_few_rule(n: int, k: int, gated: bool) -> Int4Few:
+    """Two tiles per warp at a time, so that registers allow two programs per multiprocessor and more."""
+    chunk = min(power_of_two(k), 1024)
+    return Int4Few(chunk, max(1, chunk // 128), 3 if chunk < k else 1)
+
+
+def int4_tile_rule(tokens: int, n: int, k: int, gated: bool, multiprocessors: int = 132) -> Int4Tile:
+    """Tall tiles, since every one reads all inputs; split for two programs per multiprocessor."""
+    m = next(most for most in (16, 32, 64, 128) if tokens <= most or most == 128)
+    height = 128 if m < 128 else 64
+    tiles = -(-n * (2 if gated else 1) // height) * -(-tokens // m)
+    split = 1
+    while tiles * split < 2 * multiprocessors and k // (split * 2) >= 512:
+        split *= 2
+    return Int4Tile(m, height, 128, split, 4, 4)
+
+
+def int4(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Int4Few | Int4Tile | None:
+    """Configuration for a 4-bit weight [N, K] (or [2N, K]), None where it should be unpacked; never for one token."""
+    measured = table(cap).int4
+    for most in INT4_STEPS:
+        if tokens <= most and (most, n, k, gated) in measured:
+            return measured[most, n, k, gated]
+    if tokens <= INT4_FEW:
+        return int4_few_rule(n, k, gated)
+    if tokens > INT4_TILED:
+        return None
+    return int4_tile_rule(tokens, n, k, gated, MULTIPROCESSORS.get(cap, 132))
+
+
+def gemv8_rule(n: int, k: int) -> Gemv8:
+    """A warp holds up to 128 inputs per thread, half as many where several share a row; a row's worth in flight."""
+    split = 1 if k <= 4096 else min(16, power_of_two(-(-k // 2048)))
+    warps = max(4, split)
+    return Gemv8(warps, split, max(1, min(6, (12 if k > 2048 else 24) // warps)), 1)
+
+
+def gemv8(cap: Capability, n: int, k: int, gated: bool = False) -> Gemv8:
+    """Configuration for one token times 8-bit weights [N, K] (or [2N, K] where gated)."""
+    return table(cap).gemv8.get((n, k, gated)) or gemv8_rule(n, k)
+
+
+def skinny8_rule(tokens: int, n: int, k: int, multiprocessors: int = 132) -> Skinny:
+    """Inputs are split until there are about two programs for each multiprocessor."""
+    tiles, split = -(-n // 64), 1
+    while tiles * split < 1.9 * multiprocessors and k // (split * 2) >= 512:
+        split *= 2
+    return Skinny(64, 128, split, 4, 6 if tokens <= 32 else 5)
+
+
+def skinny8(cap: Capability, tokens: int, n: int, k: int) -> Skinny:
+    """Configuration for up to 64 tokens times 8-bit weights [N, K]."""
+    measured = table(cap).skinny8
+    for most in TOKEN_STEPS:
+        if tokens <= most and (most, n, k) in measured:
+            return measured[most, n, k]
+    return skinny8_rule(tokens, n, k, MULTIPROCESSORS.get(cap, 132))
+
+
+def wide8(cap: Capability, tokens: int, n: int, k: int, kind: str) -> Wide | None:
+    """Configuration for any number of tokens times 8-bit weights; None stands for the library's product of fp8."""
+    measured = table(cap).wide8
+    for most in MIDDLE_STEPS:
+        if tokens <= most and (most, n, k, kind) in measured:
+            return measured[most, n, k, kind]
+    if kind == "fp8":
+        return None
+    return Wide(128, 256, 128, 8, 3) if tokens > 512 else Wide(64, 128, 128, 4, 4, 2)
+
+
+def blocked8(tokens: int) -> Wide:
+    """Configuration for more than 64 tokens times weights with a scale per block of 128 x 128."""
+    return Wide(128, 128, 128, 8, 3) if tokens > 256 else Wide(64, 128, 128, 4, 4)
 
 
 @cache

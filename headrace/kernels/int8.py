@@ -33,12 +33,10 @@ def _levels() -> int:
 class Int8Weight:
     """A weight in the library's own order, which it multiplies fastest by.
 
-    values int8 [N, K], scale float32 [N]: the weight is their product. A `wide` one sees each input number as the sum
-    of two of 8 bits, a coarse and a fine one: 16 bits, for twice the work where tokens are many.
+    values int8 [N, K], scale float32 [N]: the weight is their product. `packed` is the library's object.
     """
 
-    def __init__(self, values_NK: Tensor, scale_N: Tensor, wide: bool = False):
-        self.wide = wide
+    def __init__(self, values_NK: Tensor, scale_N: Tensor):
         self.shape = tuple(values_NK.shape)
         self.nbytes = values_NK.nbytes + BYTES_PER_ROW * len(values_NK)
         lifted_N = scale_N.double() / LIFT
@@ -55,7 +53,7 @@ class Int8Weight:
             tensor = torch._make_per_channel_quantized_tensor(values_NK, lifted_N, zeros, 0)  # pyright: ignore[reportPrivateImportUsage]
             try:
                 torch.backends.quantized.engine = ENGINE
-                self._packed = torch.ops.quantized.linear_prepack(tensor, None)
+                self.packed = torch.ops.quantized.linear_prepack(tensor, None)
             finally:
                 torch.backends.quantized.engine = engine
         # The bare functions: what torch puts around them for tracing takes longer than a small product.
@@ -64,28 +62,21 @@ class Int8Weight:
 
     def unpack(self) -> Tensor:
         """The weight in float32 [N, K]."""
-        weight, _ = torch.ops.quantized.linear_unpack(self._packed)
+        weight, _ = torch.ops.quantized.linear_unpack(self.packed)
         return weight.dequantize().mul_(LIFT)
 
     def product(self, x_TK: Tensor, fixed: bool = False) -> Tensor:
         """x @ weight.T as float32 [T, N]. x float32; with `fixed` one token has the bits it has among others."""
         tokens = x_TK.shape[0]
-        if tokens == 1 and not (fixed or self.wide):
-            return self._dynamic(x_TK * LIFT, self._packed, self.levels == 127)
+        if tokens == 1 and not fixed:
+            return self._dynamic(x_TK * LIFT, self.packed, self.levels == 127)
         if not x_TK.numel():
             return x_TK.new_zeros(tokens, self.shape[0])
         low, high = x_TK.amin(-1, keepdim=True).clamp_(max=0), x_TK.amax(-1, keepdim=True).clamp_(min=0)
         scale_T1 = high.sub_(low).mul_(1 / self.levels).clamp_(min=1e-30)
         shift_T1 = low.div_(scale_T1).round_().add_(self.middle)
         whole = (x_TK / scale_T1).sub_(shift_T1)
-        if self.wide:
-            coarse = whole.round().clamp_(-self.middle, self.levels - self.middle)
-            fine = whole.sub_(coarse).mul_(self.levels - 1)
-            out_TN = self._static(torch.cat((coarse, fine)), 1.0, self.middle, self._packed)
-            out_TN, rest = out_TN[:tokens], out_TN[tokens:]
-            out_TN.add_(rest.mul_(1 / (self.levels - 1)))
-        else:
-            out_TN = self._static(whole, 1.0, self.middle, self._packed)
+        out_TN = self._static(whole, 1.0, self.middle, self.packed)
         scale_T1.mul_(LIFT)
         if fixed:  # product and sum each rounded: fused or not would depend on the place in memory
             return out_TN.add_(shift_T1 * self.sums_N).mul_(scale_T1)

@@ -1,10 +1,20 @@
 """Root-mean-square normalization, alone or after the residual add (Zhang & Sennrich 2019, eq. 4)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from headrace.kernels import configs
 from headrace.kernels.launch import on_gpu
+
+
+class Norm(NamedTuple):
+    """What a norm is made of, in the order of the functions' arguments."""
+
+    weight: Tensor
+    eps: float
+    offset: float = 0.0
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:

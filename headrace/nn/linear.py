@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from headrace.kernels.activation import silu_mul
 from headrace.kernels.launch import on_gpu
 from headrace.kernels.matmul import linear, norm_linear
+from headrace.kernels.norm import Norm
 from headrace.nn.norm import RMSNorm
 from headrace.nn.packed import PackedRows
 from headrace.nn.prepacked import Prepacked
@@ -49,19 +50,24 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(rows), requires_grad=False) if bias else None
         self.packed: PackedRows | Prepacked | None = None
 
-    def become(self, parts: Sequence[tuple[Scheme, Packed]]) -> None:
-        """Be quantized from now on: rows of `parts` in order instead of a weight, whose memory is given up."""
+    def become(self, parts: Sequence[tuple[Scheme, Packed]], prepare: bool = False) -> None:
+        """Be quantized from now on: rows of `parts` in order instead of a weight, whose memory is given up.
+
+        `prepare`: only multiply by them from now on, on the device they are on, and lay them out for that.
+        """
         packed = PackedRows(parts)
         shapes = [(part.rows, part.columns) for part in packed.weights]
         whole = (sum(rows for rows, _ in shapes), self.inputs)
         assert whole == (sum(self.outputs), self.inputs), f"{shapes} for {whole}"
         self.packed = packed
         self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+        if prepare:
+            packed.prepare()
 
-    def prepack(self, weight_NK: Tensor, wide: bool = False) -> None:
-        """Multiply 8-bit integers on a CPU from now on, by this weight rounded; `wide`: inputs in 16 bits."""
+    def prepack(self, weight_NK: Tensor, turns: bool = False) -> None:
+        """Multiply 8-bit integers on a CPU from now on, by this weight rounded; `turns`: see Prepacked.of."""
         assert weight_NK.shape == (sum(self.outputs), self.inputs)
-        self.packed = Prepacked.of(weight_NK, wide)
+        self.packed = Prepacked.of(weight_NK, turns)
         self.weight = nn.Parameter(torch.empty(0, dtype=weight_NK.dtype, device="cpu"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,9 +88,27 @@ class Linear(nn.Module):
                 x_TE, residual_TE, norm.weight, norm.eps, norm.offset, self.weight, self.bias,
                 gated=gated, deterministic=self.deterministic,
             )  # fmt: skip
+        packed = self.packed.whole if isinstance(self.packed, PackedRows) else None
+        if packed is not None and on_gpu(x_TE):
+            with_norm = Norm(norm.weight, norm.eps, norm.offset)
+            return packed.scheme.normed(
+                packed.tensors, x_TE, residual_TE, with_norm, bias=self.bias, gated=gated
+            )
         x_TE, residual_TE = norm.add(x_TE, residual_TE)
         out = self(x_TE)
         return silu_mul(out, self.deterministic) if gated else out, residual_TE
+
+    def gates(self, x_TE: Tensor) -> bool:
+        """Whether for so many tokens `gated` is faster than an activation by the layer before."""
+        packed = self.packed.whole if isinstance(self.packed, PackedRows) else None
+        return packed is not None and on_gpu(x_TE) and packed.scheme.gates(packed.tensors, x_TE)
+
+    def gated(self, gate_up_TF: Tensor) -> Tensor:
+        """self(silu(gate) * up) for [T, 2 x inputs] with gate first, where `gates` said so."""
+        assert isinstance(self.packed, PackedRows)
+        assert self.packed.whole is not None
+        packed = self.packed.whole
+        return packed.scheme.apply_gated(packed.tensors, gate_up_TF, self.bias)
 
     def extra_repr(self) -> str:
         """For printing a model."""

@@ -36,6 +36,9 @@ class MLP(nn.Module):
     def normed(self, norm: RMSNorm, x_TE: Tensor, residual_TE: Tensor | None) -> tuple[Tensor, Tensor]:
         """(self(norm(x + residual)), x + residual)."""
         if ACTIVATIONS[self.act] is silu_mul:
+            if self.down_proj.gates(x_TE):
+                gate_up_TF, residual_TE = self.gate_up_proj.normed(norm, x_TE, residual_TE)
+                return self.down_proj.gated(gate_up_TF), residual_TE
             inner_TF, residual_TE = self.gate_up_proj.normed(norm, x_TE, residual_TE, gated=True)
             return self.down_proj(inner_TF), residual_TE
         x_TE, residual_TE = norm.add(x_TE, residual_TE)

@@ -23,6 +23,14 @@ class PackedWeight(nn.Module):
         """By the names that the scheme gives them."""
         return dict(self.named_buffers(recurse=False))
 
+    def prepare(self) -> None:
+        """Let the scheme lay out its tensors for the device they are on."""
+        tensors = self.tensors
+        for name in tensors:
+            delattr(self, name)
+        for name, tensor in self.scheme.prepare(tensors).items():
+            self.register_buffer(name, tensor)
+
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] to [..., N]."""
         return self.scheme.apply(self.tensors, x, bias)
@@ -39,6 +47,8 @@ class PackedWeight(nn.Module):
 class PackedRows(nn.Module):
     """Packed weights on top of each other: one where they can be joined, else side by side, never rounded again."""
 
+    prepared = False
+
     def __init__(self, parts: Sequence[tuple[Scheme, Packed]]):
         super().__init__()
         self.parts = nn.ModuleList(PackedWeight(scheme, packed) for scheme, packed in joined(parts))
@@ -47,6 +57,18 @@ class PackedRows(nn.Module):
     def weights(self) -> list[PackedWeight]:
         """`parts`, in order."""
         return [part for part in self.parts if isinstance(part, PackedWeight)]
+
+    @property
+    def whole(self) -> PackedWeight | None:
+        """The only part; None where there are several."""
+        first, *others = self.weights
+        return None if others else first
+
+    def prepare(self) -> None:
+        """Let schemes lay out their tensors for their device's kernels; `rows` is not possible from then on."""
+        for each in self.weights:
+            each.prepare()
+        self.prepared = True
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] to [..., all rows]."""
@@ -57,6 +79,7 @@ class PackedRows(nn.Module):
 
     def rows(self, start: int, stop: int) -> tuple[Scheme, Packed]:
         """Rows start to stop as they are packed; all of one part, as those of a projection are."""
+        assert not self.prepared, "laid out for kernels; read the checkpoint again"
         for each in self.weights:
             if start < each.rows:
                 return each.scheme, part(each.scheme, each.tensors, start, stop, "out")

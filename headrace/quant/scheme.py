@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from headrace.base.errors import Refused
+from headrace.kernels.activation import silu_mul
+from headrace.kernels.norm import Norm, add_rms_norm, rms_norm
 
 Packed = Mapping[str, Tensor]
 Granularity = Literal["tensor", "channel", "group", "block"]
@@ -94,6 +96,36 @@ class Scheme:
     def apply(self, packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., K] times the weight, plus bias, as [..., N] in x's dtype. This product defines the scheme."""
         return functional.linear(self.seen(packed, x), self.unpack(packed, x.dtype), bias)
+
+    def normed(
+        self, packed: Packed, x_TK: Tensor, residual_TK: Tensor | None, norm: Norm, *,
+        bias: Tensor | None = None, gated: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """(apply(rms_norm(x + residual)), x + residual); without a residual the second is x itself.
+
+        `gated`: rows are gate then up, and what is given is silu(gate) * up. For schemes with kernels that fuse.
+        """
+        if residual_TK is None:
+            x_TK, total_TK = rms_norm(x_TK, *norm), x_TK
+        else:
+            x_TK, total_TK = add_rms_norm(x_TK, residual_TK, *norm)
+        out_TN = self.apply(packed, x_TK, bias)
+        return silu_mul(out_TN) if gated else out_TN, total_TK
+
+    def gates(self, packed: Packed, x_TK: Tensor) -> bool:
+        """Whether for so many tokens `apply_gated` is faster than `apply` after a product that did the activation."""
+        return False
+
+    def apply_gated(self, packed: Packed, gate_up_TF: Tensor, bias: Tensor | None = None) -> Tensor:
+        """apply(silu(gate) * up) for [T, 2K] with gate first."""
+        return self.apply(packed, silu_mul(gate_up_TF), bias)
+
+    def prepare(self, packed: Packed) -> Packed:
+        """The tensors as the kernels of their device want them: called once on the whole of what a layer has.
+
+        From then on they are seen by apply, normed, gates, apply_gated and unpack alone.
+        """
+        return packed
 
     def size(self, packed: Packed) -> tuple[int, int]:
         """N and K of a packed weight."""

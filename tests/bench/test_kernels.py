@@ -8,7 +8,14 @@ import torch
 pytest.importorskip("triton")
 
 from headrace.base.errors import UnknownName
-from headrace.bench import kernels, kernels_attention, kernels_linear, kernels_rows
+from headrace.bench import (
+    kernels,
+    kernels_attention,
+    kernels_eight,
+    kernels_int4,
+    kernels_linear,
+    kernels_rows,
+)
 from headrace.bench.kernels import KERNELS, Outcome, Selection
 from headrace.bench.kernels_attention import Work, alike, ragged
 from headrace.bench.kernels_case import Case, Layer, Sizes, Way, draw
@@ -105,6 +112,8 @@ def test_inputs_that_take_turns_do_not_fit_into_a_cache():
     partial(kernels_rows.rotate, 5, TINY, Way()),
     partial(kernels_rows.rotate, 5, TINY, Way(True, torch.float8_e4m3fn)),
     *(partial(kernels_rows.drawn, 2, 40, how) for how in kernels_rows.DRAWS.values()),
+    partial(kernels_eight.normed, 32, 3), partial(kernels_eight.gated, 48, 3),
+    *(partial(kernels_eight.product, TINY.layers[n], 3, kind) for n in (0, 1, 2) for kind in kernels_eight.KINDS),
     *(partial(kernels_linear.product, TINY.layers[n], tokens, False) for n, tokens in ((0, 1), (2, 1), (4, 3))),
 ], ids=lambda make: make.func.__name__)  # fmt: skip
 def test_a_kernel_that_is_right_is_found_right(make):
@@ -121,6 +130,21 @@ def test_attention_that_is_right_is_found_right(halves: Way, kernel: str, fixed:
     work = Work("", ((1, 20), (1, 3))) if "decode" in kernel else Work("", ((5, 20), (3, 3)))
     launch = getattr(kernels_attention, kernel)(work, TINY, halves._replace(fixed=fixed), 1, CPU)
     assert launch.check() <= 6e-3
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("layer", [Layer("", 32, 128, True, True), Layer("", 16, 256)])
+def test_4_bit_products_that_are_right_are_found_right(
+    halves: Way, monkeypatch: pytest.MonkeyPatch, layer: Layer, tokens: int
+):
+    for module in (kernels_int4, kernels_linear):
+        monkeypatch.setattr(module, "draw", partial(draw, dtype=torch.float16))
+    launch = kernels_int4.product(layer, tokens, 2, CPU)
+    assert len(launch.calls) == 2
+    assert launch.check() <= 6e-3
+    for config in (kernels_int4.Int4Few(128, 4), kernels_int4.Int4Tile(16, 32, 64, 1, 4, 2), None):
+        if tokens > 1 or isinstance(config, kernels_int4.Int4Few):
+            assert kernels_int4.trial(layer, tokens, config, 1, CPU).calls[0]() is not None
 
 
 def test_a_kernel_that_is_wrong_is_found_wrong(halves: Way, monkeypatch: pytest.MonkeyPatch):

@@ -76,6 +76,20 @@ def test_linear_trials_have_the_library_among_them_but_for_one_token(monkeypatch
     assert not [t for t in heads if t.kind == "middle" and dict(t.row)["tokens"] is None]
 
 
+def test_trials_of_eight_bits_make_rows_that_can_be_read(tmp_path, monkeypatch):
+    layer = Layer("gate_up", 4096, 1024, gated=True)
+    assert {t.kind for t in kernels_tune.eight_trials(layer, CPU)} == {"gemv8"}
+    monkeypatch.setattr(configs, "capability", lambda device: (9, 0))
+    trials = list(kernels_tune.eight_trials(layer, CPU))
+    assert {dict(t.row)["kind"] for t in trials if t.config is None} == {"fp8"}
+    rows = choose([(each, 1.0 if each.config else 2.0) for each in trials])
+    table.write(tmp_path / "t.json", rows, {})
+    made = configs._table(table.read(tmp_path / "t.json"))
+    assert set(made.gemv8) == {(4096, 1024, True)}
+    assert {key[:3] for key in made.skinny8} == {(n, 8192, 1024) for n in (16, 32, 64)}
+    assert {key[3] for key in made.wide8} == {"fp8", "int8"}
+
+
 def trial(config, row=(("n", 1),), floor=1.0, kind="middle") -> Trial:
     return Trial(kind, row, config, 1.0, lambda copies, device: pytest.fail("not now"), floor)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from headrace.kernels import configs, table
+from tests.kernels.interpreted import interpreted as interpreted
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import torch
 
 from headrace.base.errors import Refused
 from headrace.kernels import configs, table
-from headrace.kernels.configs import Gemv, PagedDecode, PagedPrefill, Skinny, Wide
+from headrace.kernels.configs import Gemv, Int4Few, Int4Tile, PagedDecode, PagedPrefill, Skinny, Wide
 
 CAPABILITIES = [(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)]
 
@@ -107,3 +107,33 @@ def test_a_brief_configuration_is_whole_again(config):
     said = configs.brief(config)
     assert (said and type(config)(**said)) == config
     assert said is None or None not in said.values()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("k", [64, 576, 1024, 4096, 14336])
+@pytest.mark.parametrize("n", [16, 1024, 14336])
+def test_4_bit_weights_have_a_configuration_for_any_tokens(n, k, gated):
+    for tokens in (1, 2, 8, 9, 33, 100, 256):
+        config = configs.int4((9, 0), tokens, n, k, gated)
+        if isinstance(config, Int4Few):
+            assert tokens <= 16
+            assert config.chunk % 64 == 0
+            sizes = [config.chunk, config.warps]
+        else:
+            assert isinstance(config, Int4Tile)
+            assert tokens > 1
+            assert config.k % 64 == 0
+            assert config.n % (32 if gated else 16) == 0
+            sizes = [config.m, config.n, config.k, config.split, config.warps]
+        assert all(size & (size - 1) == 0 for size in sizes)
+    assert configs.int4((9, 9), 8192, n, k, gated) is None
+
+
+def test_measured_rows_for_4_bit_weights_win_over_rules(measure):
+    size = {"n": 16, "k": 64, "gated": False}
+    found = [(1, Int4Few(64, 2)), (16, Int4Tile(16, 32, 64, 1, 4, 2)), (64, None)]
+    measure((9, 9), int4=[{"tokens": most, **size, "use": configs.brief(config)} for most, config in found])
+    assert [configs.int4((9, 9), tokens, 16, 64) for tokens in (1, 2, 16, 17, 64)] == [
+        found[0][1], found[1][1], found[1][1], None, None,
+    ]  # fmt: skip
+    assert configs.int4((9, 9), 65, 16, 64) == configs.int4_tile_rule(65, 16, 64, False)

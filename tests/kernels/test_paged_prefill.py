@@ -17,12 +17,13 @@ TINY = PagedPrefill(rows=32, keys=16, warps=4, stages=2)
 SHAPES = [(1, 1, 64), (6, 2, 80), (8, 1, 96), (7, 1, 24), (16, 1, 32), (4, 4, 128), (2, 1, 256)]
 
 
-def run(q, pages, rule, config=TINY, least=2, fresh=None):
-    """What the kernel writes, over poison."""
+def run(q, pages, rule, config=TINY, least=2, fresh=None, idle=0):
+    """What the kernel writes, over poison; `idle` items of the list are none."""
     from headrace.kernels.gpu.paged_prefill import prefill
 
     span = config.rows // (q.shape[1] // pages.k.shape[2])
     work = prefill_work(pages.starts.cpu().numpy(), pages.context.cpu().numpy(), span, least)
+    work = np.concatenate([work, np.full((idle, 2), -1, np.int32)])
     out = torch.full_like(q, float("nan"))
     prefill(q, pages, rule, out, torch.from_numpy(work).to(q.device), config=config, fresh=fresh)
     return out
@@ -50,6 +51,11 @@ def test_shapes(device, shape):
 def test_rows_of_all_kinds(device, block, keys):
     q, pages = draw(ROWS, (4, 2, 32), block, device=device, padding=3)
     check(q, pages, scores(32), config=PagedPrefill(64, keys, 4, 3))
+
+
+def test_places_of_the_list_may_be_empty(device):
+    q, pages = draw(ROWS, (4, 2, 32), device=device, padding=3)
+    check(q, pages, scores(32), idle=7)
 
 
 @pytest.mark.parametrize("window", [1, 7, 16, 50, 1000])

@@ -13,7 +13,7 @@ from headrace.nn.linear import Linear
 from headrace.nn.packed import PackedRows
 from headrace.nn.prepacked import Prepacked
 from headrace.nn.step import Whole
-from headrace.nn.turn import Turn, hadamard
+from headrace.nn.turn import Turn
 from tests.nn.test_decoder import made
 
 pytestmark = pytest.mark.skipif(int8.missing() is not None, reason="no 8-bit products on this processor")
@@ -23,13 +23,6 @@ IDS = torch.tensor([1, 5, 2, 8, 3, 3, 7, 0])
 def prepacked(model: Decoder) -> Decoder:
     model.prepack()
     return model.eval()
-
-
-@pytest.mark.parametrize("size", [1, 8, 64])
-def test_hadamard_is_orthogonal(size: int):
-    matrix = hadamard(size)
-    torch.testing.assert_close(matrix @ matrix.T, torch.eye(size))
-    assert bool((matrix.abs() == size**-0.5).all())
 
 
 SHAPES: list[dict[str, Any]] = [

@@ -6,6 +6,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headrace.base.errors import Refused
+from headrace.kernels.activation import silu_mul_ref
+from headrace.kernels.norm import Norm, rms_norm_ref
 from headrace.quant.scheme import Scheme, join, part, take
 from headrace.quant.schemes import known
 
@@ -53,6 +55,23 @@ def test_apply_is_the_product_with_unpack(scheme: Scheme):
     assert scheme.size(packed) == (ROWS, COLUMNS)
     torch.testing.assert_close(scheme.apply(packed, x, bias), expected, rtol=1e-4, atol=1e-3)
     assert scheme.apply(packed, x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_norm_and_gate_are_those_of_modules(scheme: Scheme):
+    _, packed = packed_weight(scheme)
+    columns = scheme.size(packed)[1]
+    x, residual, gain = random(3, columns), random(3, columns, seed=1), random(columns, seed=2)
+    packed = dict(scheme.prepare(packed))
+    normed = rms_norm_ref(x + residual, gain, 1e-5, 1.0)
+    for before, gated in ((residual, False), (residual, True), (None, False)):
+        inputs = rms_norm_ref(x, gain, 1e-5, 1.0) if before is None else normed
+        out, total = scheme.normed(packed, x, before, Norm(gain, 1e-5, 1.0), gated=gated)
+        wanted = scheme.apply(packed, inputs)
+        torch.testing.assert_close(out, silu_mul_ref(wanted) if gated else wanted, rtol=2e-2, atol=2e-2)
+        assert torch.equal(total, x if before is None else x + before)
+    gate_up = random(3, 2 * columns)
+    wanted = scheme.apply(packed, silu_mul_ref(gate_up))
+    torch.testing.assert_close(scheme.apply_gated(packed, gate_up), wanted, rtol=2e-2, atol=2e-2)
 
 
 def test_error_is_within_the_bound(scheme: Scheme):

@@ -30,9 +30,9 @@ def run(
 ) -> None:
     """Time kernels on a GPU: against their floor in bytes or operations, and against cuBLAS, SDPA or torch.
 
-    Kernels: norm, silu, embed, rotate, sample, linear, decode, prefill. Each is checked against its definition in
-    float32 first; one that fails is not timed, and the command exits with 1. Floors are by what a copy and a large
-    product reach on this device.
+    Kernels: norm, silu, embed, rotate, sample, linear, linear8, linear4, round8, decode, prefill. Each is checked
+    against its definition in float32 first; one that fails is not timed, and the command exits with 1. Floors are by
+    what a copy and a large product reach on this device.
 
     Parameters
     ----------
@@ -45,7 +45,8 @@ def run(
     kv_dtype
         type of the KV cache: auto (bfloat16) or fp8
     tune
-        look for the fastest configurations of linear, decode and prefill instead, and write them into --table
+        look for the fastest configurations of linear, linear8, linear4, decode and prefill instead, and write them
+        into --table
     table
         file of --tune; default: kernels/sm_XY.json beside the models, which is read at every start
     """

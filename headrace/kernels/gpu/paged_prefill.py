@@ -3,7 +3,7 @@
 A program takes ROWS rows of one kv head: ROWS // GROUP queries times the GROUP query heads that share its keys,
 so each key and value is loaded once for all of them. Keys that every query of a program sees need no mask; only
 the tiles on the diagonal, and at the near edge of a window, are masked. Which programs there are is a list made
-on the host, longest first.
+on the host, longest first; items of row -1 are none.
 """
 
 import triton
@@ -88,6 +88,8 @@ def prefill_kernel(
     """One item of the work list, one kv head: queries first .. first + ROWS // GROUP of a row."""
     item, head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
     row, first = tl.load(work_ptr + 2 * item), tl.load(work_ptr + 2 * item + 1)
+    if row < 0:  # a graph has room for more items than most steps have
+        return
     start = tl.load(starts_ptr + row)
     queries = tl.load(starts_ptr + row + 1) - start
     keys = tl.load(context_ptr + row)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headrace.quant.scheme import Axes, Packed, Scheme, Spec
+from headrace.quant.eight import EightBits
+from headrace.quant.scheme import Axes, Packed, Spec
 from headrace.quant.tokens import cast, rounded, static
 
 LARGEST = 448.0
@@ -14,7 +15,7 @@ E4M3 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
-class Fp8(Scheme):
+class Fp8(EightBits):
     """weight float8_e4m3fn [N, K]; scale [N, 1]; input_scale float32 [1] where inputs have one from calibration.
 
     A checkpoint's one scale for a whole weight becomes one per row, which are equal: so weights can be joined.
@@ -50,14 +51,6 @@ class Fp8(Scheme):
             return x
         values, scale = self.inputs(packed, x)
         return (values.float() * scale).to(x.dtype)
-
-    def apply(self, packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See Scheme. Summed up in float32 and scaled once, as the hardware does it."""
-        if self.spec.activation is None:
-            return super().apply(packed, x, bias)
-        values, scale = self.inputs(packed, x)
-        out = (values.float() @ packed["weight"].float().T) * scale * packed["scale"].float().flatten()
-        return (out if bias is None else out + bias).to(x.dtype)
 
 
 # 4 bits of mantissa counting the hidden one: half a step is 1/16 of a number. A scale in bf16 adds 1/256, and

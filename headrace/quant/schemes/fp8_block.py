@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from headrace.quant.scheme import Axes, Packed, Scheme, Spec
+from headrace.kernels.scaled import GROUP as BLOCK
+from headrace.kernels.scaled import spread
+from headrace.quant.eight import EightBits
+from headrace.quant.scheme import Axes, Packed, Spec
 from headrace.quant.schemes.fp8 import E4M3, ERROR, LARGEST
 from headrace.quant.tokens import cast, rounded
 
-BLOCK = 128
-
 
 @dataclass(frozen=True)
-class Fp8Block(Scheme):
+class Fp8Block(EightBits):
     """weight float8_e4m3fn [N, K]; scale [ceil(N / 128), ceil(K / 128)]: the last blocks may be smaller."""
 
     @property
@@ -45,12 +46,6 @@ class Fp8Block(Scheme):
         padded = functional.pad(x, (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
         values, scale = rounded(padded, LARGEST, E4M3)
         return (values.float() * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
-
-
-def spread(scale: Tensor, rows: int, columns: int) -> Tensor:
-    """A scale per block as one per element, float32 [rows, columns]."""
-    wide = scale.float().repeat_interleave(BLOCK, 0)[:rows]
-    return wide.repeat_interleave(BLOCK, 1)[:, :columns]
 
 
 SCHEMES = {

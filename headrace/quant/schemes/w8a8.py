@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headrace.quant.eight import EightBits
 from headrace.quant.integers import from_grid, grid, to_grid
-from headrace.quant.scheme import Axes, Packed, Scheme, Spec
+from headrace.quant.scheme import Axes, Packed, Spec
 from headrace.quant.tokens import rounded, static
 
 LARGEST = 127.0
 
 
 @dataclass(frozen=True)
-class Int8Product(Scheme):
+class Int8Product(EightBits):
     """weight int8 [N, K]; scale [N, 1]; input_scale float32 [1] where inputs have one scale from calibration."""
 
     @property
@@ -42,20 +43,6 @@ class Int8Product(Scheme):
         """See Scheme."""
         values, scale = self.inputs(packed, x)
         return (values * scale).to(x.dtype)
-
-    def apply(self, packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See Scheme. Products are summed up as integers and scaled once."""
-        values, scale = self.inputs(packed, x)
-        out = whole_product(values.flatten(0, -2), packed["weight"]).unflatten(0, x.shape[:-1])
-        out = out.float() * scale * packed["scale"].float().flatten()
-        return (out if bias is None else out + bias).to(x.dtype)
-
-
-def whole_product(values_TK: Tensor, weight_NK: Tensor) -> Tensor:
-    """int8 times int8 as int32 [T, N], exact."""
-    if values_TK.is_cuda:  # _int_mm there takes 17 rows or more, and multiples of 8
-        return (values_TK.double() @ weight_NK.double().T).int()
-    return torch.ops.aten._int_mm.default(values_TK, weight_NK.T)
 
 
 def _scheme(name: str, is_static: bool) -> Int8Product:

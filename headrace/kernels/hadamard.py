@@ -1,0 +1,31 @@
+"""Turns rows by Hadamard matrices, so that no number stands out and few bits say them all well.
+
+Ashkboos et al. 2024, QuaRot; a matrix of a power of two is repeated along the diagonal, as few sizes allow a whole one.
+"""
+
+import torch
+from torch import Tensor
+
+from headrace.kernels import fixed
+
+
+def hadamard(size: int) -> Tensor:
+    """The orthogonal matrix of signs [size, size] (Sylvester 1867), divided by sqrt(size). It is its own inverse."""
+    made = torch.ones(1, 1, device="cpu")
+    while len(made) < size:
+        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)])
+    return made * size**-0.5
+
+
+def largest(columns: int, most: int) -> int:
+    """The largest power of two up to `most`, itself one, that divides rows of so many columns."""
+    return min(most, columns & -columns)
+
+
+def turned(x: Tensor, matrix: Tensor, deterministic: bool = False) -> Tensor:
+    """x [..., K] with each len(matrix) neighbours of a row multiplied by the matrix, float32.
+
+    With `deterministic` a row's bits do not depend on how many there are, where `fixed.place_is_free` holds for it.
+    """
+    rows = x.float().reshape(-1, len(matrix))
+    return (fixed.product(rows, matrix) if deterministic else rows @ matrix).view(x.shape)

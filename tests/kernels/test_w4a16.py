@@ -1,0 +1,162 @@
+"""4-bit weights: that the tiles hold them, and that every kernel and every fusion equals its definition in float32."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from headrace.kernels.activation import silu_mul_ref
+from headrace.kernels.configs import Int4Few, Int4Tile
+from headrace.kernels.norm import rms_norm_ref
+from headrace.kernels.w4a16 import Int4Weight, linear_w4a16, norm_linear_w4a16, tiled, unpack_ref, values
+from headrace.quant.bits import pack_bits
+from tests.kernels.closeness import assert_close
+
+# Triton's interpreter multiplies bfloat16 matrices wrongly, so kernels are tried in float16.
+SIZES = [(32, 192, 32), (48, 128, 64), (16, 256, 128), (64, 192, 192)]  # N, K, columns of a group
+FLAGS = [(False,) * 4, (True, True, True, True), (False, True, False, False), (True, False, False, True)]
+"""gated, norm, residual, bias"""
+
+
+def weight(rows: int, columns: int, group: int, asymmetric: bool, device: torch.device) -> Int4Weight:
+    stored = torch.randint(0, 16, (rows, columns), device=device)
+    scale = (torch.rand(rows, columns // group, device=device) + 0.5) / columns**0.5 / 4
+    zero = torch.randint(-8, 8, scale.shape, device=device, dtype=torch.int8) if asymmetric else None
+    return Int4Weight(tiled(pack_bits(stored, 4)), scale.half(), zero)
+
+
+def case(tokens, n, group, k, asymmetric, flags, device):
+    """x, weight, fusion and what the definition makes of them in float32."""
+    from headrace.kernels.gpu.matmul import Fusion
+
+    gated, norm, before, bias = flags
+    rows = 2 * n if gated else n
+
+    def draw(*shape):
+        return torch.randn(shape, device=device).half()
+
+    x, packed = draw(tokens, k), weight(rows, k, group, asymmetric, device)
+    fusion = Fusion(
+        draw(rows) if bias else None, draw(k) if norm else None, 1e-5, 0.5, draw(tokens, k) if before else None,
+        None, gated,
+    )  # fmt: skip
+    total = x.float() if fusion.before is None else (x + fusion.before).float()
+    out = total if fusion.gain is None else rms_norm_ref(total, fusion.gain, 1e-5, 0.5)
+    plain = unpack_ref(packed, torch.float32)
+    out = functional.linear(out, plain, None if fusion.bias is None else fusion.bias.float())
+    return x, packed, fusion, silu_mul_ref(out) if gated else out, total
+
+
+def test_tiles_hold_all_values(device):
+    stored = torch.randint(0, 16, (80, 192), device=device)
+    tiles = tiled(pack_bits(stored, 4))
+    assert tiles.shape == (5, 3, 256)
+    assert tiles.dtype == torch.int16
+    assert torch.equal(values(tiles).long(), stored)
+    # The second lane's first register has row 0, columns 2 and 3; nibble j is 16 j columns further.
+    register = tiles[0, 0, 8:10].int()
+    for j in range(4):
+        assert torch.equal((register >> 4 * j & 15).long(), stored[0, 16 * j + 2 : 16 * j + 4])
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("config", [Int4Few(128, 4), Int4Few(64, 4, 2, True)])
+def test_few_tokens_with_every_fusion(device, config, asymmetric):
+    from headrace.kernels.gpu.w4a16 import few
+
+    for tokens in (1, 5, 16):
+        for (n, k, group), flags in zip(SIZES[tokens // 9 :], FLAGS[tokens // 9 :], strict=True):
+            flags = flags if tokens == 1 else (flags[0], False, False, flags[3])
+            x, packed, fusion, wanted, total = case(tokens, n, group, k, asymmetric, flags, device)
+            out, kept = few(x, packed, config, fusion)
+            assert_close(out, wanted)
+            assert_close(kept, total)
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("config", [Int4Tile(16, 32, 128, 1, 4, 2), Int4Tile(32, 64, 64, 3, 4, 2)])
+def test_tiles_with_every_fusion(device, config, asymmetric):
+    from headrace.kernels.gpu.w4a16 import split_counters, tile
+
+    for tokens in (5, 33):
+        for (n, k, group), flags in zip(SIZES, FLAGS, strict=True):
+            flags = (flags[0], False, False, flags[3])
+            x, packed, fusion, wanted, _ = case(tokens, n, group, k, asymmetric, flags, device)
+            assert_close(tile(x, packed, config, fusion), wanted)
+            assert not split_counters(x.device).any()
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize(("n", "k", "group"), SIZES)
+def test_unpacking_is_the_definition(device, n, k, group, asymmetric):
+    from headrace.kernels.gpu.w4a16 import unpacked
+
+    packed = weight(n, k, group, asymmetric, device)
+    assert_close(unpacked(packed, torch.float32), unpack_ref(packed, torch.float32), 1e-7)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 16, 33, 64, 100, 300])
+def test_product_chooses_and_composes(device, tokens):
+    from headrace.kernels.gpu.w4a16 import product
+
+    x, packed, fusion, wanted, total = case(tokens, 32, 64, 128, True, (True,) * 4, device)
+    out, kept = product(x, fusion.before, fusion.gain, 1e-5, 0.5, packed, fusion.bias, True)
+    assert_close(out, wanted, 3e-3)
+    assert_close(kept, total)
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_columns_in_an_order_of_their_own(device, tokens):
+    from headrace.kernels.gpu.w4a16 import product
+
+    x, packed, _, _, _ = case(tokens, 32, 64, 128, True, (False,) * 4, device)
+    gain, order = torch.randn(128, device=device).half(), torch.randperm(128, device=device)
+    normed = rms_norm_ref((x + x).float(), gain, 1e-5)[:, order]
+    out, kept = product(x, x, gain, 1e-5, 0.0, packed._replace(order=order), None, False)
+    assert_close(out, functional.linear(normed, unpack_ref(packed, torch.float32)), 3e-3)
+    assert torch.equal(kept, x + x)
+
+
+def test_public_functions_are_their_compositions():
+    packed = weight(32, 128, 64, True, torch.device("cpu"))
+    x, gain, bias = torch.randn(3, 128), torch.randn(128), torch.randn(32)
+    plain = unpack_ref(packed, torch.float32)
+    assert torch.equal(linear_w4a16(x, packed, bias), functional.linear(x, plain, bias))
+    assert linear_w4a16(x.view(1, 3, 128), packed).shape == (1, 3, 32)
+    out, total = norm_linear_w4a16(x, x, gain, 1e-6, 0.0, packed, gated=True)
+    assert torch.equal(total, x + x)
+    assert_close(out, silu_mul_ref(functional.linear(rms_norm_ref(total, gain, 1e-6), plain)))
+    order = torch.randperm(128)
+    out, _ = norm_linear_w4a16(x, None, gain, 1e-6, 0.0, packed._replace(order=order))
+    assert_close(out, functional.linear(rms_norm_ref(x, gain, 1e-6)[:, order], plain))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", [32, 64, 128, 0])
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize(
+    ("n", "k", "gated"),
+    [(4096, 14336, False), (14336, 4096, True), (1024, 3072, False), (80, 576, False), (576, 576, True)],
+)
+def test_real_sizes_on_a_device(n: int, k: int, gated: bool, asymmetric: bool, group: int):
+    """Launched twice: what meets in memory must be as before."""
+    from headrace.bench.kernels_linear import definition
+    from headrace.kernels.gpu.matmul import Fusion
+    from headrace.kernels.gpu.product import split_counters
+    from headrace.kernels.gpu.w4a16 import product
+
+    if k % (group or 1):
+        pytest.skip("groups do not divide the columns")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device, rows = torch.device("cuda", 0), 2 * n if gated else n
+    packed = weight(rows, k, group or k, asymmetric, device)
+    packed = packed._replace(scale=packed.scale.bfloat16())
+    gain, bias = torch.randn(k, device=device).bfloat16(), torch.randn(rows, device=device).bfloat16()
+    for tokens in (1, 2, 7, 16, 33, 64, 130, 300):
+        x, before = torch.randn(2, tokens, k, device=device).bfloat16().unbind()
+        fusion = Fusion(bias, gain, 1e-5, 0.5, before=before, gated=gated)
+        wanted, total = definition(x, unpack_ref(packed, torch.float32), fusion)
+        for _ in range(2):
+            out, kept = product(x, before, gain, 1e-5, 0.5, packed, bias, gated)
+            assert_close(out, wanted, 8e-3)
+            assert torch.equal(kept, total)
+    assert not split_counters(device).any()
