@@ -3,7 +3,8 @@
 A file of this folder that is a back end offers
     fits(device: torch.device, head_dim: int) -> str | None    in words why it cannot serve a model, or None
     records(dtype, block_size: int, group: int) -> bool        whether a decoding step of such a model (`group` query
-                                                               heads per kv head) may be recorded as a CUDA graph
+                                                               heads per kv head) may be recorded as a CUDA graph;
+                                                               then Backend has plan_recorded, too
     Backend(fixed: bool = False)                               the class below; `fixed`: a query's result is the same
                                                                bits in any chunk of its row and any company
 
@@ -12,6 +13,7 @@ values live in two tensors [blocks, block_size, K, D]; a row's tables say which 
 Block 0 is void: it is never handed out, and padded rows write there.
 """
 
+from collections.abc import Hashable
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +68,14 @@ class Backend(Protocol):
 
     def plan(self, batch: Batch) -> None:
         """Prepare for a step, once, before the first layer runs."""
+        ...
+
+    def plan_recorded(self, batch: Batch) -> Hashable | None:
+        """As plan, for a step with prompts that is to be recorded, or replayed with other lengths.
+
+        Its rows may be followed by empty ones. What of the step a recording is made for: only steps that have the
+        same may replay it. None if the step cannot be recorded.
+        """
         ...
 
     def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The back end for GPUs: our Triton kernels over the paged cache, one for decoding rows, one for prompt rows.
 
 A step without prompt rows is one launch per layer whose grid depends on the chip alone, and nothing is made on
-the host: it can be captured in a CUDA graph and replayed with other lengths. A mixed step is two launches.
+the host: it can be captured in a CUDA graph and replayed with other lengths. A mixed step is two launches; the
+list of work of the second is made on the host, for a graph in a place that stays.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor
 from headrace.attention import torch as plain
 from headrace.attention.backend import Batch, Layer, pages_of, scores_of
 from headrace.kernels import configs
+from headrace.kernels.configs import PagedPrefill
 from headrace.kernels.launch import TENSOR_CORE_TYPES
 from headrace.kernels.paged_prefill import prefill_work
 
@@ -22,6 +24,8 @@ Launch = Callable[..., None]
 
 MOST_GROUP = 32
 """Query heads per kv head that one program of these kernels holds."""
+PROMPTS = 64
+"""Prompt rows that a recorded step has room for."""
 
 
 def fits(device: torch.device, head_dim: int) -> str | None:
@@ -60,11 +64,29 @@ class Backend:
         self._new_workspace = paged_decode.Workspace
         self._workspaces: dict[torch.device, Any] = {}
         self._work: dict[int, Tensor] = {}
-        self._decodes = self._prefills = False
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._sizes: set[int] = set()
+        self._decodes = self._prefills = self._recorded = False
         self._means = configs.MANY, configs.MANY
 
     def plan(self, batch: Batch) -> None:
         """Which kernels the step needs; the list of prompt work is made when the first layer asks for it."""
+        self._recorded = False
+        self._plan(batch)
+
+    def plan_recorded(self, batch: Batch) -> tuple[PagedPrefill, ...] | None:
+        """See backend. Lists of work that a layer has asked for once are filled anew, where recordings find them."""
+        queries = self._plan(batch)
+        if self.fixed or (queries > 1).sum() > PROMPTS:
+            return None
+        self._recorded = self._prefills = self._decodes = True
+        for (tokens, span), kept in self._kept.items():
+            if tokens == batch.tokens:
+                _refill(kept, batch, span)
+        cap = configs.capability(batch.starts.device)
+        return tuple(configs.paged_prefill(cap, size, *self._means) for size in sorted(self._sizes))
+
+    def _plan(self, batch: Batch) -> np.ndarray:
         queries = np.diff(batch.starts_np[: batch.rows + 1])
         self._prefills = bool((queries > 1).any())
         self._decodes = bool((queries == 1).any()) or not self._prefills
@@ -74,6 +96,7 @@ class Backend:
             self._means = int(queries[prompts].mean()), int(keys.mean())
         self._work.clear()
         self._plain.plan(batch)
+        return queries
 
     def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""
@@ -81,6 +104,7 @@ class Backend:
         if not records(q_THD.dtype, k_cache.shape[1], group):
             return self._plain.run(layer, q_THD, batch, k_cache, v_cache)
         device, cap, size = q_THD.device, configs.capability(q_THD.device), layer.head_dim
+        self._sizes.add(size)
         out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=device)
         pages, scores = pages_of(layer, batch, k_cache, v_cache), scores_of(layer)
         fixed = configs.paged_fixed(size) if self.fixed else None
@@ -98,10 +122,15 @@ class Backend:
 
     def _work_list(self, batch: Batch, span: int, device: torch.device) -> Tensor:
         """[W, 2] on the device; the copy waits for nothing, and pinned memory lives until it is done."""
+        if self._recorded:
+            place = batch.tokens, span
+            if place not in self._kept:
+                most = batch.tokens // span + PROMPTS
+                self._kept[place] = torch.empty((most, 2), dtype=torch.int32, device=device)
+                _refill(self._kept[place], batch, span)
+            return self._kept[place]
         if span not in self._work:
-            work = torch.from_numpy(
-                prefill_work(batch.starts_np[: batch.rows + 1], batch.context_np[: batch.rows], span)
-            )
+            work = _work(batch, span)
             if device.type == "cuda":
                 work = work.pin_memory().to(device, non_blocking=True)
             self._work[span] = work
@@ -111,3 +140,17 @@ class Backend:
         if device not in self._workspaces:
             self._workspaces[device] = self._new_workspace(device)
         return self._workspaces[device]
+
+
+def _work(batch: Batch, span: int) -> Tensor:
+    return torch.from_numpy(
+        prefill_work(batch.starts_np[: batch.rows + 1], batch.context_np[: batch.rows], span)
+    )
+
+
+def _refill(kept: Tensor, batch: Batch, span: int) -> None:
+    """Send a list of work that is shorter than its place; the rest of that is no work."""
+    work = _work(batch, span)
+    padded = torch.full(kept.shape, -1, dtype=torch.int32, pin_memory=kept.is_cuda)
+    padded[: len(work)] = work
+    kept.copy_(padded, non_blocking=True)

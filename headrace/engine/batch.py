@@ -22,8 +22,9 @@ class Batch:
     """The inputs of one step; also the `Step` that a model's layers see.
 
     ids, positions [T]; starts [R+1] offsets of the rows' queries; context [R] KV length after this step;
-    tables[g] [R, B] block ids of layer group g; slots[g] [T] where each token's k and v go; sample [S] which
-    tokens get logits; row_slots [R] each row's slot. Host copies end in _np.
+    tables[g] [R, B] block ids of layer group g; slots[g] [T] where each token's k and v go; row_slots [R] each row's
+    slot; sample [S] which tokens get logits, sample_slots [S] and sample_positions_np [S] the slot and the position of
+    what is sampled there. Host copies end in _np.
 
     `table` [G, slots + 1, B] and `last` [slots + 1] are kept over steps: block ids and the newest token of each
     slot. The slot after the last one is nobody's; rows that pad a graph use it.
@@ -34,14 +35,15 @@ class Batch:
         self.cache, self.backend = cache, backend
         self.block_size = cache.k[0].shape[1]
         self.device = device = cache.k[0].device
-        self.nobody = max_rows
+        self.nobody, self.max_tokens = max_rows, max_tokens
         fields: Fields = {
             "row_slots": (max_rows, np.int64),
             "patch_at": (max_rows * groups, np.int64),
             "patch_to": (max_rows * groups, np.int32),
             "context": (max_rows, np.int32),
             "starts": (max_rows + 1, np.int32),
-            "sample": (max_rows, np.int64),
+            "sample": (max_tokens, np.int64),
+            "sample_slots": (max_tokens, np.int64),
             "ids": (max_tokens, np.int64),
             "positions": (max_tokens, np.int64),
             **{f"slots{g}": (max_tokens, np.int64) for g in range(groups)},
@@ -56,7 +58,7 @@ class Batch:
         # where a row of so many keys ends; one without keys counts as at 0
         self._last_position = torch.arange(-1, max_blocks * self.block_size, device=device).clamp_(min=0)
         self.last = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
-        self.rows = self.tokens = 0
+        self.rows = self.tokens = self._width = 0
         self._turned: dict[Rope, Turns] = {}
 
     # -- what layers see ------------------------------------------------------------------------------------
@@ -84,11 +86,12 @@ class Batch:
 
     # -- filling ----------------------------------------------------------------------------------------------
 
-    def fill(self, step: list[Row], pad: int | None = None) -> None:
+    def fill(self, step: list[Row], pad: int | None = None, room: tuple[int, int] | None = None) -> None:
         """Lay out a step and send it. Rows that `feed` take their input from `last`, where the device left it.
 
         With `pad` (only where every row feeds) rows of nobody are added up to that many, and nothing but per-row
-        numbers is sent: call `derive` for the rest.
+        numbers is sent: call `derive` for the rest. With `room` the step is laid out for so
+        many rows and tokens: rows without tokens and tokens of no row are added; `gather` is to follow.
         """
         host = self.staging.next()
         self._turned.clear()
@@ -97,9 +100,9 @@ class Batch:
         slot[:n] = [row.slot for row in step]
         context[:n] = [row.stop for row in step]
         patches = self._note_blocks(step)
-        self.samples_np = np.fromiter((row.samples for row in step), bool, n)
         self.row_slots_np, self.context_np = slot[:n], context[:n]
         if pad is not None:
+            self.sample_slots_np, self.sample_positions_np = slot[:n], context[:n].astype(np.int64)
             slot[n:pad] = self.nobody
             context[n:pad] = 0  # back ends give rows without keys no work
             self._stage_patches(host, patches, pad)
@@ -107,12 +110,16 @@ class Batch:
             self._show_padded(pad)
             return
         self._fill_tokens(step, host)
+        rows, tokens = room or (n, int(host["starts"][n]))
+        self._fill_room(n, rows, tokens, host)
         self.staging.upload()
         if patches is not None and not self.staging.alias:
             at, to = (torch.from_numpy(a).pin_memory().to(self.device, non_blocking=True) for a in patches)
             self.table.view(-1).index_copy_(0, at, to)
-        self._show(n, host)
-        self.backend.plan(self)
+        self._show(rows, tokens, host)
+        if room is None:
+            self.gather()
+            self.backend.plan(self)
 
     def derive(self) -> None:
         """On the device, from per-row numbers and what is kept over steps: all that is per token. One per row."""
@@ -170,27 +177,50 @@ class Batch:
             if row.feeds:
                 ids[starts[i]] = -1 - row.slot
             else:
-                ids[starts[i] : starts[i + 1]] = row.seq.tokens[row.start : row.stop]
+                ids[starts[i] : starts[i + 1]] = [*row.seq.tokens[row.start : row.stop], *row.draft]
         block, offset = positions // self.block_size, positions % self.block_size
         owner_slot = self.row_slots_np[owner]
         for g, table in enumerate(self.table_np):
             host[f"slots{g}"][:total] = table[owner_slot, block].astype(np.int64) * self.block_size + offset
-        last = starts[1:][self.samples_np] - 1
-        host["sample"][: len(last)] = last
+        self._fill_samples(np.fromiter((row.sampled for row in step), np.int64, n), host)
 
-    def _show(self, n: int, host: dict[str, np.ndarray]) -> None:
+    def _fill_samples(self, counts: np.ndarray, host: dict[str, np.ndarray]) -> None:
+        """Each row's last `counts` tokens are sampled behind."""
+        ends = counts.cumsum()
+        total = int(ends[-1])
+        sample = host["sample"][:total]
+        sample[:] = np.arange(total) - (ends - host["starts"][1 : len(counts) + 1]).repeat(counts)
+        self.sample_slots_np = host["sample_slots"][:total]
+        self.sample_slots_np[:] = self.row_slots_np.repeat(counts)
+        self.sample_positions_np = host["positions"][sample] + 1
+
+    def _fill_room(self, n: int, rows: int, tokens: int, host: dict[str, np.ndarray]) -> None:
+        """Rows n on have no tokens; tokens that belong to no row are stored where nobody reads."""
+        total = int(host["starts"][n])
+        host["row_slots"][n:rows] = self.nobody
+        host["context"][n:rows] = 0
+        host["starts"][n + 1 : rows + 1] = total
+        for name in ("ids", "positions", *(f"slots{g}" for g in range(len(self.table_np)))):
+            host[name][total:tokens] = 0
+
+    def _show(self, rows: int, tokens: int, host: dict[str, np.ndarray]) -> None:
         """Point the public fields at the filled front of the buffers."""
         device = self.staging.device
-        self.rows, self.starts_np = n, host["starts"][: n + 1]
-        total = self.tokens = int(self.starts_np[n])
-        self.row_slots = device["row_slots"][:n]
-        self.starts, self.context = device["starts"][: n + 1], device["context"][:n]
-        self.positions = device["positions"][:total]
-        self.slots = [device[f"slots{g}"][:total] for g in range(len(self.table_np))]
-        self.sample = device["sample"][: int(self.samples_np.sum())]
-        width = -(-int(self.context_np.max()) // self.block_size)
+        self.rows, self.tokens, self.starts_np = rows, tokens, host["starts"][: rows + 1]
+        self.context_np = host["context"][:rows]
+        self.row_slots = device["row_slots"][:rows]
+        self.starts, self.context = device["starts"][: rows + 1], device["context"][:rows]
+        self.positions = device["positions"][:tokens]
+        self.slots = [device[f"slots{g}"][:tokens] for g in range(len(self.table_np))]
+        sampled = len(self.sample_slots_np)
+        self.sample, self.sample_slots = device["sample"][:sampled], device["sample_slots"][:sampled]
+        self._width = -(-int(self.context_np.max()) // self.block_size)
+
+    def gather(self, width: int | None = None) -> None:
+        """On the device: the rows' block tables, up to `width` blocks or as many as the step has; the rows' inputs."""
+        width = width or self._width
         self.tables = [table[:, :width].index_select(0, self.row_slots) for table in self.table]
-        ids = device["ids"][:total]
+        ids = self.staging.device["ids"][: self.tokens]
         self.ids = torch.where(ids < 0, self.last[(-1 - ids).clamp_(min=0)], ids)
 
     def _show_padded(self, rows: int) -> None:
@@ -198,6 +228,7 @@ class Batch:
         self.rows = self.tokens = rows
         self.starts, self.starts_np = self._every[: rows + 1], np.arange(rows + 1, dtype=np.int32)
         self.row_slots, self.context = device["row_slots"][:rows], device["context"][:rows]
+        self.sample_slots = self.row_slots[: len(self.sample_slots_np)]
         self.ids, self.positions = device["ids"][:rows], device["positions"][:rows]
         self.slots = [device[f"slots{g}"][:rows] for g in range(len(self.table_np))]
         self.tables = [tables[:rows] for tables in self._row_tables]

@@ -135,7 +135,7 @@ class Constraints:
 
     @staticmethod
     def _open(step: list[Row]) -> list[_Open]:
-        """Rows that sample under a grammar, with their numbers among all that sample."""
+        """Rows that sample under a grammar, with the numbers of their tokens among all that are sampled."""
         found: list[_Open] = []
         n = 0
         for row in step:
@@ -143,7 +143,7 @@ class Constraints:
                 seq = row.seq
                 if seq.matcher is not None and not seq.finished:
                     found.append(_Open(n, seq, seq.matcher))
-                n += 1
+                n += row.sampled
         return found
 
     def _ends(self, seqs: Iterable[Sequence]) -> list[End]:

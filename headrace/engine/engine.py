@@ -226,4 +226,4 @@ def _not_drawn() -> Outcome:
 
 def _scheduler(plan: Plan) -> Scheduler:
     pool = BlockPool(plan.kv_blocks, plan.block, plan.layout.groups)
-    return Scheduler(pool, plan.tokens, plan.rows, policy(plan.policy), plan.prefix_cache)
+    return Scheduler(pool, plan.tokens, plan.rows, policy(plan.policy), plan.prefix_cache, plan.speculate)

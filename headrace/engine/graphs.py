@@ -1,5 +1,10 @@
-"""CUDA graphs of decoding steps, from embedding to sampled token: one per padded row count and way of drawing."""
+"""CUDA graphs: of decoding steps, from embedding to sampled token, and of short steps with prompts.
 
+The first has one graph per padded row count and way of drawing, the second one per padded count of rows and tokens
+and per form of the attention, from embedding to hidden states.
+"""
+
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -18,6 +23,14 @@ class Key(NamedTuple):
     plan: Plan | None
 
 
+class Mixed(NamedTuple):
+    """Of a step with prompts. `form` is what the attention's recording is made for."""
+
+    rows: int
+    tokens: int
+    form: Hashable
+
+
 class Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     out: Tensor
@@ -31,8 +44,30 @@ def padded(rows: int) -> int:
     return -(-rows // 128) * 128
 
 
+ROWS = 32, 512
+"""Rows that steps with prompts are laid out for, or as many as a step may have."""
+LAUNCH = 5e-4
+"""Seconds that launching the kernels of a layer one by one takes the host."""
+RATE = 5e14
+"""Multiplications and additions per second that a large product is taken to do."""
+
+
+def launch_bound(model: Decoder, tokens: int) -> int:
+    """The largest step, up to `tokens`, whose arithmetic takes no longer than launching its kernels one by one."""
+    products = sum(layer.inputs * sum(layer.outputs) for _, layer in model.linears())
+    return min(tokens, int(RATE * LAUNCH * len(model.attentions) / (2 * products)))
+
+
+def widened(tokens: int) -> int:
+    """Tokens that a step with prompts is laid out for: four sizes between powers of two."""
+    step = max(16, (1 << (tokens - 1).bit_length()) // 8)
+    return -(-tokens // step) * step
+
+
 class Graphs:
     """Captured when first needed; a capture takes tens of milliseconds, so nothing waits for it at start.
+
+    A step with prompts is recorded the second time that its size comes; the first runs without and compiles kernels.
 
     All graphs share one memory pool: only one runs at a time, and its output is read before the next replay.
     """
@@ -41,12 +76,52 @@ class Graphs:
         self.model, self.batch, self.sampler, self.largest = model, batch, sampler, largest
         self.pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream(batch.device)
-        self.captured: dict[Key, Captured] = {}
+        self.captured: dict[Key | Mixed, Captured] = {}
+        self._met: set[Mixed] = set()
+        self.most_tokens = launch_bound(model, batch.max_tokens)
 
     def rows_for(self, rows: int) -> int | None:
         """How many rows to lay out for `rows` of them; None if there is no graph that large."""
         size = padded(rows)
         return min(size, self.largest) if rows <= self.largest else None
+
+    def room_for(self, rows: int, tokens: int) -> tuple[int, int] | None:
+        """(rows, tokens) to lay out a step with prompts for; None where the device, not the host, takes long."""
+        if tokens > self.most_tokens:
+            return None
+        most = self.batch.nobody
+        return next((n for n in ROWS if rows <= n <= most), most), min(widened(tokens), self.batch.max_tokens)
+
+    def hidden(self) -> Tensor:
+        """The hidden states [T, E] of the step with prompts that lies in the batch; overwritten by the next run."""
+        batch = self.batch
+        form = batch.backend.plan_recorded(batch)
+        if form is None:
+            batch.backend.plan(batch)
+            return self._mixed()
+        key = Mixed(batch.rows, batch.tokens, form)
+        if key not in self.captured:
+            if key not in self._met:
+                self._met.add(key)
+                return self._mixed()
+            self.captured[key] = self._record_mixed()
+        captured = self.captured[key]
+        captured.graph.replay()
+        return captured.out
+
+    def _mixed(self) -> Tensor:
+        self.batch.gather(self.batch.table.shape[2])
+        return self.model(self.batch)
+
+    def _record_mixed(self) -> Captured:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            out = self._mixed()
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return Captured(graph, out)
 
     def run(self, plan: Plan | None) -> Tensor:
         """The step that lies in the batch: its tokens [R], or its logits [R, V] where `plan` is None.

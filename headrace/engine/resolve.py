@@ -12,11 +12,13 @@ from headrace.base import discover
 from headrace.base.config import Config
 from headrace.base.errors import Refused, UnknownName
 from headrace.base.hardware import Hardware
-from headrace.checkpoint.quantized import check_fits, online, rounded_layers
+from headrace.checkpoint.quantized import check_fits, multiplied_packed, online, rounded_layers
 from headrace.engine.blocks import blocks_for
 from headrace.engine.cache import bytes_per_block
+from headrace.engine.graphs import launch_bound
 from headrace.engine.layout import Layout, lay_out
 from headrace.kernels import configs, int8
+from headrace.kernels.launch import TENSOR_CORE_TYPES
 from headrace.nn.attention import Attention
 from headrace.nn.decoder import Decoder
 from headrace.quant.scheme import packed_bytes
@@ -27,6 +29,9 @@ LARGE_GPU = 60 * 2**30
 
 CPU_KV = 4 * 2**30
 """Bytes of KV cache on a CPU that nobody asked for a share of: memory that other programs may want."""
+
+GUESSES = 8
+"""Tokens guessed at once on a CPU; decision 016 has what more of them would bring."""
 
 SHORTEST = 256
 """A length that nobody asked for is not lowered below this many tokens to make a model fit."""
@@ -69,6 +74,7 @@ class Plan:
     policy: str
     prefix_cache: bool
     overlap: bool
+    speculate: int
     graphs: bool
     seed: int
     memory: MemoryPlan
@@ -118,6 +124,9 @@ def pick_quantization(
     if asked == "auto":
         quantized = path is not None and path.suffix == ".gguf" and settings.get("dtype") is None
         fits = device.type == "cpu" and config.model.dtype == "auto" and int8.missing() is None
+        kept = device.type == "cuda" and dtype in TENSOR_CORE_TYPES and not config.schedule.deterministic
+        if kept and multiplied_packed(settings.get("quantization_config")):
+            return "checkpoint"
         return "int8" if quantized and fits else "none"
     if asked in ("none", "checkpoint"):
         return asked
@@ -175,7 +184,10 @@ def resolve(
     parameters = sum(p.numel() for p in model.parameters())
     quantization = pick_quantization(config, settings, device, dtype, path)
     weights = weight_bytes(model, dtype, quantization, path)
-    work = workspace(settings, layers[0].heads * layers[0].head_dim, tokens, rows, dtype)
+    overlap, speculate = _look_ahead(config, cpu)
+    sampled = max(rows, 1 + speculate)
+    recorded = launch_bound(model, tokens) if config.schedule.graphs and not cpu else 0
+    work = workspace(settings, layers[0].heads * layers[0].head_dim, tokens + recorded, sampled, dtype)
     if config.schedule.deterministic and not cpu:
         # Twice, because what was outgrown stays for the graphs that point there.
         head = layers[0]
@@ -209,7 +221,8 @@ def resolve(
         rows=rows,
         policy=config.schedule.policy,
         prefix_cache=config.schedule.prefix_cache,
-        overlap=not cpu if config.schedule.overlap == "auto" else config.schedule.overlap == "on",
+        overlap=overlap,
+        speculate=speculate,
         graphs=config.schedule.graphs and records,
         seed=config.model.seed,
         memory=MemoryPlan(free, int(free * share), weights, work, kv_blocks * per_block),
@@ -262,6 +275,20 @@ def _records(attention: str, dtype: torch.dtype, block: int, layer: Attention) -
     """Whether decoding steps of this model may become CUDA graphs."""
     backend = discover.module(backends, attention, "attention back end")
     return backend.records(dtype, block, layer.heads // layer.kv_heads)
+
+
+def _look_ahead(config: Config, cpu: bool) -> tuple[bool, int]:
+    """(a step is planned while one runs, tokens guessed at once). A guess needs the token before it on the host."""
+    asked, guesses = config.schedule.overlap, config.schedule.speculate
+    if asked == "on" and guesses:
+        raise Refused(
+            "schedule.overlap plans a step before the tokens of the last one are known, and schedule.speculate guesses"
+            " what follows them",
+            param="schedule.speculate",
+            hint="leave out one of the two",
+        )
+    overlap = (not cpu and not guesses) if asked == "auto" else asked == "on"
+    return overlap, (GUESSES if cpu and not overlap else 0) if guesses is None else guesses
 
 
 def _step_sizes(config: Config, device: torch.device) -> tuple[int, int]:

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from headrace.engine.batch import Batch
 from headrace.engine.constrain import Masks
 from headrace.engine.graphs import Graphs
+from headrace.engine.pace import Pace
 from headrace.engine.request import PromptLogprobs
 from headrace.engine.sampler import Sampler, Samples
 from headrace.engine.scheduler import Outcome, Row
+from headrace.engine.script import Script
 from headrace.nn.decoder import Decoder
 
 LOGIT_ROWS = 256
@@ -23,18 +24,30 @@ Pending = Callable[[], Outcome]
 
 
 class Ahead(NamedTuple):
-    """A step that is under way as far as its logits [S, V] of the rows that sample; None where no row does."""
+    """A step that is under way as far as its logits [S, V] where rows sample; None where no row does."""
 
     logits: Tensor | None
     prompt: dict[int, PromptLogprobs] | None = None
 
 
 class Runner:
-    """Owns the model, the batch's buffers and the sampler of one device. `graphs` only where it is a GPU."""
+    """Owns the model, the batch's buffers and the sampler of one device.
 
-    def __init__(self, model: Decoder, batch: Batch, sampler: Sampler, graphs: Graphs | None = None):
+    `graphs` only where that is a GPU, `script` and `pace` only where it is a CPU.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        batch: Batch,
+        sampler: Sampler,
+        graphs: Graphs | None = None,
+        script: Script | None = None,
+        pace: Pace | None = None,
+    ):
         self.model, self.batch, self.sampler, self.graphs = model, batch, sampler, graphs
-        self._landing = _Landing(batch.nobody) if batch.device.type == "cuda" else None
+        self.script, self.pace = script, pace
+        self._landing = _Landing(batch.max_tokens) if batch.device.type == "cuda" else None
 
     @torch.inference_mode()
     def run(self, step: list[Row]) -> Pending:
@@ -71,12 +84,20 @@ class Runner:
 
     def _whole(self, step: list[Row]) -> Ahead:
         batch = self.batch
-        batch.fill(step)
-        hidden_TE = self.model(batch)
+        hidden_TE = self._hidden(step)
         prompt = self._prompt_logprobs(step, hidden_TE)
-        if not batch.samples_np.any():
+        if not len(batch.sample):
             return Ahead(None, prompt)
         return Ahead(self.model.logits(hidden_TE.index_select(0, batch.sample)), prompt)
+
+    def _hidden(self, step: list[Row]) -> Tensor:
+        if self.graphs is not None:
+            room = self.graphs.room_for(len(step), sum(row.stop - row.start for row in step))
+            if room is not None:
+                self.batch.fill(step, room=room)
+                return self.graphs.hidden()
+        self.batch.fill(step)
+        return self.model(self.batch) if self.script is None else self.script()
 
     def check(self) -> None:
         """Wait for the device. Raises if it is beyond repair, as after an illegal access."""
@@ -95,18 +116,10 @@ class Runner:
         self, logits_SV: Tensor, prompt: dict[int, PromptLogprobs] | None, masks: Masks | None = None
     ) -> Pending:
         batch = self.batch
-        slots = batch.row_slots_np[batch.samples_np]
-        positions = batch.context_np[batch.samples_np].astype(np.int64)
-        samples = self.sampler.sample(logits_SV, slots, positions, masks)
-        every = len(slots) == len(batch.row_slots_np)
-        where = batch.row_slots[: len(slots)] if every else self._slots_that_sample()
-        batch.last.index_copy_(0, where, samples.tokens)
+        samples = self.sampler.sample(logits_SV, batch.sample_slots_np, batch.sample_positions_np, masks)
+        # Of a row with guesses this is any of its tokens: the host tells the next step which was the last.
+        batch.last.index_copy_(0, batch.sample_slots, samples.tokens)
         return self._fetch(samples, prompt)
-
-    def _slots_that_sample(self) -> Tensor:
-        """The last token of a row belongs to the row that owns it: rows end where `sample` points."""
-        rows = torch.searchsorted(self.batch.starts, self.batch.sample.int(), right=True) - 1
-        return self.batch.row_slots.index_select(0, rows)
 
     def _fetch(self, samples: Samples, prompt: dict[int, PromptLogprobs] | None) -> Pending:
         if self._landing is None:
@@ -140,8 +153,8 @@ class Runner:
 class _Landing:
     """Pinned memory where tokens arrive: enough places that none is used again while a step may still read it."""
 
-    def __init__(self, rows: int):
-        self._places = [torch.empty(rows, dtype=torch.int64, pin_memory=True) for _ in range(4)]
+    def __init__(self, most: int):
+        self._places = [torch.empty(most, dtype=torch.int64, pin_memory=True) for _ in range(4)]
         self._events = [torch.cuda.Event() for _ in self._places]
         self._turn = 0
 

@@ -179,7 +179,8 @@ class Sampler:
     ) -> Samples:
         """Draw a token for each row; its logits (float32) are overwritten.
 
-        slots [S], no two alike; positions [S] in their sequences of the tokens to be drawn (the first of all is 0).
+        slots [S], no two alike where a request counts tokens (penalties, bad words of several); positions [S] in their
+        sequences of the tokens to be drawn (the first of all is 0).
         Rows that `masks` names draw nothing else than it allows, whatever they ask for.
         """
         assert logits_SV.shape == (len(slots), self.vocab)

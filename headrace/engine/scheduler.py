@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from headrace.base.errors import Refused, TooLong
 from headrace.engine.blocks import VOID, BlockPool, blocks_for
+from headrace.engine.draft import Drafter, may_draft
 from headrace.engine.policy import Key, arrival
 from headrace.engine.request import Event, Logprobs, PromptLogprobs, Request
 from headrace.engine.sequence import Sequence
@@ -22,7 +23,8 @@ class NewBlocks(NamedTuple):
 class Row(NamedTuple):
     """One sequence's share of a step: positions start..stop-1.
 
-    `feeds`: the (only) input token is the one the device sampled last for this slot.
+    `feeds`: the (only) input token is the one the device sampled last for this slot. `draft`: guesses that stand at
+    the last positions, behind a token that is known; such a row samples at each of them, and before the first.
     """
 
     seq: Sequence
@@ -33,10 +35,16 @@ class Row(NamedTuple):
     samples: bool
     feeds: bool
     new: NewBlocks | None
+    draft: tuple[int, ...] = ()
+
+    @property
+    def sampled(self) -> int:
+        """How many tokens the step samples for it."""
+        return 1 + len(self.draft) if self.samples else 0
 
 
 class Outcome(NamedTuple):
-    """What a step returned: a token per sampling row in row order; the rest only where asked for.
+    """What a step returned: what rows sampled, in row order; the rest only where asked for.
 
     `prompt_logprobs` maps a row's number to what it learned about the prompt's tokens start+1..stop.
     """
@@ -54,13 +62,16 @@ class Counts:
     cached_tokens: int = 0
     evictions: int = 0
     recomputed_tokens: int = 0
+    drafts: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Scheduler:
     """There is no prefill and no decode. A sequence is `pending` tokens behind; catch it up.
 
     `max_tokens` and `max_rows` bound one step. `key` orders sequences: the first goes first,
-    the last gives way when blocks run out.
+    the last gives way when blocks run out. `speculate`: how many tokens of a sequence may be guessed at once.
     """
 
     def __init__(
@@ -70,9 +81,10 @@ class Scheduler:
         max_rows: int,
         key: Callable[[Sequence], Key] = arrival,
         prefix_cache: bool = True,
+        speculate: int = 0,
     ):
         self.pool, self.max_tokens, self.max_rows = pool, max_tokens, max_rows
-        self.key, self.prefix_cache = key, prefix_cache
+        self.key, self.prefix_cache, self.speculate = key, prefix_cache, speculate
         self.running: list[Sequence] = []  # in the order of `key`
         self.waiting: list[Sequence] = []
         self.live: dict[str, Sequence] = {}
@@ -85,6 +97,8 @@ class Scheduler:
         self.check(request)
         seq = Sequence(request, self._orders, len(self.pool.groups))
         self._orders += 1
+        if self.speculate and may_draft(request):
+            seq.drafter = Drafter()
         self.live[request.id] = seq
         insort(self.waiting, seq, key=self.key)
 
@@ -118,7 +132,11 @@ class Scheduler:
                 budget += picked.pop(victim, 0)
             else:
                 break
-        return [self._issue(seq, count) for seq, count in picked.items() if seq.slot >= 0]
+        left = [(seq, count) for seq, count in picked.items() if seq.slot >= 0]
+        drafts = {}
+        if self.speculate and budget and all(count == 1 for _, count in left):
+            drafts = self._draft([seq for seq, _ in left], budget)
+        return [self._issue(seq, count, drafts.get(seq, ())) for seq, count in left]
 
     def commit(self, step: list[Row], outcome: Outcome, events: list[Event] | None = None) -> list[Event]:
         """Samples come back in row order, steps in the order they were planned.
@@ -130,32 +148,14 @@ class Scheduler:
         for n, row in enumerate(step):
             seq = row.seq
             if row.epoch == seq.epoch:  # else its memory was taken away meanwhile
-                self._confirm(seq, row.stop)
+                self._confirm(seq, row.stop - len(row.draft))
             if outcome.prompt_logprobs and n in outcome.prompt_logprobs and not seq.finished:
                 events += self._score(seq, row.start, outcome.prompt_logprobs[n])
             if row.samples:
-                token = outcome.tokens[sampled]
-                logprobs = outcome.logprobs[sampled] if outcome.logprobs else None
-                sampled += 1
                 seq.owed -= 1
                 if not seq.finished:
-                    finish = seq.append(token)
-                    stop = token if finish == "stop" else None
-                    events.append(
-                        Event(
-                            seq.request.id,
-                            token,
-                            finish,
-                            stop,
-                            logprobs,
-                            None,
-                            seq.cached,
-                            self._first_time(seq),
-                            seq.evictions,
-                        )
-                    )
-                    if finish:
-                        self._retire(seq)
+                    self._take(row, outcome, sampled, events)
+                sampled += row.sampled
         return events
 
     def rewind(self, seqs: Iterable[Sequence]) -> None:
@@ -182,6 +182,33 @@ class Scheduler:
         return Event(id, None, finish, cached=seq.cached, evictions=seq.evictions)
 
     # -- one sequence ---------------------------------------------------------------------------
+
+    def _take(self, row: Row, outcome: Outcome, at: int, events: list[Event]) -> None:
+        """Append what a row sampled, from place `at` of the outcome: one token, and one more for each right guess."""
+        seq, draft = row.seq, row.draft
+        right = 0
+        while right < len(draft) and draft[right] == outcome.tokens[at + right]:
+            right += 1
+        for n in range(right + 1):
+            if n and row.epoch == seq.epoch:
+                self._confirm(seq, row.stop - len(draft) + n)
+            token = outcome.tokens[at + n]
+            finish = seq.append(token)
+            stop = token if finish == "stop" else None
+            logprobs = outcome.logprobs[at + n] if outcome.logprobs else None
+            scheduled = self._first_time(seq)
+            events.append(
+                Event(
+                    seq.request.id, token, finish, stop, logprobs, None, seq.cached, scheduled, seq.evictions
+                )
+            )
+            if finish:
+                self._retire(seq)
+                break
+        if draft:
+            self.counts.accepted_tokens += right
+            if row.epoch == seq.epoch:  # what was computed for wrong guesses is written over
+                seq.issued, seq.fed = seq.computed, False
 
     def _score(self, seq: Sequence, start: int, found: PromptLogprobs) -> list[Event]:
         """Tell what a row learned of the prompt, less what was told before an eviction."""
@@ -237,14 +264,32 @@ class Scheduler:
             self.counts.prompt_tokens += len(seq.request.prompt)
             self.counts.cached_tokens += seq.issued
 
-    def _issue(self, seq: Sequence, count: int) -> Row:
-        start, seq.issued = seq.issued, seq.issued + count
-        samples = seq.issued == seq.length
+    def _draft(self, seqs: list[Sequence], budget: int) -> dict[Sequence, tuple[int, ...]]:
+        """Guesses for sequences that are behind by one known token, within the budget and the blocks that are free."""
+        drafts: dict[Sequence, tuple[int, ...]] = {}
+        budget = min(budget, max(self.max_rows, 1 + self.speculate) - len(seqs))
+        for seq in seqs:
+            most = min(self.speculate, budget, seq.request.longest - seq.length - 1)
+            if seq.drafter is None or most < 1 or seq.owed or seq.pending != 1:
+                continue
+            draft = seq.drafter.draft(seq.tokens, most, len(seqs))
+            if draft and self._need(seq, 1 + len(draft)) <= self.pool.free:
+                self._take_blocks(seq, 1 + len(draft))
+                drafts[seq] = tuple(draft)
+                budget -= len(draft)
+                self.counts.drafts += 1
+                self.counts.drafted_tokens += len(draft)
+        return drafts
+
+    def _issue(self, seq: Sequence, count: int, draft: tuple[int, ...]) -> Row:
+        start, seq.issued = seq.issued, seq.issued + count + len(draft)
+        samples = seq.issued >= seq.length
         new = None
         if seq.shown < len(seq.blocks[0]):
             new = NewBlocks(seq.shown, [ids[seq.shown :] for ids in seq.blocks])
             seq.shown = len(seq.blocks[0])
-        row = Row(seq, seq.epoch, seq.slot, start, seq.issued, samples, seq.fed, new)
+        feeds = seq.fed and not draft
+        row = Row(seq, seq.epoch, seq.slot, start, seq.issued, samples, feeds, new, draft)
         if samples:
             seq.owed += 1
             seq.fed = True
@@ -274,7 +319,7 @@ class Scheduler:
 
     def _need(self, seq: Sequence, count: int) -> int:
         per_group = -(-(seq.issued + count) // self.pool.size) - len(seq.blocks[0])
-        return per_group * len(self.pool.groups)
+        return max(0, per_group) * len(self.pool.groups)  # blocks of wrong guesses are still here
 
     def _worst(self, length: int) -> int:
         """The most blocks a sequence holds at once on its way to `length` tokens."""
@@ -283,17 +328,20 @@ class Scheduler:
     def _grow(self, seq: Sequence, count: int) -> bool:
         """Room for `count` more tokens, evicting the last in order if need be; False if that was itself."""
         self._pass_window(seq)
-        while (need := self._need(seq, count)) > self.pool.free:
+        while self._need(seq, count) > self.pool.free:
             victim = self.running[-1]
             self._evict(victim)
             if victim is seq:
                 return False
-        if need:
+        self._take_blocks(seq, count)
+        return True
+
+    def _take_blocks(self, seq: Sequence, count: int) -> None:
+        if need := self._need(seq, count):
             share = need // len(self.pool.groups)
             ids = self.pool.take(need)
             for group, blocks in enumerate(seq.blocks):
                 blocks += ids[group * share : (group + 1) * share]
-        return True
 
     def _pass_window(self, seq: Sequence) -> None:
         """Give back blocks that no query from `issued` on can see."""

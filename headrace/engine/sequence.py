@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.engine.blocks import chain, root
+from headrace.engine.draft import Drafter
 from headrace.engine.request import Request
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Sequence:
     scored    tokens of the prompt whose log-probabilities were reported
     scheduled when it was first part of a step      told    whether an event has said so
     matcher   where the answer stands in its grammar, if it has one
+    drafter   guesses its next tokens, if they may be guessed
     """
 
     request: Request
@@ -45,6 +47,7 @@ class Sequence:
     scheduled: float | None = None
     told: bool = False
     matcher: "Matcher | None" = None
+    drafter: Drafter | None = None
     blocks: list[list[int]] = field(init=False)
     passed: list[int] = field(init=False)
     keys: list[bytes] = field(default_factory=list)
@@ -60,8 +63,8 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """How far behind it is; not at all once everything it may make is on its way."""
-        return self.length - self.issued if self.length < self.request.longest else 0
+        """How far behind it is; not at all once everything it may make, or a guess at it, is on its way."""
+        return max(0, self.length - self.issued) if self.length < self.request.longest else 0
 
     def append(self, token: int) -> str | None:
         """Take a sampled token; why it is the last, if it is."""

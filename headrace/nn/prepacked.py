@@ -5,9 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from headrace.kernels.fixed import place_is_free
+from headrace.kernels.hadamard import hadamard, largest, turned
 from headrace.kernels.int8 import Int8Weight
 from headrace.quant.schemes.int8 import SCHEMES
 
+TURNED = 128
+"""Inputs that are turned with each other, at most."""
 ROWS = 19
 """Tokens that a product is tried with: more than its blocks have, and no whole number of them."""
 
@@ -15,25 +19,29 @@ ROWS = 19
 class Prepacked(nn.Module):
     """Stands in for the weight of a Linear. packed: "weight" int8 [N, K] and "scale" [N, 1], as of schemes/int8.py.
 
+    matrix   what inputs are turned by before they are rounded; the weight is for such inputs. None: they are not
     With `deterministic` a token alone gets the bits that it gets among others.
     """
 
     deterministic = False
 
-    def __init__(self, packed: Mapping[str, Tensor], wide: bool = False):
+    def __init__(self, packed: Mapping[str, Tensor], matrix: Tensor | None = None):
         super().__init__()
-        self.weight = Int8Weight(packed["weight"], packed["scale"].flatten(), wide)
+        self.matrix = matrix
+        self.weight = Int8Weight(packed["weight"], packed["scale"].flatten())
 
     @classmethod
-    def of(cls, weight_NK: Tensor, wide: bool = False) -> "Prepacked":
-        """A weight of any float dtype, rounded. `wide`: inputs in 16 bits."""
-        return cls(SCHEMES["int8"].pack(weight_NK), wide)
+    def of(cls, weight_NK: Tensor, turns: bool = False) -> "Prepacked":
+        """A weight of any float dtype, rounded. `turns`: its inputs have numbers that stand out, and must be turned."""
+        matrix = hadamard(largest(weight_NK.shape[1], TURNED)) if turns else None
+        return cls(SCHEMES["int8"].pack(weight_NK if matrix is None else turned(weight_NK, matrix)), matrix)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] to [..., N], in x's dtype."""
-        if (
-            x.dim() == 2 and x.dtype == torch.float32
-        ):  # as the engine calls it: conversions to the same cost time, too
+        if self.matrix is not None:
+            x = turned(x, self.matrix, self.deterministic).to(x.dtype)
+        # As the engine calls it: conversions to the same cost time, too.
+        if x.dim() == 2 and x.dtype == torch.float32:
             out = self.weight.product(x, self.deterministic)
         else:
             flat = x.reshape(-1, x.shape[-1]).float()
@@ -42,6 +50,8 @@ class Prepacked(nn.Module):
 
     def place_is_free(self) -> bool:
         """Whether this machine gives a token the same bits wherever it is among others, and alone."""
+        if self.matrix is not None and not place_is_free(self.matrix):
+            return False
         size = self.weight.shape[1]
         x = torch.randn(ROWS, size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         together = self.weight.product(x, fixed=True)
@@ -50,8 +60,9 @@ class Prepacked(nn.Module):
         )
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[N, K]."""
-        return self.weight.unpack().to(dtype)
+        """[N, K], for inputs as they are given to `forward`."""
+        weight = self.weight.unpack()
+        return (weight if self.matrix is None else turned(weight, self.matrix)).to(dtype)
 
     def extra_repr(self) -> str:
         """For printing a model."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from headrace.kernels.hadamard import hadamard, largest, turned
 from headrace.nn.linear import Linear
 from headrace.nn.norm import RMSNorm
 from headrace.nn.prepacked import Prepacked
@@ -25,14 +26,6 @@ ROWS = 4096
 """Rows of an embedding that are turned at once."""
 
 
-def hadamard(size: int) -> Tensor:
-    """The orthogonal matrix of signs [size, size] (Sylvester 1867), divided by sqrt(size)."""
-    made = torch.ones(1, 1, device="cpu")
-    while len(made) < size:
-        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)])
-    return made * size**-0.5
-
-
 class Turn:
     """What must be done to the weights of a decoder for its hidden states to be turned.
 
@@ -40,27 +33,29 @@ class Turn:
     """
 
     def __init__(self, model: "Decoder"):
-        size = SIZE
-        while model.shape.hidden % size:
-            size //= 2
+        size = largest(model.shape.hidden, SIZE)
         self.model = model
         self.active = size >= SMALLEST and not model.shape.post_norms
         self.matrix = hadamard(size)
         self.before: dict[nn.Module, RMSNorm] = {}
         self.after: set[nn.Module] = set()
-        self.wide: set[nn.Module] = set()
+        self.turns: set[nn.Module] = set()
         for block in cast("list[Block]", list(model.blocks)):
             self.before[block.self_attn.qkv_proj] = block.input_layernorm
             self.before[block.mlp.gate_up_proj] = block.post_attention_layernorm
             self.after |= {block.self_attn.o_proj, block.mlp.down_proj}
-            self.wide.add(block.mlp.down_proj)  # what comes from no norm, and has numbers that stand out
+            self.turns.add(block.mlp.down_proj)  # what comes from no norm, and has numbers that stand out
         if model.lm_head is not None:
             self.before[model.lm_head] = model.norm
 
     def rows(self, x: Tensor) -> Tensor:
         """x [..., hidden] with each row turned."""
+        return turned(x, self.matrix)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """x [hidden, K] with each column turned."""
         size = len(self.matrix)
-        return (x.float().reshape(-1, size) @ self.matrix).view(x.shape)
+        return torch.matmul(self.matrix, x.float().view(-1, size, x.shape[1])).view(x.shape)
 
     def seen(self, weight_NK: Tensor, norm: RMSNorm) -> Tensor:
         """A weight that follows a norm, for turned inputs without the norm's weights."""
@@ -73,10 +68,10 @@ class Turn:
         if layer in self.before:
             weight_NK = self.seen(weight_NK, self.before[layer])
         elif self.active and layer in self.after:
-            weight_NK = self.rows(weight_NK.T).T
+            weight_NK = self.columns(weight_NK)
             if layer.bias is not None:
                 layer.bias.data.copy_(self.rows(layer.bias.data))
-        layer.prepack(weight_NK, layer in self.wide)
+        layer.prepack(weight_NK, layer in self.turns)
 
     def head(self) -> Prepacked:
         """A tied head, from the embedding; piece by piece, as it is the largest weight of a small model."""

@@ -261,3 +261,23 @@ def test_a_checkpoints_own_method_need_not_be_said():
     assert from_names(quantization="awq").model.quantization == "auto"
     assert from_names(quantization="fp8").model.quantization == "fp8"
     assert from_names(quantization=None).model.quantization == "auto"
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        (None, None),
+        ({"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4}, 5),
+        ({"model": "[ngram]", "num_speculative_tokens": 2}, 2),
+    ],
+)
+def test_prompt_lookup_by_vllms_name(given, ours):
+    assert from_names(speculative_config=given).schedule.speculate == ours
+
+
+@pytest.mark.parametrize(
+    "given", [{"model": "some/draft", "num_speculative_tokens": 5}, {"method": "eagle"}, "ngram"]
+)
+def test_other_ways_to_guess_are_refused(given):
+    with pytest.raises(Refused):
+        from_names(speculative_config=given)

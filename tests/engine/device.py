@@ -2,10 +2,12 @@
 
 from collections import deque
 from collections.abc import Iterable
+from collections.abc import Sequence as Ordered
 
-from headrace.engine.blocks import VOID, Group
+from headrace.engine.blocks import VOID, BlockPool, Group
 from headrace.engine.request import Request, SamplingParams
 from headrace.engine.scheduler import Outcome, Row, Scheduler
+from headrace.engine.sequence import Sequence
 
 STOP = 6
 
@@ -34,12 +36,16 @@ class FakeDevice:
         for row in step:
             assert row.start < row.stop
             self._take_blocks(row)
-            known = [self.last[row.slot]] if row.feeds else row.seq.tokens[row.start : row.stop]
+            known = (
+                [self.last[row.slot]] if row.feeds else [*row.seq.tokens[row.start : row.stop], *row.draft]
+            )
             assert len(known) == row.stop - row.start
             for group in range(len(self.pool.groups)):
                 for position, token in zip(range(row.start, row.stop), known, strict=True):
                     self._write(row, group, position, token)
-        return Outcome([self._sample(row) for row in step if row.samples])
+        return Outcome(
+            [self._sample(row, stop) for row in step for stop in range(row.stop - row.sampled, row.stop)]
+        )
 
     def _take_blocks(self, row: Row) -> None:
         if row.new is not None:
@@ -52,11 +58,11 @@ class FakeDevice:
         assert block != VOID
         self.kv[block][position % self.pool.size] = token
 
-    def _sample(self, row: Row) -> int:
+    def _sample(self, row: Row, last: int) -> int:
         views = []
         for number, group in enumerate(self.pool.groups):
             table = self.tables[row.slot, number]
-            cells = range(group.first_visible(row.stop - 1), row.stop)
+            cells = range(group.first_visible(last), last + 1)
             views.append([self.kv[table[p // self.pool.size]][p % self.pool.size] for p in cells])
         self.last[row.slot] = next_token(views)
         return self.last[row.slot]
@@ -64,7 +70,7 @@ class FakeDevice:
 
 def serve(
     scheduler: Scheduler,
-    requests: Iterable[Request],
+    requests: Ordered[Request],
     depth: int,
     cancel_at: dict[int, list[str]] | None = None,
 ) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
@@ -94,7 +100,26 @@ def serve(
             if event.finish:
                 ends[event.id].append(event.finish)
         scheduler.pool.check()
+    check_names(scheduler.pool, device, names(requests, tokens, scheduler.pool.size))
     return tokens, ends
+
+
+def check_names(pool: BlockPool, device: FakeDevice, contents: dict[bytes, list[int]]) -> None:
+    """Named blocks hold what their names say."""
+    for named in pool.named:
+        for key, block in named.items():
+            assert device.kv[block] == contents[key]
+
+
+def names(requests: Iterable[Request], tokens: dict[str, list[int]], size: int) -> dict[bytes, list[int]]:
+    """What full blocks hold, by name: only what requests have got may be found there."""
+    contents: dict[bytes, list[int]] = {}
+    for request in requests:
+        seq = Sequence(request, 0)
+        seq.tokens += tokens[request.id]
+        for n, key in enumerate(seq.name_blocks(size)):
+            contents[key] = seq.tokens[n * size : (n + 1) * size]
+    return contents
 
 
 def alone(request: Request, groups: tuple[Group, ...]) -> list[int]:

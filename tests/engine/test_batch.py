@@ -112,6 +112,40 @@ def test_a_padded_step_is_derived_from_what_is_per_row(windows: list[int | None]
     assert padded > 10
 
 
+def test_room_beyond_a_step_belongs_to_no_row():
+    """A graph's step with prompts has rows without tokens, and tokens of no row that go to the void block."""
+    random = Random(2)
+    scheduler, batch = batch_for([None, 3], 40)
+    for i in range(12):
+        scheduler.add(ask(i, [random.randrange(3)] * random.randrange(1, 9), random.randrange(1, 6)))
+    steps = 0
+    while step := scheduler.plan():
+        batch.last[:] = torch.arange(100, 101 + ROWS)
+        total, n = sum(row.stop - row.start for row in step), len(step)
+        batch.fill(step)
+        plain = [batch.ids, batch.positions, batch.context, *batch.slots]
+        plain = [tensor.clone() for tensor in plain]
+        sample = batch.sample.tolist(), batch.sample_slots.tolist(), batch.sample_positions_np.tolist()
+        batch.fill(step, room=(ROWS, TOKENS))
+        batch.gather(batch.table.shape[2])
+        roomy = [batch.ids, batch.positions, batch.context, *batch.slots]
+        assert [len(tensor) for tensor in roomy] == [TOKENS, TOKENS, ROWS, TOKENS, TOKENS]
+        for wanted, found in zip(plain, roomy, strict=True):
+            assert torch.equal(found[: len(wanted)], wanted)
+            assert not found[len(wanted) :].any()
+        assert batch.starts.tolist()[n:] == batch.starts_np.tolist()[n:] == [total] * (ROWS + 1 - n)
+        assert batch.row_slots[n:].tolist() == [batch.nobody] * (ROWS - n)
+        assert all(tables.shape == (ROWS, batch.table.shape[2]) for tables in batch.tables)
+        assert sample == (
+            batch.sample.tolist(),
+            batch.sample_slots.tolist(),
+            batch.sample_positions_np.tolist(),
+        )
+        steps += 1
+        scheduler.commit(step, Outcome([random.randrange(3) for row in step if row.samples]))
+    assert steps > 5
+
+
 def check_padded(batch: Batch, step: list[Row]) -> None:
     assert batch.rows == batch.tokens == ROWS
     assert batch.starts.tolist() == list(range(ROWS + 1))

@@ -88,6 +88,7 @@ def engine(
 ) -> Engine:
     plan = SimpleNamespace(
         overlap=overlap,
+        speculate=0,
         rows=rows,
         max_len=64,
         device=torch.device("cpu"),

@@ -202,7 +202,7 @@ def test_two_hundred_requests_get_what_each_gets_alone(family, request, overlap)
         assert len(found[one.id]) == one.max_tokens
         tiny.assert_greedy(model, one.prompt, found[one.id])
     counts = engine.scheduler.counts
-    assert counts.evictions > 10
+    assert counts.evictions > 5
     assert (
         counts.cached_tokens > {"llama": 500, "gemma": 10}[family]
     )  # two groups of three forget what is out of sight

@@ -21,6 +21,7 @@ from headrace.engine.resolve import (
     pick_device,
     pick_dtype,
     pick_kv_dtype,
+    pick_quantization,
     resolve,
     workspace,
 )
@@ -122,6 +123,15 @@ def test_rows_are_no_more_than_tokens():
 @pytest.mark.parametrize(("said", "overlap"), [("on", True), ("off", False), ("auto", False)])
 def test_overlap(said: str, overlap: bool):
     assert plan(**{"schedule.overlap": said}).overlap is overlap
+
+
+def test_guesses_are_made_where_no_step_is_planned_ahead():
+    assert plan().speculate == 8
+    assert plan(**{"schedule.overlap": "on"}).speculate == 0
+    assert plan(**{"schedule.overlap": "on", "schedule.speculate": 0}).overlap
+    assert plan(**{"schedule.speculate": 3}).speculate == 3
+    with pytest.raises(Refused, match="guesses what follows"):
+        plan(**{"schedule.overlap": "on", "schedule.speculate": 3})
 
 
 def test_what_was_asked_for_stands():
@@ -301,3 +311,15 @@ def test_a_plan_cannot_be_changed():
     assert replace(made, path=Path("x")).path == Path("x")
     with pytest.raises(AttributeError):
         made.rows = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(("settings", "config", "wanted"), [
+    ({"quantization_config": {"quant_method": "fp8"}}, {}, "checkpoint"), ({}, {}, "none"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, {}, "none"),
+    ({"quantization_config": {"quant_method": "fp8"}}, {"deterministic": True}, "none"),
+])  # fmt: skip
+def test_on_a_gpu_a_checkpoint_stays_as_it_is_where_there_are_kernels(settings, config, wanted):
+    made = from_names(**config)
+    found = pick_quantization(made, settings, torch.device("cuda"), torch.bfloat16, None)
+    assert found == wanted
+    assert pick_quantization(made, settings, torch.device("cpu"), torch.float32, None) == "none"

@@ -1,5 +1,8 @@
 """No schedule changes what is generated; what is lent comes back; every request ends once."""
 
+from random import Random
+from types import SimpleNamespace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -33,12 +36,18 @@ works = st.lists(
     depth=st.integers(0, 2),
     key=st.sampled_from(sorted(POLICIES)),
     cache=st.booleans(),
+    guesses=st.one_of(st.none(), st.randoms(use_true_random=False)),
     cancels=st.dictionaries(st.integers(1, 30), st.lists(st.integers(0, 7).map(str), max_size=2), max_size=3),
 )
-def test_no_schedule_changes_what_is_generated(work, groups, extra, budget, rows, depth, key, cache, cancels):
+def test_no_schedule_changes_what_is_generated(
+    work, groups, extra, budget, rows, depth, key, cache, guesses, cancels
+):
     requests = [ask(i, prompt, n, salt, priority) for i, (prompt, n, salt, priority) in enumerate(work)]
     blocks = max(fits_alone(r, groups, budget) for r in requests) + extra
     scheduler = Scheduler(BlockPool(blocks, SIZE, groups), budget, rows, policy(key), cache)
+    if guesses is not None:
+        scheduler = Guessing(BlockPool(blocks, SIZE, groups), budget, rows, policy(key), cache, 5)
+        scheduler.random = guesses
     tokens, ends = serve(scheduler, requests, depth, cancels)
     for request in requests:
         expected = alone(request, groups)
@@ -52,6 +61,25 @@ def test_no_schedule_changes_what_is_generated(work, groups, extra, budget, rows
     assert not scheduler.live
     assert scheduler.pool.free == blocks
     assert sorted(scheduler.slots) == list(range(rows))
+
+
+class Guessing(Scheduler):
+    """Guesses that are as often right as wrong, from the first wrong one on all of them."""
+
+    random: Random
+
+    def add(self, request):
+        super().add(request)
+        seq = self.live[request.id]
+        truth = [*request.prompt, *alone(request, self.pool.groups)]
+        seq.drafter = SimpleNamespace(draft=lambda tokens, most, rows: self.guess(truth, tokens, most))  # pyright: ignore
+
+    def guess(self, truth, tokens, most):
+        draft = (truth[len(tokens) :] + [0] * most)[: self.random.randint(0, most)]
+        if draft and self.random.random() < 0.7:
+            wrong = self.random.randrange(len(draft))
+            draft[wrong:] = [token + 1 for token in draft[wrong:]]
+        return draft
 
 
 def fits_alone(request, groups, budget):

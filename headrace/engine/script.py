@@ -1,0 +1,294 @@
+"""A decoder's step on a CPU as one call: torch's own interpreter runs its operators, with no Python between them.
+
+Of one token, calls from Python take longer than what they compute. The program below is TorchScript, a part of Python;
+it says the same as the layers of headrace/nn that it stands in for, of models whose layers are all alike and prepacked.
+
+T tokens, H query heads, K kv heads, G = H / K, D head size, E hidden size, S keys of a row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headrace.engine.batch import Batch
+from headrace.engine.reach import bunches, stretches
+from headrace.kernels.activation import silu_mul
+from headrace.kernels.int8 import LIFT
+from headrace.kernels.rotate import Turns
+from headrace.nn.decoder import Block, Decoder
+from headrace.nn.linear import Linear
+from headrace.nn.mlp import ACTIVATIONS
+from headrace.nn.norm import RMSNorm
+from headrace.nn.prepacked import Prepacked
+
+BLOCK = 64
+"""Queries of a row whose scores are made at once: few enough not to make many that are hidden."""
+
+SOURCE = """
+def product(
+    x: Tensor, factor: Tensor, packed: __torch__.torch.classes.quantized.LinearPackedParamsBase, sums: Tensor,
+    levels: int,
+) -> Tensor:
+    # As Int8Weight.product, times a factor per token, which includes what inputs are lifted by.
+    if x.size(0) == 1:
+        return torch.ops.quantized.linear_dynamic(x * factor, packed, levels == 127)
+    middle = levels // 2 + 1
+    low = x.amin(-1, True).clamp_(max=0)
+    step = x.amax(-1, True).clamp_(min=0).sub_(low).mul_(1 / levels).clamp_(min=1e-30)
+    shift = low.div_(step).round_().add_(middle).neg_()
+    whole = torch.addcdiv(shift, x, step)
+    out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(whole, 1.0, middle, packed)
+    return out.addcmul_(shift, sums, value=-1).mul_(step.mul_(factor))
+
+
+def shrink(x: Tensor, eps: Tensor, part: float) -> Tensor:
+    # What RMSNorm multiplies each token by.
+    length = torch.ops.aten.linalg_vector_norm(x, 2, [-1], True)
+    return torch.addcmul(eps, length, length, value=part).rsqrt_()
+
+
+def keys_of(cache: Tensor, slots: Tensor, first: int, last: int) -> Tensor:
+    if last > first:
+        return cache[first:last]
+    return cache.index_select(0, slots)
+
+
+def decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_heads: int, slots: Tensor, first: int, last: int,
+    cells: Tensor, bias: Tensor,
+) -> Tensor:
+    # q [R, H, D] of rows with one query: [R, H D].
+    rows, size = q.size(0), q.size(2)
+    if rows > 1:
+        q = q.view(rows, kv_heads, -1, size).transpose(0, 1)
+    q = q.reshape(kv_heads, -1, size)
+    if cells.numel() == 0:
+        k = keys_of(k_cache, slots, first, last)
+        v = keys_of(v_cache, slots, first, last)
+        weights = torch.bmm(q, k.permute(1, 2, 0)).softmax(-1)
+        out = torch.bmm(weights, v.transpose(0, 1))
+    else:
+        own, group = bias.size(2), q.size(1) // rows
+        k = k_cache.view(-1, size).index_select(0, cells).view(-1, own, size)
+        v = v_cache.view(-1, size).index_select(0, cells).view(-1, own, size)
+        near = torch.baddbmm(bias, q.view(-1, group, size), k.transpose(1, 2)).view(kv_heads, -1, own)
+        far = keys_of(k_cache, slots, first, last)
+        shared = far.size(0)
+        weights = torch.cat((torch.bmm(q, far.permute(1, 2, 0)), near), -1).softmax(-1)
+        out = torch.bmm(weights[:, :, :shared], keys_of(v_cache, slots, first, last).transpose(0, 1))
+        out = torch.baddbmm(out.view(-1, group, size), weights[:, :, shared:].reshape(-1, group, own), v)
+    if rows > 1:
+        out = out.view(kv_heads, rows, -1).transpose(0, 1)
+    return out.reshape(rows, -1)
+
+
+def stretch(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_heads: int, slots: Tensor, first: int, last: int, hidden: Tensor,
+) -> Tensor:
+    # q [T, H, D] of one row: [T, H D]. A block of queries at a time meets the keys that its last one sees; `hidden`
+    # [block, 1, block] is what is added to scores of the newest.
+    tokens, size, block = q.size(0), q.size(2), hidden.size(0)
+    q = q.view(tokens, kv_heads, -1, size).transpose(0, 1)
+    group = q.size(2)
+    q = q.reshape(kv_heads, -1, size)
+    k = keys_of(k_cache, slots, first, last).permute(1, 2, 0)
+    v = keys_of(v_cache, slots, first, last).transpose(0, 1)
+    made: List[Tensor] = []
+    for start in range(0, tokens, block):
+        count = min(block, tokens - start)
+        seen = k.size(2) - tokens + start + count
+        scores = torch.bmm(q[:, start * group : (start + count) * group], k[:, :, :seen])
+        newest = scores.view(kv_heads, count, group, seen)[:, :, :, seen - count :]
+        newest.add_(hidden[:count, :, :count])
+        made.append(torch.bmm(scores.softmax(-1), v[:, :seen]))
+    out = made[0] if len(made) == 1 else torch.cat(made, 1)
+    return out.view(kv_heads, tokens, -1).transpose(0, 1).reshape(tokens, -1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, kv_heads: int, tensors: List[Tensor], bunches: List[int], stretches: List[int],
+    hidden: Tensor,
+) -> Tensor:
+    # tensors: per bunch queries, slots, cells, bias; per stretch slots. bunches: first, last. stretches: start, stop,
+    # first, last.
+    if len(bunches) == 2 and len(stretches) == 0 and q.size(0) == 1:
+        return decode(q, k, v, kv_heads, tensors[1], bunches[0], bunches[1], tensors[2], tensors[3])
+    out = q.new_zeros(q.size(0), q.size(1) * q.size(2))
+    for i in range(len(bunches) // 2):
+        queries, slots, cells, bias = tensors[4 * i], tensors[4 * i + 1], tensors[4 * i + 2], tensors[4 * i + 3]
+        first, last = bunches[2 * i], bunches[2 * i + 1]
+        out.index_copy_(
+            0, queries, decode(q.index_select(0, queries), k, v, kv_heads, slots, first, last, cells, bias)
+        )
+    at = 2 * len(bunches)
+    for i in range(len(stretches) // 4):
+        start, stop, first, last = (
+            stretches[4 * i], stretches[4 * i + 1], stretches[4 * i + 2], stretches[4 * i + 3]
+        )
+        out[start:stop] = stretch(
+            q[start:stop], k, v, kv_heads, tensors[at + i], first, last, hidden
+        )
+    return out
+
+
+def step(
+    x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, tensors: List[Tensor], bunches: List[int],
+    stretches: List[int],
+    packed: List[__torch__.torch.classes.quantized.LinearPackedParamsBase], sums: List[Tensor],
+    biases: List[Tensor], head_norms: List[Tensor], k_caches: List[Tensor], v_caches: List[Tensor],
+    eps: Tensor, part: float, head_eps: Tensor, lift: Tensor, matrix: Tensor,
+    heads: int, kv_heads: int, levels: int, biased: bool, hidden: Tensor,
+) -> Tensor:
+    # x [T, E], written over: the hidden states before the last norm.
+    # `eps` and `part` make that a norm lifts what it gives, too.
+    tokens = x.size(0)
+    both, half = heads + kv_heads, cos.size(-1) // 2
+    for i in range(len(k_caches)):
+        k_cache, v_cache = k_caches[i], v_caches[i]
+        y = product(x, shrink(x, eps, part), packed[4 * i], sums[4 * i], levels)
+        if biased:
+            y.add_(biases[4 * i])
+        y = y.view(tokens, both + kv_heads, -1)
+        qk, v = y[:, :both], y[:, both:]
+        if len(head_norms) > 0:
+            qk = qk * shrink(qk, head_eps, 0.5 / half) * head_norms[i]
+        qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin)
+        k_cache.index_copy_(0, slots, qk[:, heads:])
+        v_cache.index_copy_(0, slots, v)
+        y = attend(qk[:, :heads], k_cache, v_cache, kv_heads, tensors, bunches, stretches, hidden)
+        y = product(y, lift, packed[4 * i + 1], sums[4 * i + 1], levels)
+        if biased:
+            y.add_(biases[4 * i + 1])
+        x.add_(y)
+        y = product(x, shrink(x, eps, part), packed[4 * i + 2], sums[4 * i + 2], levels)
+        if biased:
+            y.add_(biases[4 * i + 2])
+        inner = y.size(1) // 2
+        y = torch.ops.aten.silu(y[:, :inner]).mul_(y[:, inner:])
+        y = torch.mm(y.view(-1, matrix.size(0)), matrix).view(tokens, -1)
+        y = product(y, lift, packed[4 * i + 3], sums[4 * i + 3], levels)
+        if biased:
+            y.add_(biases[4 * i + 3])
+        x.add_(y)
+    return x
+"""
+
+
+class Script:
+    """Runs the steps of a model on a batch, for which `unfit` must be None."""
+
+    def __init__(self, model: Decoder, batch: Batch):
+        self._model, self._batch = model, batch
+        blocks = _blocks(model)
+        attention, layers = blocks[0].self_attn, [layer for block in blocks for layer in _linears(block)]
+        packed = [layer.packed for layer in layers if isinstance(layer.packed, Prepacked)]
+        assert attention.rope is not None
+        assert packed[3].matrix is not None
+        self._rope = attention.rope
+        self._scale = torch.ones(attention.heads + attention.kv_heads, 1, device="cpu")
+        self._scale[: attention.heads] = attention.scale  # of queries: part of what rotates them
+        none = torch.zeros(1, device="cpu")
+        head_eps = 0.0 if attention.q_norm is None else attention.q_norm.eps
+        self._model_s: tuple[Any, ...] = (
+            [weight.weight.packed for weight in packed],
+            [weight.weight.sums_N for weight in packed],
+            [none if layer.bias is None else layer.bias.data for layer in layers],
+            [_head_weights(block) for block in blocks if block.self_attn.q_norm is not None],
+            [cache.flatten(0, 1) for cache in batch.cache.k],
+            [cache.flatten(0, 1) for cache in batch.cache.v],
+            torch.full((1, 1), blocks[0].input_layernorm.eps / LIFT**2, device="cpu"),
+            1 / (model.shape.hidden * LIFT**2),
+            torch.full((1, 1, 1), head_eps, device="cpu"),
+            torch.full((1, 1), LIFT, device="cpu"),
+            packed[3].matrix,
+            attention.heads,
+            attention.kv_heads,
+            packed[0].weight.levels,
+            any(layer.bias is not None for layer in layers),
+            torch.full((BLOCK, BLOCK), float("-inf"), device="cpu").triu(1).unsqueeze(1),
+        )
+        self._step = torch.jit.CompilationUnit(SOURCE).step
+
+    def __call__(self) -> Tensor:
+        """[T, E] of the step that the batch was filled with, after the last norm."""
+        batch = self._batch
+        x_TE = self._model.embed_tokens(batch.ids)
+        cos, sin = Turns.of(batch.positions, self._rope.table)
+        x_TE = self._step(
+            x_TE, cos * self._scale, sin * self._scale, batch.slots[0], *self._keys(), *self._model_s
+        )
+        return self._model.norm(x_TE)
+
+    def _keys(self) -> tuple[list[Tensor], list[int], list[int]]:
+        """What `attend` takes after the caches."""
+        batch = self._batch
+        starts, context, table_RB = batch.starts_np, batch.context_np, batch.tables[0].numpy()
+        tensors: list[Tensor] = []
+        one: list[int] = []
+        several: list[int] = []
+        for bunch in bunches(starts, context, table_RB, batch.block_size, *self._sizes):
+            tensors += (bunch.queries, bunch.common.slots, bunch.cells, bunch.bias)
+            one += (bunch.common.first, bunch.common.last)
+        for row in stretches(starts, context, table_RB, batch.block_size):
+            tensors.append(row.keys.slots)
+            several += (row.start, row.stop, row.keys.first, row.keys.last)
+        return tensors, one, several
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        layer = _blocks(self._model)[0].self_attn
+        return layer.kv_heads, layer.head_dim
+
+
+def unfit(model: Decoder, batch: Batch) -> str | None:
+    """Why the program does not say what this model's layers say; None where it does."""
+    blocks = _blocks(model)
+    layers = [block.self_attn for block in blocks]
+    kinds = {
+        (layer.rope, layer.window, layer.softcap, layer.group, layer.k_scale, layer.v_scale)
+        for layer in layers
+    }
+    rope, *others = kinds.pop() if len(kinds) == 1 else (None,)
+    caches = (*batch.cache.k, *batch.cache.v)
+    reasons = {
+        "has layers of several kinds": any(type(block) is not Block for block in model.blocks) or kinds,
+        "rotates nothing, or only parts of heads": rope is None or rope.table.shape[1] != layers[0].head_dim,
+        "has a window, a cap on scores or several caches": others != [None, None, 0, 1.0, 1.0],
+        "activates by another function": any(ACTIVATIONS[block.mlp.act] is not silu_mul for block in blocks),
+        "is not prepacked": not all(_prepacked(block) for block in blocks),
+        "is deterministic": model.deterministic,
+        "has norms with weights": any(
+            bool((n.weight + n.offset != 1).any()) for b in blocks for n in _norms(b)
+        ),
+        "has another cache": any(cache.dtype != torch.float32 or cache.is_cuda for cache in caches),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _blocks(model: Decoder) -> list[Block]:
+    return [block for block in model.blocks if isinstance(block, Block)]
+
+
+def _linears(block: Block) -> tuple[Linear, ...]:
+    return block.self_attn.qkv_proj, block.self_attn.o_proj, block.mlp.gate_up_proj, block.mlp.down_proj
+
+
+def _norms(block: Block) -> tuple[RMSNorm, ...]:
+    return block.input_layernorm, block.post_attention_layernorm
+
+
+def _prepacked(block: Block) -> bool:
+    """With inputs turned of the last product alone."""
+    packed = [layer.packed for layer in _linears(block)]
+    turned = [isinstance(one, Prepacked) and one.matrix is not None for one in packed]
+    return all(isinstance(one, Prepacked) for one in packed) and turned == [False, False, False, True]
+
+
+def _head_weights(block: Block) -> Tensor:
+    """[H + K, D]: what queries and keys are multiplied by after their norm."""
+    layer = block.self_attn
+    assert layer.q_norm is not None
+    assert layer.k_norm is not None
+    q, k = (norm.weight.float() + norm.offset for norm in (layer.q_norm, layer.k_norm))
+    return torch.cat((q.expand(layer.heads, -1), k.expand(layer.kv_heads, -1)))

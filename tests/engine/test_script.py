@@ -1,0 +1,106 @@
+"""A CPU's step in one call says what the layers say that it stands in for, whatever rows a step has."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.engine.reach import SHARED, bunches, stretches
+from headrace.engine.request import SamplingParams
+from headrace.engine.script import BLOCK, unfit
+from headrace.engine.start import Started, start
+from headrace.kernels import int8
+from headrace.models import gemma, llama, qwen
+from tests import tiny
+from tests.engine.test_engine import ask
+
+pytestmark = pytest.mark.skipif(int8.missing() is not None, reason="no 8-bit products on this processor")
+
+QWEN2 = {**qwen.TINY, "use_sliding_window": False}
+QWEN3 = {**QWEN2, "model_type": "qwen3"}
+LONG = [3 + i * 7 % 250 for i in range(BLOCK + 40)]
+
+
+def started(at: Path, config: dict[str, Any], **more: Any) -> Started:
+    folder = tiny.folder(at / "model", config, max_position_embeddings=256)
+    more = {
+        "quantization": "int8",
+        "block_size": 16,
+        "max_num_batched_tokens": 80,
+        "schedule.speculate": 0,
+        **more,
+    }
+    return start(tiny.config(folder, **more))
+
+
+def compare(started: Started, steps: int) -> list[int]:
+    """Run steps by the script, each by the layers as well; how many rows each had."""
+    runner, scheduler = started.engine.executor.runner, started.engine.scheduler
+    assert runner.script is not None, unfit(runner.model, runner.batch)
+    rows = []
+    for _ in range(steps):
+        step = scheduler.plan()
+        with torch.inference_mode():
+            assert runner._admit(step) is None
+            runner.batch.fill(step)
+            found, expected = runner.script(), runner.model(runner.batch)
+        alike = torch.nn.functional.cosine_similarity(found, expected)
+        assert alike.min() > 0.999, alike  # a number between two steps of 8 bits may go to the other one
+        assert alike.median() > 0.999999
+        scheduler.commit(step, runner.draw(runner._whole(step))())
+        rows.append(len(step))
+    return rows
+
+
+@pytest.mark.parametrize("config", [llama.TINY, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+def test_steps_of_every_kind(tmp_path: Path, config: dict[str, Any]):
+    """A long prompt in pieces, rows that decode beside it, rows alone."""
+    begun = started(tmp_path, config)
+    begun.engine.add(ask("a", LONG, SamplingParams(max_tokens=9)))
+    assert compare(begun, 1) == [1]
+    begun.engine.add(ask("b", [5, 6, 7], SamplingParams(max_tokens=3)))
+    assert compare(begun, 9) == [2, 2, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_rows_that_begin_alike(tmp_path: Path):
+    begun = started(tmp_path, llama.TINY)
+    for n in range(3):
+        begun.engine.add(ask(n, [*LONG[:64], 9 + n, 4], SamplingParams(max_tokens=6)))
+        compare(begun, 1)  # so that the next one finds the first one's blocks
+    begun.engine.add(ask("other", [8, 8, 8, 8], SamplingParams(max_tokens=6)))
+    compare(begun, 2)
+    batch = begun.engine.executor.runner.batch
+    found = list(
+        bunches(batch.starts_np, batch.context_np, batch.tables[0].numpy(), 16, 2, batch.cache.k[0].shape[3])
+    )
+    assert sorted(len(bunch.queries) for bunch in found) == [1, 3]
+    assert (
+        max(bunch.common.last - bunch.common.first for bunch in found if len(bunch.queries) == 3)
+        == 64
+        >= SHARED
+    )
+
+
+def test_keys_that_do_not_lie_in_a_row():
+    starts, context = np.array([0, 1, 4, 5], np.int32), np.array([20, 33, 5], np.int32)
+    table = np.array([[4, 2, 0], [7, 8, 9], [3, 0, 0]], np.int32)
+    alone = {int(bunch.queries[0]): bunch.common for bunch in bunches(starts, context, table, 16, 2, 8)}
+    assert alone[0].slots.tolist() == [*range(64, 80), *range(32, 36)]
+    assert alone[4][1:] == (48, 53)
+    (several,) = stretches(starts, context, table, 16)
+    assert (several.start, several.stop, several.keys.first, several.keys.last) == (1, 4, 112, 145)
+
+
+def test_what_it_cannot_say_is_left_to_the_layers(tmp_path: Path):
+    for name, config, more in (
+        ("gemma", gemma.TINY, {}),
+        ("float", llama.TINY, {"quantization": "none"}),
+        ("windows", qwen.TINY, {}),
+        ("fixed", llama.TINY, {"schedule.deterministic": True}),
+    ):
+        begun = started(tmp_path / name, config, **more)
+        runner = begun.engine.executor.runner
+        assert runner.script is None, name
+        assert unfit(runner.model, runner.batch) is not None
