@@ -8,6 +8,7 @@ One line of JSON each way: first the settings and {"ready": ...}, then a workloa
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -167,8 +168,10 @@ def main(name: str, read: int, write: int) -> None:
                 seconds, made = run((work["prompts"], work["outputs"]))
                 answer({"seconds": seconds, "made": made})
         except BaseException as fault:
+            traceback.print_exc()
+            sys.stdout.flush()  # who hears of the error looks at once at what was printed before it
             answer({"error": f"{type(fault).__name__}: {fault}"})
-            raise
+            raise SystemExit(1) from fault
 
 
 if __name__ == "__main__":

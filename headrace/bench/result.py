@@ -3,8 +3,10 @@
 import json
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,19 @@ def _verdict(name: str, old: Measure | None, new: Measure | None) -> Verdict:
     noise = max(NOISE, old.spread, new.spread)
     word = "equal" if abs(gain) <= noise else "better" if gain > 0 else "worse"
     return Verdict(name, new.unit, old.value, new.value, gain, word)
+
+
+def as_json(found: Any) -> Any:
+    """What json can write: named tuples and dataclasses as objects with their names, nan and infinity as null."""
+    if is_dataclass(found) and not isinstance(found, type):
+        return {each.name: as_json(getattr(found, each.name)) for each in fields(found)}
+    if isinstance(found, tuple) and hasattr(found, "_asdict"):
+        return as_json(found._asdict())  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(found, Mapping):
+        return {str(name): as_json(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [as_json(value) for value in found]
+    return None if isinstance(found, float) and not isfinite(found) else found
 
 
 def versions(*packages: str) -> dict[str, str]:

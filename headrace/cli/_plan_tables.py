@@ -1,11 +1,12 @@
 """The tables of `headrace plan`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from headrace.cli._plan_read import Fit, Planned
+from headrace.cli.plan import SHOWN
 from headrace.plan import words
 from headrace.plan.advice import Advice
 from headrace.plan.forecast import Forecast
@@ -13,19 +14,15 @@ from headrace.plan.gpus import PRICES_OF
 from headrace.plan.options import Option
 from headrace.plan.search import Choice
 
-SHOWN = 8
 
-
-def show(
-    option: Option, advice: Sequence[Advice], choices: Sequence[Choice], samples: Any, goal: str
-) -> None:
+def show(planned: Planned, advice: Sequence[Advice], goal: str) -> None:
     """Everything, in the order in which one asks: does it fit, how fast, what to change."""
     console = Console()
-    if samples:
-        console.print(_calibration(*samples))
-    if choices:
-        console.print(_choices(choices))
-    made = option.forecast
+    if planned.fit is not None:
+        console.print(_calibration(planned.fit))
+    if planned.choices:
+        console.print(_choices(planned.choices))
+    option, made = planned.option, planned.option.forecast
     console.print(_settings(option, made))
     console.print(_memory(option))
     if made is not None:
@@ -140,18 +137,18 @@ def _choices(found: Sequence[Choice]) -> Table:
     return table
 
 
-def _calibration(samples: Sequence[Any], fitted: Any, before: Any) -> Table:
-    worst = max(abs(sample.error(fitted)) for sample in samples)
+def _calibration(fit: Fit) -> Table:
+    worst = max(abs(sample.error(fit.after)) for sample in fit.samples)
     table = Table(title="against measured runs", caption=f"at most {worst:.1%} wrong after fitting")
     table.add_column("run")
     for heading in ("measured", "predicted", "error", "before fitting"):
         table.add_column(heading, justify="right")
-    for sample in samples:
+    for sample in fit.samples:
         table.add_row(
             sample.name,
             words.seconds(sample.seconds),
-            words.seconds(sample.predicted(fitted)),
-            f"{sample.error(fitted):+.1%}",
-            f"{sample.error(before):+.1%}",
+            words.seconds(sample.predicted(fit.after)),
+            f"{sample.error(fit.after):+.1%}",
+            f"{sample.error(fit.before):+.1%}",
         )
     return table

@@ -74,6 +74,7 @@ def facts(plan: "Plan") -> dict[str, Any]:
             "policy": plan.policy,
             "prefix_cache": plan.prefix_cache,
             "overlap": plan.overlap,
+            "speculate": plan.speculate,
             "deterministic": plan.deterministic,
         },
         "seed": plan.seed,
@@ -129,6 +130,7 @@ def _settings(plan: "Plan") -> Table:
     table.add_row("step", f"at most {plan.tokens} tokens of {plan.rows} requests, in order of {plan.policy}")
     table.add_row("prefix cache", "on" if plan.prefix_cache else "off")
     table.add_row("plans ahead", "yes" if plan.overlap else "no")
+    table.add_row("guesses", f"up to {plan.speculate} tokens ahead" if plan.speculate else "none")
     if plan.deterministic:
         table.add_row("deterministic", "logits do not depend on what shares a step")
     for window, count in groups(plan):

@@ -5,13 +5,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from headrace.api.llm import LLM
 from headrace.base.config import Config, Memory, Model, Schedule
 from headrace.base.errors import Refused
-from headrace.bench.perplexity import Perplexity, measure, windows_of
+from headrace.bench.perplexity import Perplexity, measure
+from headrace.bench.windows import cut
 from headrace.engine.request import SamplingParams
 from headrace.models.llama import TINY
 
@@ -34,29 +36,44 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
     )
 
 
+def of(*windows: list[float], ids: int = 0) -> Perplexity:
+    return Perplexity("x", [[ids] * (len(w) + 1) for w in windows], [np.array(w) for w in windows])
+
+
 def test_a_fair_coin_has_perplexity_two():
-    assert Perplexity.of("coin", 1, [math.log(0.5)] * 10) == ("coin", 1, 10, pytest.approx(2), 0)
+    coin = of([math.log(2)] * 10)
+    assert (coin.tokens, len(coin.windows)) == (10, 1)
+    assert coin.value == pytest.approx(2)
+    assert coin.error == pytest.approx(0, abs=1e-12)
 
 
 def test_the_error_is_that_of_the_mean():
-    found = Perplexity.of("x", 1, [-1.0, -3.0])
+    found = of([1.0, 3.0])
     assert found.value == pytest.approx(math.exp(2))
     assert found.error == pytest.approx(math.exp(2) * math.sqrt(2) / math.sqrt(2))
-    assert Perplexity.of("x", 1, [-1.0]).error == 0
+    assert math.isnan(of([1.0]).error)
+
+
+def test_another_model_is_compared_token_by_token():
+    base, other = of([1.0, 5.0, 2.0]), of([1.1, 5.1, 2.1])
+    assert other.over(base).value == pytest.approx(math.exp(0.1))
+    assert other.over(base).error == pytest.approx(0, abs=1e-12)
+    with pytest.raises(Refused, match="different tokenizers"):
+        other.over(of([1.0, 5.0, 2.0], ids=1))
 
 
 def test_windows(llm: LLM):
     text = "abcdefghijk"
     ids = llm.intake.text_tokenizer.encode(text)
 
-    def cut(tokens: int, windows: int | None) -> list[list[int]]:
-        return windows_of(llm, text, "x", tokens, windows)
+    def of(tokens: int, windows: int | None) -> list[list[int]]:
+        return cut(llm.intake.text_tokenizer, text, "x", tokens, windows, 254)
 
-    assert cut(4, 1) == [ids[:5]]
-    assert cut(4, None) == [ids[0:5], ids[4:9]]  # the rest is no whole window
-    assert cut(5, None) == [ids[0:6], ids[5:11]]
-    assert cut(50, 3) == [ids]
-    for window in cut(5, None):
+    assert of(4, 1) == [ids[:5]]
+    assert of(4, None) == [ids[0:5], ids[4:9]]  # the rest is no whole window
+    assert of(5, None) == [ids[0:6], ids[5:11]]
+    assert of(50, 3) == [ids]
+    for window in of(5, None):
         assert len(window) == 6
 
 
@@ -65,7 +82,7 @@ def test_windows(llm: LLM):
 )
 def test_what_cannot_be_measured(text: str, tokens: int, param: str, llm: LLM):
     with pytest.raises(Refused) as caught:
-        windows_of(llm, text, "x", tokens, 1)
+        measure(llm, text, "x", tokens, 1)
     assert caught.value.param == param
 
 
@@ -90,7 +107,7 @@ def test_windows_are_read_alone(llm: LLM):
     ids = llm.intake.text_tokenizer.encode(text)
     parts = [llm.intake.text_tokenizer.decode(ids[a : a + 101]) for a in (0, 100)]
     alone = [math.log(measure(llm, part, "x", 100, 1).value) for part in parts]
-    assert (together.tokens, together.windows) == (200, 2)
+    assert (together.tokens, len(together.windows)) == (200, 2)
     assert math.log(together.value) == pytest.approx(sum(alone) / 2, rel=1e-4)
 
 

@@ -15,6 +15,7 @@ from headrace.checkpoint.wheel import Wheel
 RAW = {
     "gsm8k": b'{"question": "q1", "answer": "a1"}\n\n{"question": "q2", "answer": "a2"}\n',
     "hamlet": b"# Hamlet\n\n## ACT I\n\n_Enter_\n\n**FRANCISCO**  \nWho's   there?\n",
+    "lear": b"# King Lear\n\n## ACT I\n\n**KENT**\nI  thought\n",
     "humaneval": gzip.compress(
         b"\n".join(
             json.dumps({"prompt": f"def f{n}():\n", "canonical_solution": "    pass\n"}).encode()
@@ -25,6 +26,7 @@ RAW = {
 TEXTS = {
     "gsm8k": "Question: q1\nAnswer: a1\n\nQuestion: q2\nAnswer: a2",
     "hamlet": "ACT I Enter FRANCISCO Who's there?",
+    "lear": "ACT I KENT I thought",
     "humaneval": "def f1():\n    pass\n\n\ndef f2():\n    pass\n",
 }
 
@@ -39,6 +41,19 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", texts.KNOWN)
 def test_how_files_become_texts(name: str):
     assert texts.KNOWN[name].assemble(RAW[name]) == TEXTS[name]
+
+
+def test_the_second_half_is_left_for_calibration():
+    rows = [
+        json.dumps({"question": f"q{n}", "answer": "", "prompt": f"p{n}.", "canonical_solution": ""})
+        for n in range(1319)
+    ]
+    raw = "\n".join(rows).encode()
+    questions = texts.KNOWN["gsm8k"].assemble(raw)
+    assert "q659\n" in questions
+    assert "q660\n" not in questions
+    programs = texts.KNOWN["humaneval"].assemble(gzip.compress(raw))
+    assert programs.endswith("p81.")
 
 
 def test_a_known_text_is_fetched_once(monkeypatch: pytest.MonkeyPatch, home: Path):

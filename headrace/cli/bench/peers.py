@@ -65,16 +65,7 @@ def run(
     """
     if rounds < 1:
         raise Refused(f"--rounds is {rounds}; expected at least 1", param="rounds")
-    if vllm is None and llama_cpp is None:
-        raise Refused(
-            "no peer is given", hint="give --vllm or --llama-cpp: the Python of an environment that has it"
-        )
-    if llama_cpp is not None and (shape is not None or temperature):
-        raise Refused(
-            "llama.cpp is compared on a GGUF file and with temperature 0 only",
-            param="llama_cpp",
-            hint="leave out --llama-cpp, or --shape and --temperature",
-        )
+    _check_peers(vllm, llama_cpp, greedy_gguf=shape is None and not temperature)
     options = _options(vllm_options)
     with ExitStack() as open_things:
         folder = Path(open_things.enter_context(tempfile.TemporaryDirectory()))
@@ -86,6 +77,19 @@ def run(
     settings["model"] = shape or engine.config.model.path
     gpu = facts["headrace"].get("gpu")
     report(result("peers", settings, measures, gpu=gpu), files, _table(races, facts))
+
+
+def _check_peers(vllm: Path | None, llama_cpp: Path | None, greedy_gguf: bool) -> None:
+    if vllm is None and llama_cpp is None:
+        raise Refused(
+            "no peer is given", hint="give --vllm or --llama-cpp: the Python of an environment that has it"
+        )
+    if llama_cpp is not None and not greedy_gguf:
+        raise Refused(
+            "llama.cpp is compared on a GGUF file and with temperature 0 only",
+            param="llama_cpp",
+            hint="leave out --llama-cpp, or --shape and --temperature",
+        )
 
 
 def _options(text: str) -> dict[str, Any]:

@@ -363,6 +363,7 @@ def _against(
 
 
 def _write(said: dict[str, Any], levels: "list[Level]", rows: "list[Row]", judgement: Judgement) -> None:
+    from headrace.bench import page
     from headrace.bench.serve import export, report
 
     if judgement.output is not None:
@@ -372,4 +373,4 @@ def _write(said: dict[str, Any], levels: "list[Level]", rows: "list[Row]", judge
     if judgement.samples is not None:
         export.write_samples(judgement.samples, levels)
     if judgement.html is not None:
-        report.write(judgement.html, report.html(said, levels, rows))
+        page.write(judgement.html, report.html(said, levels, rows))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import folder
+
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -58,3 +60,19 @@ def test_what_cannot_be_done(words: list[str], said: str, command: Command, text
     code, _, err = command("eval", "perplexity", *words, *more, small=True)
     assert code == 2
     assert said in err
+
+
+def test_models_against_the_first(command: Command, text: str, tmp_path: Path):
+    base, other = str(folder(tmp_path / "base")), str(folder(tmp_path / "other", seed=1))
+    words = ("eval", "perplexity", base, other, "--text", text, "--tokens=50", "--threads=1")
+    small = ("--memory.share=0.05", "--memory.kv-blocks=80")
+    code, out, err = command(*words, *small)
+    assert (code, err) == (0, "")
+    assert "ratio" in out
+    assert "one standard error" in out
+    code, out, _ = command(*words, *small, "--json")
+    before, after = json.loads(out)["rows"]
+    assert before["over_base"] is None
+    ratio = after["perplexity"]["value"] / before["perplexity"]["value"]
+    assert after["over_base"]["value"] == pytest.approx(ratio)
+    assert [m["name"] for m in json.loads(out)["measures"]] == [f"{base}: {text}", f"{other}: {text}"]

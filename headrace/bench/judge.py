@@ -1,0 +1,127 @@
+"""Judges what an optimizer's run made: quality against the base, speed of both, and the report beside the weights."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headrace.api.llm import LLM
+from headrace.base.config import Config
+from headrace.base.hardware import probe
+from headrace.bench import divergence, latency, texts
+from headrace.bench.page import write
+from headrace.bench.plain import as_judged, forget, open_plain
+from headrace.bench.report_optimize import Point, Speed, Story, document, html
+from headrace.bench.result import Result, commit, versions
+from headrace.engine.resolve import pick_device
+from headrace.optimize.outcome import Outcome
+
+HTML, JSON = "report.html", "report.json"
+
+Notify = Callable[[str, float], None]
+"""Told what is being done, and which part of it is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How much is measured.
+
+    texts      files or names of bench.texts.KNOWN; none: quality is not measured
+    tokens     predicted per window
+    windows    of each text, from its beginning; None: all
+    generated  tokens of each answer that is timed, 0: speed is not measured
+    """
+
+    texts: tuple[str, ...] = ("gsm8k", "hamlet", "humaneval")
+    tokens: int = 512
+    windows: int | None = 8
+    generated: int = 48
+
+
+def judge(
+    outcome: Outcome,
+    config: Config,
+    trial: Trial = Trial(),
+    notify: Notify = lambda stage, part: None,
+    *,
+    sensitivity: Mapping[str, Mapping[str, float]] | None = None,
+    frontier: Sequence[Point] = (),
+) -> Story:
+    """Measure, and write report.html and report.json into the folder of the result.
+
+    `config` says the device, the dtype and the threads; the models are the outcome's. Raises Refused where the disk
+    does not take the report, and what loading does.
+    """
+    quality: list[divergence.Divergence] = []
+    if trial.texts:
+        quality = _quality(outcome, config, trial, notify)
+        forget()
+    speed = None
+    if trial.generated:
+        sides = (outcome.model, str(outcome.out))
+        before, after = (_speed(as_judged(config, side), trial.generated, notify) for side in sides)
+        speed = before, after
+    story = Story(outcome, _where(config, outcome, trial), quality, speed, sensitivity or {}, frontier)
+    save(story, outcome.out)
+    return story
+
+
+def save(story: Story, folder: Path) -> None:
+    """Raises Refused."""
+    write(folder / HTML, html(story))
+    write(folder / JSON, json.dumps(document(story), indent=1, allow_nan=False) + "\n")
+
+
+def _quality(outcome: Outcome, config: Config, trial: Trial, notify: Notify) -> list[divergence.Divergence]:
+    read = {name: texts.read(name) for name in trial.texts}
+    base, made = (open_plain(as_judged(config, model), notify) for model in (outcome.model, str(outcome.out)))
+    windows = divergence.windows(base, [made], read, trial.tokens, trial.windows)
+    said = "comparing with the base"
+    return divergence.compare(base, [made], windows, lambda done, of: notify(said, done / of))[0]
+
+
+def _speed(config: Config, tokens: int, notify: Notify) -> Speed:
+    llm = LLM(config=config, progress=notify)
+    notify("timing one stream", 0.0)
+    rows = {row.name: row.value for row in latency.measure(llm, 64, tokens, repeats=3, temperature=0.0)}
+    kept = f"{llm.plan.quantization}, {str(llm.plan.dtype).removeprefix('torch.')}"
+    del llm
+    forget()
+    return Speed(kept, 1000 / rows["ITL mean"], rows["TTFT p50"])
+
+
+def _where(config: Config, outcome: Outcome, trial: Trial) -> Result:
+    hardware = probe()
+    machine: dict[str, object] = {"cpu": hardware.cpu_name, "cores": hardware.cores}
+    device = pick_device(config)
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return Result(
+        "optimize",
+        machine,
+        versions("headrace", "torch", "triton"),
+        commit(),
+        {
+            "model": outcome.model,
+            "device": str(device),
+            "texts judged by": ", ".join(trial.texts),
+            "tokens per window": trial.tokens,
+        },
+    )
+
+
+def lines(story: Story) -> list[str]:
+    """What a terminal should say at the end."""
+    said: list[str] = []
+    for row in story.quality:
+        said.append(
+            f"{row.text}, {row.tokens:,} tokens: perplexity {row.base.value:.3f} to {row.other.value:.3f}"
+            f" ({row.ratio.value - 1:+.2%} ± {row.ratio.error:.2%}), KL {row.kl}, p99 {row.p99.value:.3f},"
+            f" top-1 {row.top1.value:.2%}"
+        )
+    if story.speed is not None:
+        before, after = story.speed
+        said.append(f"one stream: {before.per_second:.1f} to {after.per_second:.1f} tokens per second")
+    return [*said, f"report: {story.outcome.out / HTML}"]

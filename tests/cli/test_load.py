@@ -1,0 +1,43 @@
+"""How loading shows itself: a bar in a terminal, lines elsewhere."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from headrace.cli._load import Meter
+
+TOLD = [("loading weights", part / 40) for part in range(1, 40)] + [("warming up", 1.0)]
+
+
+def shown(terminal: bool, lines: bool) -> tuple[str, str]:
+    """What was written until the meter was stopped, and what a second load after that added."""
+    out = StringIO()
+    meter = Meter(Console(file=out, force_terminal=terminal, width=80), lines)
+    for stage, part in TOLD:
+        meter.tell(stage, part)
+    meter.stop()
+    first = out.getvalue()
+    for stage, part in TOLD:
+        meter.tell(stage, part)
+    meter.stop()
+    return first, out.getvalue()[len(first) :]
+
+
+def test_a_log_gets_a_line_for_each_tenth_whenever_something_is_loaded():
+    first, second = shown(terminal=False, lines=True)
+    expected = ["loading weights: 2%", *(f"loading weights: {n}0%" for n in range(1, 10)), "warming up"]
+    assert first.splitlines() == second.splitlines() == expected
+
+
+def test_a_terminal_gets_a_bar_that_is_not_seen_again():
+    first, second = shown(terminal=True, lines=True)
+    assert "loading weights" in first
+    assert "\x1b[2K" in first, "it was removed"
+    assert second == ""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_who_writes_an_answer_to_a_file_gets_nothing_else(terminal: bool):
+    first, _ = shown(terminal, lines=False)
+    assert bool(first) == terminal
