@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from headrace.base.config import Config
     from headrace.engine.request import SamplingParams
     from headrace.engine.structured import GuidedDecodingParams, StructuredOutputsParams
+    from headrace.optimize.entry import optimize
 
 # Read by torch's thread pool when it is loaded: how long an idle thread spins before it sleeps. Its own default of
 # 300,000 turns makes two threads several times slower than one where other programs want the same cores.
@@ -18,7 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "AsyncLLM", "CompletionOutput", "Config", "GuidedDecodingParams", "RequestOutput", "SamplingParams",
-           "StructuredOutputsParams", "__version__"]  # fmt: skip
+           "StructuredOutputsParams", "__version__", "optimize"]  # fmt: skip
 
 # Looked up on first use, so that importing a torch-free part of the package loads no torch.
 _HOME = {
@@ -30,6 +31,7 @@ _HOME = {
     "SamplingParams": "headrace.engine.request",
     "StructuredOutputsParams": "headrace.engine.structured",
     "GuidedDecodingParams": "headrace.engine.structured",
+    "optimize": "headrace.optimize",
 }
 
 

@@ -163,6 +163,10 @@ class SafetensorsSource:
         except (SafetensorError, ValueError, RuntimeError) as fault:
             raise BadCheckpoint(f"{self.path}: {name} cannot be read: {fault}") from fault
 
+    def slice(self, name: str) -> Any:
+        """The tensor, read only where it is indexed."""
+        return self._where[name].get_slice(name)
+
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:
         """See Source: nothing is known here of how weights are quantized, see quantized.py."""
         return None
@@ -195,7 +199,7 @@ class GgufSource:
         out = torch.empty(entry.shape, device="cpu") if into is None else into
         same_shape(self.path, name, entry.shape, out)
         raw = self.gguf.raw(entry.name)
-        if self.family.permuted and _is_permuted(name):
+        if self.family.permuted and is_permuted(name):
             raw = self._unpermuted(raw, entry)
         if self.family.shifted_norms and name.endswith("norm.weight"):
             wide = torch.empty(entry.shape, device="cpu")
@@ -211,10 +215,15 @@ class GgufSource:
         if scheme is None or len(entry.shape) != 2:
             return None
         raw = self.gguf.raw(entry.name)
-        if self.family.permuted and _is_permuted(name):
+        if self.family.permuted and is_permuted(name):
             raw = self._unpermuted(raw, entry)
         form = KINDS[entry.type]
         return scheme, {"weight": raw.view(entry.shape[0], -1, form.bytes)}
+
+    def stored(self, name: str) -> tuple[Tensor, Entry]:
+        """The bytes of a tensor as they lie in the file, and what they are."""
+        entry = self._entries[name]
+        return self.gguf.raw(entry.name), entry
 
     def _unpermuted(self, raw: Tensor, entry: Entry) -> Tensor:
         """Rows of each head back from (pair, half) to (half, pair) order; they move whole, still packed."""
@@ -230,7 +239,7 @@ class GgufSource:
         return raw.view(heads, rows // heads // 2, 2, -1).transpose(1, 2).reshape(-1)
 
 
-def _is_permuted(name: str) -> bool:
+def is_permuted(name: str) -> bool:
     """Whether a llama converter reordered the rows of this tensor."""
     return ".self_attn.q_proj." in name or ".self_attn.k_proj." in name
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from headrace import models
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.checkpoint.config import read_config
-from headrace.checkpoint.load import load, open_source
-from headrace.checkpoint.quantized import RoundedSource, load_packed
+from headrace.checkpoint.load import dummy, load, open_source
+from headrace.checkpoint.quantized import RandomSource, RoundedSource, load_packed, multiplied_packed
 from headrace.checkpoint.save import save
 from headrace.checkpoint.source import Source
 from headrace.checkpoint.write import packed_tensors, plain_tensors, quantization
@@ -480,3 +480,44 @@ def test_gguf_keeps_its_blocks(tmp_path: Path):
     assert len(models_[0].blocks[1].mlp.gate_up_proj.packed.parts) == 1
     assert models_[0].blocks[1].mlp.down_proj.packed is None
     torch.testing.assert_close(logits(models_[0]), logits(models_[1]), rtol=1e-4, atol=1e-4)
+
+
+# -- random weights, and what stays packed on a GPU ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fp8", "w8a8", "w4a16"])
+def test_random_weights_are_packed_layer_by_layer(name: str):
+    models = []
+    for _ in range(2):
+        model = built()
+        load_packed(
+            model,
+            RoundedSource(RandomSource(model, 3), known()[name], torch.bfloat16, "cpu"),
+            torch.bfloat16,
+            "cpu",
+        )
+        assert all(layer.weight.is_meta for _, layer in model.linears() if layer.packed is None)
+        model.allocate(torch.bfloat16, "cpu")
+        dummy(model, 3)
+        models.append(model)
+    *layers, (_, head) = models[0].linears()
+    assert head.packed is None
+    for names, layer in layers:
+        assert isinstance(layer.packed, PackedRows)
+        assert {part.scheme.name for part in layer.packed.weights} == {name}
+        assert abs(float(layer.packed.unpack().std()) * layer.inputs**0.5 - 1) < 0.05, names
+    assert torch.equal(logits(models[0].eval()), logits(models[1].eval()))
+
+
+GROUP = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
+
+
+@pytest.mark.parametrize(("quantization", "wanted"), [
+    (None, False), ({"quant_method": "fp8"}, True), ({"quant_method": "awq", "w_bit": 4}, True),
+    ({"quant_method": "gptq", "bits": 8}, False), ({"config_groups": {"a": {"weights": GROUP}}}, True),
+    ({"config_groups": {"a": {"weights": {**GROUP, "num_bits": 8}}}}, False),
+    ({"config_groups": {"a": {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}}}, True),
+    ({"config_groups": {"a": {"weights": {"num_bits": 4, "type": "float"}}}}, False), ({"quant_method": "x"}, False),
+])  # fmt: skip
+def test_what_has_kernels_stays_packed(quantization: Any, wanted: bool):
+    assert multiplied_packed(quantization) is wanted

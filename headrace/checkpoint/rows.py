@@ -1,0 +1,28 @@
+"""Some rows of a matrix in a checkpoint, without the rest of it: an embedding may be larger than all else in memory."""
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from headrace.base.errors import BadCheckpoint
+from headrace.checkpoint.source import GgufSource, SafetensorsSource, Source, is_permuted
+from headrace.quant.ggml import dequantize_into
+
+
+def read_rows(source: Source, name: str, start: int, stop: int) -> Tensor:
+    """Rows start to stop of a matrix, float32, on CPU. Raises BadCheckpoint where it cannot be read.
+
+    A source that knows no rows gives the whole, of which the rest is dropped.
+    """
+    if isinstance(source, SafetensorsSource):
+        try:
+            return source.slice(name)[start:stop].float()
+        except (SafetensorError, ValueError, RuntimeError) as fault:
+            raise BadCheckpoint(f"{source.path}: {name} cannot be read: {fault}") from fault
+    if isinstance(source, GgufSource) and not is_permuted(name):
+        raw, entry = source.stored(name)
+        row = entry.nbytes // entry.shape[0]
+        out = torch.empty(stop - start, *entry.shape[1:], device="cpu")
+        dequantize_into(raw[start * row : stop * row], entry.type, out)
+        return out
+    return source.read(name)[start:stop].float()

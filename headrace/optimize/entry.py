@@ -1,0 +1,72 @@
+"""`headrace.optimize(...)`: the optimizer as a function, for scripts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+from headrace.base.errors import Refused
+from headrace.optimize import passes
+from headrace.optimize.calibrate import Calibration
+from headrace.optimize.outcome import Outcome
+from headrace.optimize.recipe import Recipe
+from headrace.optimize.run import run
+from headrace.optimize.walk import Report
+
+
+def optimize(  # noqa: PLR0913 - all but two are settings with names
+    model: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    scheme: str | None = None,
+    algorithm: str | Sequence[str] | None = None,
+    recipe: Recipe | Mapping[str, Any] | str | PathLike[str] | None = None,
+    calibration: Calibration | None = None,
+    device: str = "cpu",
+    fresh: bool = False,
+    progress: Report | None = None,
+) -> Outcome:
+    """Make a cheaper model of `model` (a known name, a folder, a .gguf file, a repo id) in the new folder `out`.
+
+    scheme       of the layers in the blocks: "w4a16_g64", "w8a8", "fp8", ...; None: w4a16 in the largest groups
+    algorithm    names of passes in order, with commas or as a list: "gptq", "awq,gptq"; None: gptq, or rtn where it
+                 cannot make the scheme
+    recipe       instead of these two: a Recipe, the object of one, or the path of a YAML file
+    calibration  what layers are watched with; Calibration(samples=0) for none
+    device       where it is computed
+
+    Interrupted and called again, it goes on where it stood, unless `fresh`. Raises Refused for what cannot be done.
+    """
+    if recipe is not None and (scheme is not None or algorithm is not None):
+        raise Refused("give a recipe, or scheme and algorithm, not both", param="recipe")
+    made = made_of(recipe) if recipe is not None else recipe_of(scheme, algorithm, calibration)
+    if calibration is not None:
+        made = replace(made, calibration=calibration)
+    return run(str(model), str(out), made, device=device, fresh=fresh, progress=progress)
+
+
+def made_of(given: Recipe | Mapping[str, Any] | str | PathLike[str]) -> Recipe:
+    """A recipe from what stands for one."""
+    if isinstance(given, Recipe):
+        return given
+    return Recipe.parse(given) if isinstance(given, Mapping) else Recipe.read(str(given))
+
+
+def recipe_of(
+    scheme: str | None, algorithm: str | Sequence[str] | None, calibration: Calibration | None = None
+) -> Recipe:
+    """From a scheme and the names of passes; what is left out is chosen so that it suits the rest."""
+    calibration = calibration or Calibration()
+    if algorithm is None:
+        algorithm = "gptq" if calibration.samples and _takes(scheme) else "rtn"
+    names = algorithm.split(",") if isinstance(algorithm, str) else list(algorithm)
+    chosen = tuple(passes.make(name.strip(), {}) for name in names)
+    return Recipe(scheme, chosen, (), calibration)
+
+
+def _takes(scheme: str | None) -> bool:
+    """Whether gptq can make it; what does not exist is said later, with the names of all."""
+    from headrace.optimize.passes.gptq import Gptq
+    from headrace.quant.schemes import known
+
+    return scheme is None or scheme not in known() or Gptq().fits(known()[scheme]) is None

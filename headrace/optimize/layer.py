@@ -1,0 +1,187 @@
+"""One linear layer: collects its inputs, rounds its projections, and puts the rounded numbers into its weight.
+
+S sampled rows of inputs, N rows and K columns of a weight.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from headrace.nn.decoder import Block
+from headrace.nn.linear import Linear
+from headrace.nn.step import Whole
+from headrace.optimize.inputs import Collector, Inputs, Need
+from headrace.optimize.outcome import Layer
+from headrace.optimize.recipe import Assigned
+from headrace.optimize.watch import Enough, Part, Rounded, run, watching
+from headrace.quant.export import written
+from headrace.quant.integers import Integers
+from headrace.quant.scheme import Packed, Scheme, join, part
+from headrace.quant.schemes import fp8, w8a8
+
+LARGEST = {"int8": w8a8.LARGEST, "fp8": fp8.LARGEST}
+"""What the largest input becomes where inputs are rounded by one scale."""
+ROWS = 128
+"""Pieces of a weight are whole numbers of so many rows, which all schemes can be cut at."""
+ELEMENTS = 1 << 19
+Tick = Callable[[], None]
+
+
+def collect(
+    block: Block,
+    rounded: Rounded,
+    windows: Iterable[Tensor],
+    total: int,
+    layers: Mapping[Linear, frozenset[Need]],
+    tick: Tick,
+) -> dict[Linear, Inputs]:
+    """What goes into some layers of a block while it reads windows [T, E], `total` rows in all.
+
+    `tick` is called after each window.
+    """
+    device = layers_device(block)
+    collectors = {layer: Collector(layer.inputs, total, needs, device) for layer, needs in layers.items()}
+    step = None
+    with watching(block, rounded, collectors):
+        for x_TE in windows:
+            step = step or Whole(torch.zeros(len(x_TE), dtype=torch.int64, device=device))
+            with suppress(Enough):
+                run(block, x_TE.to(device), step)
+            tick()
+    return {layer: collector.finished() for layer, collector in collectors.items()}
+
+
+def outputs(block: Block, rounded: Rounded, windows: Iterable[Tensor], tick: Tick) -> Iterator[Tensor]:
+    """The hidden states after a block for those before it, window by window."""
+    device = layers_device(block)
+    step = None
+    with watching(block, rounded, {}):
+        for x_TE in windows:
+            step = step or Whole(torch.zeros(len(x_TE), dtype=torch.int64, device=device))
+            yield run(block, x_TE.to(device), step)
+            tick()
+
+
+def layers_device(block: Block) -> torch.device:
+    """Where a block lies."""
+    return block.input_layernorm.weight.device
+
+
+@dataclass
+class Done:
+    """What came of a block: packed weights by name, and what is to be said of each."""
+
+    packed: dict[str, tuple[Scheme, Packed]] = field(default_factory=dict[str, tuple[Scheme, Packed]])
+    layers: list[Layer] = field(default_factory=list[Layer])
+
+
+@torch.no_grad()
+def round_layer(
+    layer: Linear,
+    plan: Mapping[str, Assigned],
+    names: Iterable[str],
+    inputs: Inputs,
+    dtype: torch.dtype,
+) -> tuple[Done, list[Part]]:
+    """Round the projections of a layer, whose weight then holds the rounded numbers."""
+    done, parts, start = Done(), [], 0
+    for name, rows in zip(names, layer.outputs, strict=True):
+        weight_NK = layer.weight.data[start : start + rows]
+        scheme = plan[name].scheme
+        if scheme is not None:
+            begun = perf_counter()
+            packed = pack(weight_NK, plan[name], inputs, dtype)
+            wanted = None if inputs.sample_TK is None else inputs.sample_TK @ weight_NK.T
+            change = _replace(weight_NK, scheme, packed)
+            error = change if wanted is None else product_error(wanted, weight_NK, scheme, packed, inputs)
+            seconds = perf_counter() - begun
+            done.packed[name] = scheme, packed
+            done.layers.append(described(name, plan[name], weight_NK.shape, packed, error, seconds))
+            parts.append(Part(scheme, packed, start, start + rows))
+        start += rows
+    return done, parts
+
+
+def pack(weight_NK: Tensor, assigned: Assigned, inputs: Inputs, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One projection as its pass rounds it; with the inputs' scale where its scheme has one from calibration."""
+    scheme = assigned.scheme
+    assert scheme is not None
+    packed = dict(assigned.rounding.pack(weight_NK, scheme, inputs, dtype))
+    if scheme.spec.static:
+        assert scheme.spec.activation is not None
+        peak = inputs.peak_K.amax().reshape(1) / LARGEST[scheme.spec.activation]
+        packed["input_scale"] = torch.where(peak > 0, peak, torch.ones_like(peak)).float()
+    return packed
+
+
+def unpack_into(weight_NK: Tensor, scheme: Scheme, packed: Packed) -> None:
+    """Put the numbers that packed rows stand for into a weight."""
+    for rows, found in _unpacked(weight_NK, scheme, packed):
+        rows.copy_(found)
+
+
+def _unpacked(weight_NK: Tensor, scheme: Scheme, packed: Packed) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows of a weight, what the same packed rows stand for), some at a time."""
+    step = max(1, ELEMENTS // (ROWS * weight_NK.shape[1])) * ROWS
+    for start in range(0, len(weight_NK), step):
+        rows = weight_NK[start : start + step]
+        yield rows, scheme.unpack(part(scheme, packed, start, start + len(rows), "out"))
+
+
+def _replace(weight_NK: Tensor, scheme: Scheme, packed: Packed) -> float:
+    """As unpack_into; how far the weight moved: ||W' - W|| / ||W||."""
+    moved = total = 0.0
+    for rows, found in _unpacked(weight_NK, scheme, packed):
+        total += float(rows.square().sum())
+        moved += float((found - rows).square().sum())
+        rows.copy_(found)
+    return (moved / total) ** 0.5 if total else 0.0
+
+
+def product_error(
+    wanted_SN: Tensor, weight_NK: Tensor, scheme: Scheme, packed: Packed, inputs: Inputs
+) -> float:
+    """||W'x' - Wx|| / ||Wx|| over the sample, x' being x as the scheme rounds it."""
+    assert inputs.sample_TK is not None
+    found_SN = scheme.seen(packed, inputs.sample_TK) @ weight_NK.T
+    size = float(wanted_SN.norm())
+    return float((found_SN - wanted_SN).norm()) / size if size else 0.0
+
+
+def described(
+    name: str, assigned: Assigned, shape: Iterable[int], packed: Packed, error: float, seconds: float
+) -> Layer:
+    """What is to be said of a rounded projection."""
+    rows, columns = shape
+    after = sum(tensor.nbytes for tensor in packed.values())
+    assert assigned.scheme is not None
+    bits = after * 8 / (rows * columns)
+    return Layer(
+        name, assigned.scheme.name, assigned.rounding.name, bits, rows * columns * 2, after, error, seconds
+    )
+
+
+def tensors_of(scheme: Scheme, packed: Packed) -> dict[str, Tensor]:
+    """A packed weight as compressed-tensors has it; integers some rows at a time, as they are unpacked on the way."""
+    form = written(scheme)
+    if not isinstance(scheme, Integers):
+        return form.tensors(scheme, packed)
+    rows, columns = scheme.size(packed)
+    step = max(1, ELEMENTS // (ROWS * columns)) * ROWS
+    parts = [
+        form.tensors(scheme, part(scheme, packed, start, min(start + step, rows), "out"))
+        for start in range(0, rows, step)
+    ]
+    whole = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
+    return whole | {"weight_shape": torch.tensor([rows, columns], dtype=torch.int64, device="cpu")}
+
+
+def joined(scheme: Scheme, parts: list[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+    """Packed pieces of one weight on top of each other; None where its rows do not stand for themselves."""
+    if any(scheme.axes[name].rows == 0 for name in parts[0] if name != "input_scale"):
+        return None
+    return join(scheme, parts)

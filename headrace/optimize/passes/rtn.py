@@ -1,0 +1,71 @@
+"""Round to nearest, by scales that may cut off a group's largest weights where that costs least.
+
+The search is that of Choukroun et al. 2019, "Low-bit Quantization of Neural Networks for Efficient Inference", section
+3: the range that minimizes the mean squared error; with inputs known, each error counts by how large its column's are.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from headrace.base.errors import Refused
+from headrace.optimize.grid import Search, grid_of, packed, pieces, stacked
+from headrace.optimize.inputs import Inputs, Need
+from headrace.quant.scheme import Scheme
+
+
+def check_search(name: str, steps: int, least: float) -> None:
+    """Raises Refused for a search that cannot be."""
+    if not 1 <= steps <= 1000:
+        raise Refused(f"steps of {name} is {steps}; expected 1 to 1000", param=f"{name}.steps")
+    if not 0.1 <= least <= 1:
+        raise Refused(f"least of {name} is {least}; expected 0.1 to 1", param=f"{name}.least")
+
+
+@dataclass(frozen=True)
+class Rtn:
+    """Each weight by itself.
+
+    steps     scales tried for each group; 1 takes the one that cuts off nothing
+    least     the smallest scale tried, as a share of that one
+    weighted  errors count by the mean square of what the column is multiplied by; nothing changes without calibration
+    """
+
+    steps: int = 40
+    least: float = 0.5
+    weighted: bool = True
+
+    name: ClassVar[str] = "rtn"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Raises Refused for an option out of its range."""
+        check_search(self.name, self.steps, self.least)
+
+    def fits(self, scheme: Scheme) -> str | None:
+        """Every scheme can be rounded to; those that grid_of does not know, by their own `pack`."""
+        return None
+
+    @torch.no_grad()
+    def pack(
+        self, weight_NK: Tensor, scheme: Scheme, inputs: Inputs, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        """See Rounding."""
+        grid = grid_of(scheme)
+        if grid is None:
+            return scheme.pack(weight_NK.to(dtype))
+        importance_K = inputs.square_K if self.weighted else None
+        parts = []
+        for rows in pieces(weight_NK):
+            scale, zero = grid.scales(rows, dtype, Search(self.steps, self.least), importance_K)
+            columns = grid.group or rows.shape[1]
+            each = [t if t is None else t.repeat_interleave(columns, 1) for t in (scale, zero)]
+            assert each[0] is not None
+            values = grid.nearest(rows, each[0], each[1]).to(grid.stored)
+            parts.append(packed(scheme, values, scale, zero))
+        return stacked(parts)
+
+
+PASS = Rtn

@@ -1,0 +1,139 @@
+"""Says before any work what will be done to which layer and why, how large the result will be, and what it takes."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.base.errors import Refused
+from headrace.base.hardware import probe
+from headrace.nn.decoder import Decoder
+from headrace.optimize.cost import Cost, cost, size_after
+from headrace.optimize.job import Job
+from headrace.optimize.recipe import HEAD
+from headrace.optimize.work import folder_of
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor of the model: what it gets ("as it is" or a scheme's name), why, and bytes before and after."""
+
+    name: str
+    shape: tuple[int, ...]
+    becomes: str
+    why: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """rows of all layers and the embedding; bytes of the source's files and of the result; what the run takes."""
+
+    rows: tuple[Row, ...]
+    before: int
+    after: int
+    cost: Cost
+    notes: tuple[str, ...]
+
+
+AS_IS = "as it is"
+
+
+def preflight(job: Job) -> Preflight:
+    """Look at a run before it begins. Raises Refused where memory or disk will not do."""
+    model = job.build()
+    rows = list(_rows(job, model))
+    others = sum(
+        tensor.numel() * job.dtype.itemsize
+        for name, tensor in model.sources()
+        if name.removesuffix(".weight") not in {row.name for row in rows}
+    )
+    after = sum(row.after for row in rows) + others
+    found = Preflight(
+        tuple(rows), files_size(job.path), after, cost(job, model, after), tuple(_notes(job, model))
+    )
+    _check_room(job, found)
+    return found
+
+
+def files_size(path: Path) -> int:
+    """Bytes of a model's weights on disk."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _rows(job: Job, model: Decoder) -> Iterator[Row]:
+    shape = model.shape
+    table = shape.vocab * shape.hidden
+    source = job.open()
+    embedding = next(name for name, _ in model.sources() if name.endswith("embed_tokens.weight"))
+    width = job.dtype.itemsize
+    yield Row(
+        embedding.removesuffix(".weight"),
+        (shape.vocab, shape.hidden),
+        AS_IS,
+        "an embedding is looked up, not multiplied" + (", and is the output head" if job.tied else ""),
+        stored(source, embedding, table),
+        table * width,
+    )
+    for names, layer in model.linears():
+        for name, rows in zip(names, layer.outputs, strict=True):
+            assigned = job.plan[name]
+            count = rows * layer.inputs
+            tied = name == HEAD and job.untied
+            yield Row(
+                name,
+                (rows, layer.inputs),
+                AS_IS if assigned.scheme is None else assigned.scheme.name,
+                assigned.why + ("; it was the embedding and gets a weight of its own" if tied else ""),
+                0 if tied else stored(source, f"{name}.weight", count),
+                size_after(job, name, rows, layer.inputs),
+            )
+
+
+def stored(source: object, name: str, count: int) -> int:
+    """Bytes of a weight in the source: as GGUF has it, else 16 bits, which it mostly has."""
+    from headrace.checkpoint.source import GgufSource
+
+    if isinstance(source, GgufSource) and name in source.names():
+        return source.stored(name)[1].nbytes
+    return count * 2
+
+
+def _notes(job: Job, model: Decoder) -> Iterator[str]:
+    if job.path.suffix == ".gguf":
+        yield "the source is quantized already: what is lost is counted from its unpacked weights"
+    elif job.settings.get("quantization_config"):
+        yield "the source is quantized already and is unpacked first: better start from the original"
+    for names, _ in model.linears():
+        kinds = {str(job.plan[name].scheme and job.plan[name].scheme) for name in names}
+        if len(kinds) > 1:
+            yield (
+                f"{', '.join(name.rpartition('.')[2] for name in names)} get different schemes: headrace and "
+                "transformers load that, vLLM wants one for all of them"
+            )
+            break
+    if job.ids_ST is None:
+        yield "without calibration, scales know nothing of what weights are multiplied by"
+
+
+def _check_room(job: Job, found: Preflight) -> None:
+    where = job.out.parent
+    while not where.exists():
+        where = where.parent
+    done = sum(file.stat().st_size for file in folder_of(job.out).rglob("*") if file.is_file())
+    free = shutil.disk_usage(where).free + done
+    if found.cost.disk > free:
+        raise Refused(
+            f"{found.cost.disk / 1e9:.1f} GB of disk are needed until the end; {where} has {free / 1e9:.1f} GB",
+            param="out",
+            hint="write to another disk, or make room",
+        )
+    memory = probe().free_bytes
+    if job.device.type == "cpu" and found.cost.memory > memory:
+        raise Refused(
+            f"about {found.cost.memory / 1e9:.1f} GB of memory are needed; {memory / 1e9:.1f} GB are free",
+            param="device",
+            hint="close other programs, or take rtn, which needs no Hessians",
+        )

@@ -1,0 +1,369 @@
+"""Walks a model block by block, from disk to disk: read, watched, changed, rounded, run again as rounded, written.
+
+In memory there is one block in float32, what is known of one layer's inputs, and a window of hidden states; those of
+all windows lie in a file between blocks (see work.py). The same machine with as many threads gives the same bytes,
+whatever was interrupted.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from headrace.base.errors import Refused
+from headrace.base.memory import give_back
+from headrace.checkpoint.rows import read_rows
+from headrace.checkpoint.shards import Entry, entry, streamed, write
+from headrace.nn.decoder import Block
+from headrace.nn.linear import Linear
+from headrace.optimize.cost import Cost, rounding_of, staged
+from headrace.optimize.inputs import Collector, Inputs, Need
+from headrace.optimize.job import HEAD_WEIGHT, Job, blocks_of, schemes_of
+from headrace.optimize.layer import (
+    Done,
+    collect,
+    described,
+    joined,
+    outputs,
+    pack,
+    round_layer,
+    tensors_of,
+    unpack_into,
+)
+from headrace.optimize.outcome import Layer
+from headrace.optimize.passes import Rounding
+from headrace.optimize.recipe import HEAD
+from headrace.optimize.watch import Rounded, linears
+from headrace.optimize.work import Hidden, Work
+from headrace.quant.scheme import Packed, Scheme, part
+
+ROWS = 2048
+"""Rows of an embedding or a head that are in memory at once."""
+OPEN = 8
+"""So many times rows are read before the file is opened anew."""
+GROUP = 8192
+"""Different tokens whose embeddings are looked up at once."""
+Report = Callable[[str, float, float], None]
+"""Told what is being done, and of how many expected seconds of work how many are done."""
+
+
+class Walk:
+    """A run of a job in its work folder; `cost` is what it was expected to take."""
+
+    def __init__(self, job: Job, work: Work, cost: Cost, report: Report | None):
+        self.job, self.work, self.cost = job, work, cost
+        self._report = report
+        self.model = job.build()
+        self.model.tables(job.device)
+        self.blocks = blocks_of(self.model)
+        self.names = {layer: names for names, layer in self.model.linears()}
+        self.source = job.open()
+        self.turned = None if job.recipe.turn is None else job.recipe.turn.prepare(self.model, self.source)
+        self.layers: list[Layer] = [Layer(**each) for each in work.journal["layers"]]
+        self._begun = perf_counter()
+        self._before = float(work.journal["seconds"])
+        self._done = 0.0
+        self._text = self._what = ""
+        self._filled: set[str] = set()
+
+    # -- in order -------------------------------------------------------------------------------------------------
+
+    def run(self) -> list[str]:
+        """All blocks that are not done yet, then the rest; the names of the files, in the model's order."""
+        first = int(self.work.journal["blocks"])
+        if first == 0:
+            self._embed()
+        else:
+            self._check_hidden(first)
+        self._done = sum(step.seconds for step in self.cost.blocks[:first])
+        for index in range(first, len(self.blocks)):
+            self._block(index)
+        parts = self._rest()
+        return [parts[0], *(f"block-{n:05}" for n in range(len(self.blocks))), *parts[1:]]
+
+    @property
+    def seconds(self) -> float:
+        """Of work so far, interrupted runs included."""
+        return self._before + perf_counter() - self._begun
+
+    def _block(self, index: int) -> None:
+        self._text = f"block {index + 1} of {len(self.blocks)}"
+        block, done, rounded = self.blocks[index], Done(), Rounded()
+        layers = linears(block)
+        self._fill(module for module in block.modules() if not isinstance(module, Linear))
+        self._change(block, index)
+        for stage in staged(self.job, self.model, block):
+            if self.job.ids_ST is not None:
+                self._fill(layers[: stage[-1]], done.packed)
+            inputs = self._inputs(block, index, rounded, [layers[i] for i in stage])
+            for i in stage:
+                self._make_room(layers, i, done)
+                self._fill([layers[i]])
+                # Given away: what is known of a layer's inputs may be larger than the layer.
+                self._round(layers[i], inputs.pop(layers[i]), rounded, done)
+                self._add(self.cost.blocks[index].round[i])
+            give_back()
+        self._fill(layers, done.packed)
+        self._write(f"block-{index:05}", block, done)
+        changes = {"blocks": index + 1, "hidden": self._pass_on(block, index, rounded)}
+        self.layers += done.layers
+        self._empty(block.modules())
+        self.work.note(**changes, layers=[each.as_object() for each in self.layers], seconds=self.seconds)
+        self.work.forget("hidden-*", self._hidden(index + 1).file)
+
+    def _make_room(self, layers: list[Linear], chosen: int, done: Done) -> None:
+        """Before a layer is rounded: forget the others where the Hessian is larger; they can be had again."""
+        own = layers[chosen]
+        others = [layer for layer in layers if layer is not own and layer.weight.numel()]
+        back = [layer for layer in others if not layer.weight.is_meta and self._can_be_had(layer, done)]
+        if "hessian" in self._way(own).needs and own.inputs**2 > sum(layer.weight.numel() for layer in back):
+            self._empty(back)
+
+    def _can_be_had(self, layer: Linear, done: Done) -> bool:
+        """Again: from what was rounded, or from the source, where nothing has changed it since."""
+        return not self.job.recipe.changes or all(name in done.packed for name in self.names[layer])
+
+    def _change(self, block: Block, index: int) -> None:
+        if self.job.recipe.changes:
+            self._fill(linears(block))
+        for change in self.job.recipe.changes:
+            self._say(change.name)
+            needs = {layer: change.needs - {"hessian"} for layer in linears(block)}
+            cost = self.cost.blocks[index].change / len(self.job.recipe.changes)
+            found = self._collected(block, index, Rounded(), needs, cost / 2)
+            change.change(block, found, self._coarsest)
+            self._add(cost / 2)
+
+    def _inputs(
+        self, block: Block, index: int, rounded: Rounded, layers: list[Linear]
+    ) -> dict[Linear, Inputs]:
+        if self.job.ids_ST is None:
+            return {layer: Inputs.unknown(layer.inputs, self.job.device) for layer in layers}
+        needs = {layer: self._way(layer).needs for layer in layers}
+        self._say(f"{self._short(layers[-1])}, watching")
+        every = linears(block)
+        cost = sum(self.cost.blocks[index].watch[every.index(layer)] for layer in layers)
+        return self._collected(block, index, rounded, needs, cost)
+
+    def _collected(
+        self, block: Block, index: int, rounded: Rounded, needs: dict[Linear, frozenset[Need]], cost: float
+    ) -> dict[Linear, Inputs]:
+        assert self.job.ids_ST is not None
+        each, total = cost / len(self.job.ids_ST), self.job.ids_ST.numel()
+        return collect(block, rounded, self._hidden(index).windows(), total, needs, lambda: self._add(each))
+
+    def _round(self, layer: Linear, inputs: Inputs, rounded: Rounded, done: Done) -> None:
+        self._say(f"{self._short(layer)}, {self._way(layer).name}")
+        found, parts = round_layer(layer, self.job.plan, self.names[layer], inputs, self.job.dtype)
+        rounded.parts[layer] = parts
+        done.packed |= found.packed
+        done.layers += found.layers
+
+    def _pass_on(self, block: Block, index: int, rounded: Rounded) -> int:
+        """Hidden states after a block; their checksum. Not after the last one, unless the head wants to see them."""
+        last = index + 1 == len(self.blocks)
+        if self.job.ids_ST is None or (last and self.job.plan[HEAD].scheme is None):
+            return 0
+        self._say("running as rounded")
+        each = self.cost.blocks[index].run / len(self.job.ids_ST)
+        windows = outputs(block, rounded, self._hidden(index).windows(), lambda: self._add(each))
+        return self._hidden(index + 1).write(windows)
+
+    def _coarsest(self, layer: Linear) -> Scheme | None:
+        schemes = schemes_of(self.job.plan, self.names[layer])
+        return max(schemes, key=lambda scheme: scheme.error, default=None)
+
+    def _way(self, layer: Linear) -> Rounding:
+        """What rounds a layer."""
+        return rounding_of(self.job, self.names[layer])
+
+    # -- what comes before the blocks and after -------------------------------------------------------------------
+
+    def _embed(self) -> None:
+        """Hidden states before the first block."""
+        if self.job.ids_ST is not None:
+            self._text, _ = "embedding", self._say("")
+            self.work.note(hidden=self._hidden(0).write(self._embedded(self.job.ids_ST)))
+
+    def _embedded(self, ids_ST: Tensor) -> Iterator[Tensor]:
+        scale = self.model.embed_tokens.scale
+        count = max(1, GROUP // ids_ST.shape[1])
+        for ids in ids_ST.split(count):
+            wanted, where = ids.unique(return_inverse=True)
+            found = torch.empty(len(wanted), self.model.shape.hidden, device="cpu")
+            for start, rows in self._rows(self._embedding):
+                chosen = (wanted >= start) & (wanted < start + len(rows))
+                found[chosen] = rows[wanted[chosen] - start]
+            for window in where:
+                yield found[window] * scale
+
+    def _check_hidden(self, blocks: int) -> None:
+        file = self._hidden(blocks)
+        ended = blocks == len(self.blocks) and self.job.plan[HEAD].scheme is None
+        if self.job.ids_ST is None or ended or file.checksum() == self.work.journal["hidden"]:
+            return
+        raise Refused(f"{file.file} is damaged", param="out", hint="add --fresh to start from the beginning")
+
+    def _rest(self) -> list[str]:
+        """Embedding, norm and head, as files; their names."""
+        self._text = "embedding and head"
+        self._say("writing")
+        shape = (self.model.shape.vocab, self.model.shape.hidden)
+
+        def rows_of(name: str) -> Callable[[], Iterator[Tensor]]:
+            return lambda: (rows for _, rows in self._rows(name))
+
+        self._save("embedding", [streamed(self._embedding, self.job.dtype, shape, rows_of(self._embedding))])
+        self._fill([self.model.norm])
+        (norm,) = [(name, tensor) for name, tensor in self.model.sources() if not tensor.is_meta]
+        self._save("norm", [entry(norm[0], norm[1].to(self.job.dtype))])
+        if self.model.lm_head is None:
+            return ["embedding", "norm"]
+        assigned = self.job.plan[HEAD]
+        if assigned.scheme is None:
+            self._save("head", [streamed(HEAD_WEIGHT, self.job.dtype, shape, rows_of(HEAD_WEIGHT))])
+        else:
+            self._save("head", self._round_head())
+        return ["embedding", "norm", "head"]
+
+    def _round_head(self) -> list[Entry]:
+        """The head packed: some rows at a time, and as a whole only where rows do not stand for themselves."""
+        assigned, scheme = self.job.plan[HEAD], self.job.plan[HEAD].scheme
+        assert scheme is not None
+        self._say(assigned.rounding.name)
+        begun = perf_counter()
+        inputs = self._head_inputs(assigned.rounding.needs)
+        parts = []
+        for _, rows in self._rows(HEAD_WEIGHT):
+            found = pack(rows.to(self.job.device), assigned, inputs, self.job.dtype)
+            parts.append({name: tensor.cpu() for name, tensor in found.items()})
+        packed = joined(scheme, parts)
+        if packed is None:
+            whole = torch.cat([rows for _, rows in self._rows(HEAD_WEIGHT)])
+            packed = pack(whole.to(self.job.device), assigned, inputs, self.job.dtype)
+        shape = (self.model.shape.vocab, self.model.shape.hidden)
+        error = self._head_error(scheme, packed, inputs)
+        self.layers.append(described(HEAD, assigned, shape, packed, error, perf_counter() - begun))
+        return [entry(f"{HEAD}.{suffix}", each) for suffix, each in tensors_of(scheme, packed).items()]
+
+    def _head_inputs(self, needs: frozenset[Need]) -> Inputs:
+        if self.job.ids_ST is None:
+            return Inputs.unknown(self.model.shape.hidden, self.job.device)
+        collector = Collector(self.model.shape.hidden, self.job.ids_ST.numel(), needs, self.job.device)
+        for x_TE in self._hidden(len(self.blocks)).windows():
+            collector.see(self.model.norm(x_TE.to(self.job.device)))
+        return collector.finished()
+
+    def _head_error(self, scheme: Scheme, packed: dict[str, Tensor], inputs: Inputs) -> float:
+        """As Layer.error, piece by piece."""
+        moved = total = 0.0
+        device = inputs.peak_K.device
+        placed = {name: tensor.to(device) for name, tensor in packed.items()}
+        sample = inputs.sample_TK
+        for start, rows in self._rows(HEAD_WEIGHT):
+            rows = rows.to(device)
+            found = scheme.unpack(_cut(scheme, placed, start, start + len(rows)))
+            if sample is None:
+                moved += float((found - rows).square().sum())
+                total += float(rows.square().sum())
+            else:
+                wanted = sample @ rows.T
+                moved += float((scheme.seen(placed, sample) @ found.T - wanted).square().sum())
+                total += float(wanted.square().sum())
+        return (moved / total) ** 0.5 if total else 0.0
+
+    # -- from disk ------------------------------------------------------------------------------------------------
+
+    @property
+    def _embedding(self) -> str:
+        return next(name for name, _ in self.model.sources() if name.endswith("embed_tokens.weight"))
+
+    def _rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """(first row, some rows) of the embedding or the head, float32, as they are in the turned model."""
+        there = name if name in self.source.names() else self._embedding
+        for start in range(0, self.model.shape.vocab, ROWS):
+            if start % (ROWS * OPEN) == 0:
+                self._reopen()
+            rows = read_rows(self.source, there, start, min(start + ROWS, self.model.shape.vocab))
+            yield start, rows if self.turned is None else self.turned.weight(name, rows)
+        self._reopen()
+
+    def _fill(
+        self, modules: Iterable[nn.Module], packed: Mapping[str, tuple[Scheme, Packed]] | None = None
+    ) -> None:
+        """Give parts of the model that are empty their memory, in float32, and their weights: rounded ones first."""
+        for each in modules:
+            for name, parameter in list(each.named_parameters(recurse=False)):
+                if parameter.is_meta:
+                    memory = torch.empty(parameter.shape, dtype=torch.float32, device=self.job.device)
+                    setattr(each, name, nn.Parameter(memory, requires_grad=False))
+        for name, tensor in self.model.sources():
+            if tensor.is_meta or name in self._filled:
+                continue
+            layer = name.removesuffix(".weight")
+            if packed and layer in packed:
+                unpack_into(tensor, *packed[layer])
+            elif self.turned is None:
+                self.source.read(name, tensor)
+            else:
+                tensor.copy_(self.turned.weight(name, self.source.read(name).float()))
+            self._filled.add(name)
+        self._reopen()
+
+    def _empty(self, modules: Iterable[nn.Module]) -> None:
+        for each in modules:
+            for name, parameter in list(each.named_parameters(recurse=False)):
+                memory = torch.empty(parameter.shape, device="meta")
+                setattr(each, name, nn.Parameter(memory, requires_grad=False))
+        self._filled -= {name for name, tensor in self.model.sources() if tensor.is_meta}
+        give_back()
+
+    def _reopen(self) -> None:
+        """Pages of files that were read count as ours until the files are closed."""
+        del self.source
+        self.source = self.job.open()
+
+    # -- to disk --------------------------------------------------------------------------------------------------
+
+    def _hidden(self, index: int) -> Hidden:
+        tokens = self.job.recipe.calibration.tokens
+        return Hidden(self.work.folder / f"hidden-{index}", tokens, self.model.shape.hidden)
+
+    def _write(self, name: str, block: Block, done: Done) -> None:
+        entries = [
+            streamed(own, self.job.dtype, tuple(tensor.shape), partial(_pieces, tensor))
+            for own, tensor in self.model.sources()
+            if not tensor.is_meta and own.removesuffix(".weight") not in done.packed
+        ]
+        for layer, (scheme, packed) in done.packed.items():
+            entries += [entry(f"{layer}.{name}", each) for name, each in tensors_of(scheme, packed).items()]
+        self._save(name, entries)
+
+    def _save(self, name: str, entries: list[Entry]) -> None:
+        write(self.work.folder / f"{name}.part", entries)
+
+    # -- progress -------------------------------------------------------------------------------------------------
+
+    def _short(self, layer: Linear) -> str:
+        return ", ".join(name.rpartition(".")[2].removesuffix("_proj") for name in self.names[layer])
+
+    def _say(self, what: str) -> None:
+        if self._report is not None:
+            self._report(f"{self._text}: {what}" if what else self._text, self._done, self.cost.seconds)
+        self._what = what
+
+    def _add(self, seconds: float) -> None:
+        self._done = min(self._done + seconds, self.cost.seconds)
+        self._say(self._what)
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Some rows after the other."""
+    return iter(tensor.split(max(1, (1 << 20) * len(tensor) // tensor.numel())))
+
+
+def _cut(scheme: Scheme, packed: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """Some of the rows."""
+    return part(scheme, packed, start, stop, "out")

@@ -1,0 +1,133 @@
+"""AWQ: the same function, of which rounding takes less than plainly."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from headrace.base.errors import Refused
+from headrace.models.llama import TINY
+from headrace.optimize.passes._seams import seams
+from headrace.optimize.passes.awq import PASS, Awq, Trial
+from headrace.quant.schemes import scheme_named
+from tests.optimize.passes import made
+
+WIDE = {
+    **TINY,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+}
+SCHEMES = ["w4a16_g32", "w4a16_g32_asym", "w4a16_row", "w8a8", "w8a8_static", "fp8_static", "mxfp4", "q4_0"]
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("config", made.CONFIGS.values(), ids=made.CONFIGS)
+def test_a_block_computes_what_it_did(config: dict[str, Any], inner: bool):
+    block, x = made.block(config), made.hidden(config["hidden_size"])
+    before = made.run(block, x)
+    weights = [p.clone() for p in block.parameters()]
+    PASS(inner=inner).change(block, made.seen(block, x), lambda layer: scheme_named("w4a16_row"))
+    assert not all(torch.equal(a, b) for a, b in zip(weights, block.parameters(), strict=True))
+    assert (made.run(block, x) - before).norm() < 1e-4 * before.norm()
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_rounding_never_loses_more(name: str):
+    """Of every layer, on the sample; plain rounding is one of the ways tried."""
+    scheme = scheme_named(name)
+    block, x = made.block(WIDE), made.hidden(96)
+    inputs = made.seen(block, x)
+    for seam in seams(block):
+        trial = Trial(seam, scheme, inputs[seam.layer])
+        scale = PASS().best(trial)
+        assert trial.loss(scale) <= trial.loss(torch.ones_like(scale))
+
+
+@pytest.mark.parametrize("name", ["w4a16_g32", "w4a16_row", "w4a16_g32_asym", "mxfp4", "q4_0"])
+def test_with_channels_that_stand_out_rounding_loses_less(name: str):
+    scheme = scheme_named(name)
+    block = made.block(WIDE)
+    seam = next(seams(block))
+    x = made.correlated(200, 96)
+    trial = Trial(seam, scheme, made.inputs(x))
+    scale = PASS().best(trial)
+    share = 0.85 if name == "mxfp4" else 0.7  # floats mind less what stands out
+    assert trial.loss(scale) < share * trial.loss(torch.ones_like(scale))
+    weight, columns = seam.layer.weight.data, seam.columns(scale)
+    plain = scheme.unpack(scheme.pack(weight))
+    better = scheme.unpack(scheme.pack(weight * columns)) / columns
+    fresh = made.correlated(200, 96)[torch.randperm(200, generator=torch.Generator().manual_seed(5))]
+    assert made.loss(weight, better, fresh) < made.loss(weight, plain, fresh)
+
+
+@pytest.mark.parametrize("name", ["w4a16_g32", "w4a16_row", "w8a8"])
+def test_a_whole_block_loses_less(name: str):
+    """Also where what rounds looks for the best range itself."""
+    scheme = scheme_named(name)
+    x = made.hidden(96)
+    lost = []
+    for change in (None, PASS()):
+        block = made.block(WIDE)
+        wanted = made.run(block, x)
+        if change is not None:
+            change.change(block, made.seen(block, x), lambda layer: scheme)
+        made.rounded(block, scheme, x)
+        lost.append(float((made.run(block, x) - wanted).norm()))
+    assert lost[1] < 0.97 * lost[0]
+
+
+def test_clipping_gains_on_its_sample():
+    """Where one weight of a group is far larger than the rest and its input is small."""
+    scheme = scheme_named("w4a16_g32")
+    block = made.block(WIDE)
+    down = block.mlp.down_proj
+    down.weight.data[:, ::32] *= 8
+    x = made.correlated(200, down.inputs)
+    x[:, ::32] *= 0.01
+    inputs = dict.fromkeys((seam.layer for seam in seams(block)), made.inputs(made.correlated(200, 96)))
+    inputs[down] = made.inputs(x)
+    weight = down.weight.data.clone()
+    PASS(steps=2, inner=False, clip=True).change(
+        block, inputs, lambda layer: scheme if layer is down else None
+    )
+    assert (down.weight.data.abs() <= weight.abs()).all()
+    plain, clipped = (scheme.unpack(scheme.pack(w)) for w in (weight, down.weight.data))
+    assert made.loss(weight, clipped, x) < 0.9 * made.loss(weight, plain, x)
+
+
+def test_queries_and_keys_are_not_clipped():
+    block, x = made.block(WIDE), made.hidden(96)
+    qkv, size = block.self_attn.qkv_proj, 12 * 8
+    inputs = made.seen(block, x)
+    other = made.block(WIDE)
+    PASS().change(block, inputs, lambda layer: scheme_named("w4a16_g32"))
+    same = dict(zip((s.layer for s in seams(other)), inputs.values(), strict=True))
+    PASS(clip=True).change(other, same, lambda layer: scheme_named("w4a16_g32"))
+    clipped = other.self_attn.qkv_proj.weight.data
+    assert torch.equal(clipped[: size + 32], qkv.weight.data[: size + 32])
+    assert not torch.equal(clipped[size + 32 :], qkv.weight.data[size + 32 :])
+
+
+def test_layers_without_a_scheme_are_left_alone():
+    block, x = made.block(TINY), made.hidden(TINY["hidden_size"])
+    weights = [p.clone() for p in block.parameters()]
+    PASS(clip=True).change(block, made.seen(block, x), lambda layer: None)
+    assert all(torch.equal(a, b) for a, b in zip(weights, block.parameters(), strict=True))
+
+
+def test_the_same_again():
+    found = []
+    for _ in range(2):
+        block, x = made.block(TINY), made.hidden(TINY["hidden_size"])
+        PASS(clip=True).change(block, made.seen(block, x), lambda layer: scheme_named("w4a16_row"))
+        found.append([p.clone() for p in block.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("steps", [1, 0, 5000])
+def test_steps_are_checked(steps: int):
+    with pytest.raises(Refused, match="expected 2 to 1000") as caught:
+        Awq(steps=steps)
+    assert caught.value.param == "awq.steps"
