@@ -45,6 +45,11 @@ def probe(root: Path = Path("/")) -> Hardware:
     return Hardware(cores=_cores(groups), memory_bytes=total, free_bytes=free, cpu_name=name, cpu_flags=flags)
 
 
+def cores() -> int:
+    """Cores that this process may use; see Hardware."""
+    return _cores(_groups(Path("/")))
+
+
 def _cores(groups: list[Path]) -> int:
     """Cores we may be scheduled on, cut to the whole cores that a CPU quota pays for."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,7 +7,7 @@ log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of settings in glibc's malloc.h."""
-LOADING, RUNNING = 1 << 20, 1 << 25
+LOADING, RUNNING = 1 << 23, 1 << 25
 """Bytes from which memory is mapped, and given back as soon as it is freed. Running wants it kept: mapping it anew for
 every step costs more than filling it. By itself glibc goes from one to the other when something is freed, so that what
 is loaded afterwards lies in pieces: some starts took 940 MB at most where others took 650."""

@@ -1,6 +1,6 @@
 """Puts the watchers on a front process, and the routes through which they answer.
 
-observers = observe(front, settings, config.served[0], folder if settings.workers > 1 else None)
+observers = observe(front, settings, config.served[0], folder if settings.fronts > 1 else None)
 app = make_app(front, settings, door=door, routers=[make_router(front, observers)], told=observers.metrics.http)
 app = Scrape(app, front, observers, door)
 ...

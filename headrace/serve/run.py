@@ -84,7 +84,7 @@ async def answer(
     `stopping` is called at the first signal. Raises the Fault with which the engine is given up.
     """
     settings = config.serve
-    shared = folder if settings.workers > 1 else None
+    shared = folder if settings.fronts > 1 else None
     observers = observe(front, settings, config.served[0], shared)
     door = Door(settings, page.OPEN if settings.page else ())
     app = make_app(

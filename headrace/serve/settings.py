@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from headrace.base.config import Config, Knobs, Memory, Model, Schedule, knob
+from headrace.base.hardware import cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,12 @@ class Serve(Knobs):
     served_model_name: str | None = knob(
         None, "names clients may ask for, separated by commas; default: the model as it was given"
     )
-    workers: int = knob(1, "processes that speak HTTP, behind one port", low=1, high=64)
+    workers: int | None = knob(
+        None,
+        "processes that speak HTTP, behind one port; default: one for every four cores, four at most",
+        low=1,
+        high=64,
+    )
     queue: int = knob(
         1024, "requests that may wait beyond those one step can hold; further ones get 429", low=0
     )
@@ -82,6 +88,11 @@ class Serve(Knobs):
     )
     page: bool = knob(True, "offer the page with chat and live view at /")
     max_logprobs: int = knob(20, "most likely tokens a request may ask for per position; -1: all", low=-1)
+
+    @property
+    def fronts(self) -> int:
+        """`workers`, or how many suit the cores: one streams about 50,000 tokens a second and takes a core for it."""
+        return self.workers or max(1, min(4, cores() // 4))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ class Supervisor:
         self._words = [
             *command,
             f"--folder={self.folder}",
-            f"--fronts={config.serve.workers}",
+            f"--fronts={config.serve.fronts}",
             f"--config={json.dumps(values(config.engine))}",
             f"--served={json.dumps(config.served)}",
             f"--log={log_level}",

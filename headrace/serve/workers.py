@@ -35,7 +35,7 @@ class Workers:
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._give_up: Callable[[Fault], None] = lambda fault: None
-        for number in range(1, config.serve.workers):
+        for number in range(1, config.serve.fronts):
             self._start(number)
 
     def attach(self, give_up: Callable[[Fault], None]) -> None:
