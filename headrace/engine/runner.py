@@ -84,11 +84,14 @@ class Runner:
 
     def _whole(self, step: list[Row]) -> Ahead:
         batch = self.batch
+        if self.pace is not None:
+            self.pace.begin(sum(row.stop - row.start for row in step))
         hidden_TE = self._hidden(step)
         prompt = self._prompt_logprobs(step, hidden_TE)
-        if not len(batch.sample):
-            return Ahead(None, prompt)
-        return Ahead(self.model.logits(hidden_TE.index_select(0, batch.sample)), prompt)
+        logits_SV = self.model.logits(hidden_TE.index_select(0, batch.sample)) if len(batch.sample) else None
+        if self.pace is not None:
+            self.pace.end()
+        return Ahead(logits_SV, prompt)
 
     def _hidden(self, step: list[Row]) -> Tensor:
         if self.graphs is not None:

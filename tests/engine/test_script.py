@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from headrace.engine.pace import Pace
 from headrace.engine.reach import SHARED, bunches, stretches
 from headrace.engine.request import SamplingParams
 from headrace.engine.script import BLOCK, unfit
@@ -81,6 +82,20 @@ def test_rows_that_begin_alike(tmp_path: Path):
         == 64
         >= SHARED
     )
+
+
+def test_steps_have_the_threads_that_are_found_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(Pace, "begin", lambda self, tokens: seen.append(tokens))
+    monkeypatch.setattr(Pace, "end", lambda self: seen.append("end"))
+    try:
+        begun = started(tmp_path, llama.TINY, **{"model.threads": 2})
+        begun.engine.add(ask("a", [5, 6, 7], SamplingParams(max_tokens=2)))
+        while begun.engine.busy:
+            begun.engine.step()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3, "end", 1, "end"]
 
 
 def test_keys_that_do_not_lie_in_a_row():
