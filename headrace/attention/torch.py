@@ -6,12 +6,14 @@ S keys of a row.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headrace.attention.backend import Batch, Layer, pages_of, scores_of
 from headrace.kernels.paged import cells_of, movable
@@ -66,9 +68,11 @@ def dense(
     k = k_SKD.transpose(0, 1).unsqueeze(1).expand(-1, heads // kv_heads, -1, -1)
     v = v_SKD.transpose(0, 1).unsqueeze(1).expand(-1, heads // kv_heads, -1, -1)
     if softcap is None:
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias_TS, is_causal=bias_TS is None, scale=scale
-        )
+        # On CUDA in float32 torch 2.11's fused kernel with a mask gives wrong sums for some lengths (65 keys, 129).
+        with sdpa_kernel(SDPBackend.MATH) if q.is_cuda and q.dtype == torch.float32 else nullcontext():
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=bias_TS, is_causal=bias_TS is None, scale=scale
+            )
     else:
         if bias_TS is None:
             bias_TS = causal_bias(tokens, keys, None, q.dtype, q.device)

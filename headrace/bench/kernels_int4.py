@@ -10,9 +10,9 @@ from headrace.bench.kernels_case import Case, Launch, Layer, Sizes, Way, draw, e
 from headrace.bench.kernels_linear import TOKENS, definition, fusion
 from headrace.bench.replay import Call
 from headrace.kernels import configs
-from headrace.kernels.configs import Int4Few, Int4Tile
+from headrace.kernels.configs import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul as gpu
-from headrace.kernels.gpu import w4a16
+from headrace.kernels.gpu import w4a16, w4a16_one
 from headrace.kernels.w4a16 import COLUMNS, ROWS, Int4Weight, fits, unpack_ref
 
 KERNELS = ("linear4",)
@@ -74,14 +74,31 @@ def product(layer: Layer, tokens: int, copies: int, device: torch.device) -> Lau
 TOKEN_STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-def candidates(layer: Layer, tokens: int) -> Iterator[Int4Few | Int4Tile | None]:
+def candidates(layer: Layer, tokens: int) -> Iterator[Int4One | Int4Few | Int4Tile | None]:
     """For one token no tiles, from 16 on nothing else; unpacking where it may pay."""
+    if tokens == 1:
+        yield from ones(layer)
     if tokens <= 8:
         yield from fews(layer, tokens)
     if tokens > 1:
         yield from tiles(layer, tokens)
     if tokens >= 64:
         yield None
+
+
+def ones(layer: Layer) -> Iterator[Int4One]:
+    """As many programs as registers allow; inputs not cut into parts of less than 1024, nor held twice over."""
+    held = layer.k // COLUMNS
+    for warps in (2, 4, 8, 16):
+        for each in (2, 4, 8):
+            covered = warps * each
+            if warps * (16 + 28 * each) > 2048 or covered >= 2 * held or covered < min(16, held):
+                continue
+            if -(-held // covered) > 8:
+                continue
+            most = max(1, 2048 // (warps * (16 + 28 * each)))
+            for programs in sorted({1, 2, 3, 4, 6} & set(range(1, most + 1))):
+                yield from (Int4One(warps, each, programs, ahead) for ahead in (0, 1, 3))
 
 
 def fews(layer: Layer, tokens: int) -> Iterator[Int4Few]:
@@ -113,15 +130,18 @@ def tiles(layer: Layer, tokens: int) -> Iterator[Int4Tile]:
 
 
 def trial(
-    layer: Layer, tokens: int, config: Int4Few | Int4Tile | None, copies: int, device: torch.device
+    layer: Layer, tokens: int, config: Int4One | Int4Few | Int4Tile | None, copies: int, device: torch.device
 ) -> Launch:
     """One kernel by itself: of one token with the norm inside, else with the norm left out."""
     around = fusion(layer, tokens, device) if tokens == 1 else gpu.Fusion(gated=layer.gated)
     x, pdl = draw(tokens, layer.k, device=device), configs.pdl(device)
     copied = weights(layer, copies, device)
     match config:
+        case Int4One():
+            programs = configs.multiprocessors(device)
+            calls: list[Call] = [partial(w4a16_one.one, x, w, config, programs, around, pdl) for w in copied]
         case Int4Few():
-            calls: list[Call] = [partial(w4a16.few, x, w, config, around, pdl) for w in copied]
+            calls = [partial(w4a16.few, x, w, config, around, pdl) for w in copied]
         case Int4Tile():
             calls = [partial(w4a16.tile, x, w, config, around, pdl) for w in copied]
         case None:

@@ -26,6 +26,7 @@ from headrace.kernels.configs import (
     Gemv,
     Gemv8,
     Int4Few,
+    Int4One,
     Int4Tile,
     PagedDecode,
     PagedPrefill,
@@ -60,7 +61,7 @@ PREFILLS = (
 PROMPTS = ((16, MANY), (MANY, 2048), (MANY, MANY))
 
 
-Config = Gemv | Gemv8 | Skinny | Wide | Int4Few | Int4Tile | PagedDecode | PagedPrefill
+Config = Gemv | Gemv8 | Skinny | Wide | Int4One | Int4Few | Int4Tile | PagedDecode | PagedPrefill
 Row = tuple[tuple[str, int | bool | str | None], ...]
 """What a row of the table is for, as (name, value)."""
 

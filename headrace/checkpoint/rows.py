@@ -1,11 +1,14 @@
 """Some rows of a matrix in a checkpoint, without the rest of it: an embedding may be larger than all else in memory."""
 
+from math import prod
+
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint
-from headrace.checkpoint.source import GgufSource, SafetensorsSource, Source, is_permuted
+from headrace.checkpoint.shards import WIDTHS
+from headrace.checkpoint.source import FLOATS, GgufSource, SafetensorsSource, Source, is_permuted
 from headrace.quant.ggml import dequantize_into
 
 
@@ -16,7 +19,13 @@ def read_rows(source: Source, name: str, start: int, stop: int) -> Tensor:
     """
     if isinstance(source, SafetensorsSource):
         try:
-            return source.slice(name)[start:stop].float()
+            found = source.slice(name)
+            if (kind := found.get_dtype()) not in FLOATS:
+                expected = ", ".join(sorted(FLOATS))
+                raise BadCheckpoint(
+                    f"{source.path}: {name} is of type {kind}; one of {expected} was expected"
+                )
+            return found[start:stop].float()
         except (SafetensorError, ValueError, RuntimeError) as fault:
             raise BadCheckpoint(f"{source.path}: {name} cannot be read: {fault}") from fault
     if isinstance(source, GgufSource) and not is_permuted(name):
@@ -26,3 +35,15 @@ def read_rows(source: Source, name: str, start: int, stop: int) -> Tensor:
         dequantize_into(raw[start * row : stop * row], entry.type, out)
         return out
     return source.read(name)[start:stop].float()
+
+
+def stored_bytes(source: Source, name: str) -> int:
+    """Bytes that a tensor has in a checkpoint; 0 where it is not there, 16 bits each where that is not known."""
+    if name not in source.names():
+        return 0
+    if isinstance(source, GgufSource):
+        return source.stored(name)[1].nbytes
+    count = prod(source.shape(name))
+    if isinstance(source, SafetensorsSource):
+        return count * WIDTHS.get(source.slice(name).get_dtype(), 2)
+    return count * 2

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -11,11 +11,16 @@ from rich.table import Table
 
 from headrace.base.config import from_names
 from headrace.base.errors import Refused
+from headrace.cli import _budget
 
 if TYPE_CHECKING:
+    from headrace.bench.judge import Trial
+    from headrace.bench.report_optimize import Story
     from headrace.optimize.outcome import Outcome
     from headrace.optimize.preflight import Preflight
     from headrace.optimize.recipe import Recipe
+
+NO_SEARCH = _budget.Search()
 
 
 def run(
@@ -30,13 +35,17 @@ def run(
     tokens: int | None = None,
     seed: int | None = None,
     text: Annotated[list[str] | None, Parameter(negative=(), consume_multiple=True)] = None,
-    device: str = "cpu",
+    device: str = "auto",
     fresh: Annotated[bool, Parameter(negative=())] = False,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     eval: Annotated[bool, Parameter(negative="--no-eval")] = True,
     windows: int = 8,
+    search: Annotated[_budget.Search, Parameter(name="*")] = NO_SEARCH,
 ) -> None:
     """Make a cheaper model of a model: its weights in 4 or 8 bits, written for headrace, vLLM and transformers.
+
+    With a budget (--target-bits, --max-kl, --max-latency-ms) it measures what rounding each layer costs, picks a scheme
+    for each that keeps the budget at least loss, and shows what other sizes would have cost.
 
     Says first what will be done to which layer and why, and what it takes. Stopped at any time and started again with
     the same words, it goes on where it stood. Ends by comparing the result with the model, in report.html beside it.
@@ -64,7 +73,7 @@ def run(
     text
         files to calibrate with, or agents, gsm8k, humaneval, comedy, which are fetched with pip (6 MB in all)
     device
-        where it is computed: cpu, cuda
+        where it is computed: cpu, cuda; auto: on a GPU where there is one
     fresh
         throw away what an unfinished run left behind
     dry_run
@@ -82,11 +91,19 @@ def run(
     with console.status("starting"):
         from headrace.optimize.job import look
         from headrace.optimize.preflight import preflight
-    chosen = _recipe(scheme, algorithm, recipe)
     given = {"samples": samples, "tokens": tokens, "seed": seed, "texts": tuple(text) if text else None}
     changes = {name: value for name, value in given.items() if value is not None}
-    chosen = replace(chosen, calibration=replace(chosen.calibration, **changes))
-    job = look(model, out or Path(f"{Path(model).name}-optimized"), chosen, device, console.print)
+    chosen = _recipe(scheme, algorithm, recipe, changes)
+    search.check()
+    goal = out or Path(f"{Path(model).name}-optimized")
+    if search.budgets:
+        trial = _trial(windows, eval)
+        asked = _budget.Asked(model, goal, chosen, device, fresh, dry_run, trial, console, _show, _Bar)
+        if (story := _budget.run(asked, search)) is not None:
+            _say(console, story.outcome)
+            _conclude(console, story)
+        return
+    job = look(model, goal, chosen, device, console.print)
     ahead = preflight(job)
     _show(console, ahead)
     if dry_run:
@@ -96,17 +113,21 @@ def run(
     with _Bar(console) as bar:
         outcome = execute(job, ahead, fresh, bar.tell)
     _say(console, outcome)
-    _judge(console, outcome, device, windows, eval)
+    _judge(console, outcome, job.device.type, windows, eval)
 
 
-def _recipe(scheme: str | None, algorithm: str | None, file: Path | None) -> "Recipe":
+def _recipe(
+    scheme: str | None, algorithm: str | None, file: Path | None, calibration: dict[str, Any]
+) -> "Recipe":
+    from headrace.optimize.calibrate import Calibration
     from headrace.optimize.entry import made_of, recipe_of
 
     if file is None:
-        return recipe_of(scheme, algorithm)
+        return recipe_of(scheme, algorithm, Calibration(**calibration))
     if scheme is not None or algorithm is not None:
         raise Refused("--recipe says scheme and algorithm", param="recipe", hint="leave out either")
-    return made_of(file)
+    made = made_of(file)
+    return replace(made, calibration=replace(made.calibration, **calibration))
 
 
 class _Bar:
@@ -189,15 +210,26 @@ def _say(console: Console, outcome: "Outcome") -> None:
 
 def _judge(console: Console, outcome: "Outcome", device: str, windows: int, measure: bool) -> None:
     """Write the report, with quality and speed where they are to be measured."""
-    from headrace.bench.judge import Trial, judge, lines
+    from headrace.bench.judge import judge
     from headrace.cli._load import Meter
 
     meter = Meter(console)
     try:
-        trial = Trial(windows=windows or None) if measure else Trial(texts=(), generated=0)
-        story = judge(outcome, from_names(device=device), trial, meter.tell)
+        story = judge(outcome, from_names(device=device), _trial(windows, measure), meter.tell)
     finally:
         meter.stop()
+    _conclude(console, story)
+
+
+def _trial(windows: int, measure: bool) -> "Trial":
+    from headrace.bench.judge import Trial
+
+    return Trial(windows=windows or None) if measure else Trial(texts=(), generated=0)
+
+
+def _conclude(console: Console, story: "Story") -> None:
+    from headrace.bench.judge import lines
+
     for line in lines(story):
         console.print(line, highlight=False)
 

@@ -70,6 +70,20 @@ class Gemv8:
 
 
 @dataclass(frozen=True, slots=True)
+class Int4One:
+    """4-bit weights, one token: `programs` per multiprocessor walk over the outputs, 16 at a time, 32 where gated.
+
+    Each of `warps` holds the inputs of `tiles` (at most 8) times 64 columns; what all of them do not cover is split
+    over programs. `ahead` more turns are asked for before the inputs are there.
+    """
+
+    warps: int
+    tiles: int
+    programs: int = 1
+    ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Int4Few:
     """4-bit weights, up to 16 tokens: 16 outputs per program, 32 with `pair`; `chunk` inputs at a time for all warps.
 
@@ -153,7 +167,7 @@ class Table:
     gemv: dict[tuple[int, int, bool], Gemv]
     skinny: dict[tuple[int, int, int, bool], Skinny | None]
     middle: dict[tuple[int, int, int, bool], Wide | None]
-    int4: dict[tuple[int, int, int, bool], Int4Few | Int4Tile | None]
+    int4: dict[tuple[int, int, int, bool], Int4One | Int4Few | Int4Tile | None]
     gemv8: dict[tuple[int, int, bool], Gemv8]
     skinny8: dict[tuple[int, int, int], Skinny]
     wide8: dict[tuple[int, int, int, str], Wide | None]
@@ -204,8 +218,8 @@ def _table(rows: files.Rows) -> Table:
     )
 
 
-def _int4(use: dict[str, Any]) -> Int4Few | Int4Tile:
-    return Int4Few(**use) if "chunk" in use else Int4Tile(**use)
+def _int4(use: dict[str, Any]) -> Int4One | Int4Few | Int4Tile:
+    return (Int4One if "tiles" in use else Int4Few if "chunk" in use else Int4Tile)(**use)
 
 
 def _most(said: int | None) -> int:
@@ -217,7 +231,7 @@ def _case(row: files.Row) -> tuple[int, int, int, bool]:
 
 
 def brief(
-    config: Gemv | Gemv8 | Skinny | Wide | Int4Few | Int4Tile | PagedDecode | PagedPrefill | None,
+    config: Gemv | Gemv8 | Skinny | Wide | Int4One | Int4Few | Int4Tile | PagedDecode | PagedPrefill | None,
 ) -> dict[str, Any] | None:
     """A configuration as a file's row has it under `use`: without fields that are at their defaults."""
     if config is None:
@@ -315,6 +329,12 @@ INT4_TILED = 256
 """And from which on it is unpacked."""
 
 
+def int4_one_rule(k: int) -> Int4One:
+    """A warp has up to 512 inputs, which is what its registers hold next to two sets of weights."""
+    warps = 8 if k > 1024 else 4
+    return Int4One(warps, max(2, min(8, power_of_two(-(-k // (64 * warps))))), 1 if warps == 8 else 2)
+
+
 def int4_few_rule(n: int, k: int, gated: bool) -> Int4Few:
     """Two tiles per warp at a time, so that registers allow two programs per multiprocessor and more."""
     chunk = min(power_of_two(k), 1024)
@@ -332,12 +352,16 @@ def int4_tile_rule(tokens: int, n: int, k: int, gated: bool, multiprocessors: in
     return Int4Tile(m, height, 128, split, 4, 4)
 
 
-def int4(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Int4Few | Int4Tile | None:
+def int4(
+    cap: Capability, tokens: int, n: int, k: int, gated: bool = False
+) -> Int4One | Int4Few | Int4Tile | None:
     """Configuration for a 4-bit weight [N, K] (or [2N, K]), None where it should be unpacked; never for one token."""
     measured = table(cap).int4
     for most in INT4_STEPS:
-        if tokens <= most and (most, n, k, gated) in measured:
+        if tokens <= most and (most, n, k, gated) in measured and (tokens == 1) == (most == 1):
             return measured[most, n, k, gated]
+    if tokens == 1:
+        return int4_one_rule(k)
     if tokens <= INT4_FEW:
         return int4_few_rule(n, k, gated)
     if tokens > INT4_TILED:

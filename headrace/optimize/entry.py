@@ -7,10 +7,12 @@ from typing import Any
 
 from headrace.base.errors import Refused
 from headrace.optimize import passes
+from headrace.optimize.budget import Budget, choose, keep
 from headrace.optimize.calibrate import Calibration
 from headrace.optimize.outcome import Outcome
 from headrace.optimize.recipe import Recipe
 from headrace.optimize.run import run
+from headrace.optimize.sensitivity import TOKENS, measure, study
 from headrace.optimize.walk import Report
 
 
@@ -22,7 +24,11 @@ def optimize(  # noqa: PLR0913 - all but two are settings with names
     algorithm: str | Sequence[str] | None = None,
     recipe: Recipe | Mapping[str, Any] | str | PathLike[str] | None = None,
     calibration: Calibration | None = None,
-    device: str = "cpu",
+    target_bits: float | None = None,
+    max_kl: float | None = None,
+    schemes: Sequence[str] = (),
+    sensitivity_tokens: int = TOKENS,
+    device: str = "auto",
     fresh: bool = False,
     progress: Report | None = None,
 ) -> Outcome:
@@ -33,7 +39,12 @@ def optimize(  # noqa: PLR0913 - all but two are settings with names
                  cannot make the scheme
     recipe       instead of these two: a Recipe, the object of one, or the path of a YAML file
     calibration  what layers are watched with; Calibration(samples=0) for none
-    device       where it is computed
+    target_bits  instead of a scheme: what rounding each layer costs is measured, and schemes are picked layer by layer
+                 that have so many bits per weight at least loss
+    max_kl       likewise: the least size of which so much mean KL from the model is foreseen; what it then is,
+                 `headrace eval kl` measures (the command does so itself)
+    schemes      to pick from, and sensitivity_tokens: read to measure each; sensitivity.py has the defaults
+    device       where it is computed: "cpu", "cuda"; "auto" is a GPU where there is one
 
     Interrupted and called again, it goes on where it stood, unless `fresh`. Raises Refused for what cannot be done.
     """
@@ -42,6 +53,15 @@ def optimize(  # noqa: PLR0913 - all but two are settings with names
     made = made_of(recipe) if recipe is not None else recipe_of(scheme, algorithm, calibration)
     if calibration is not None:
         made = replace(made, calibration=calibration)
+    if target_bits is not None or max_kl is not None:
+        if made.scheme is not None:
+            raise Refused("give a scheme or a budget, not both", param="scheme")
+        budget = Budget(bits=target_bits, kl=max_kl)
+        asked = study(str(model), str(out), made, schemes=schemes, tokens=sensitivity_tokens, device=device)
+        chosen = choose(measure(asked, fresh, progress), budget, made)
+        outcome = run(str(model), str(out), chosen.recipe, device=device, fresh=fresh, progress=progress)
+        keep(chosen, outcome.out)
+        return outcome
     return run(str(model), str(out), made, device=device, fresh=fresh, progress=progress)
 
 

@@ -18,6 +18,8 @@ from headrace.quant.tokens import cast
 
 PIECE = 1 << 19
 """Elements of a weight that are looked at once: a search holds a few copies of them."""
+ON_GPU = 128
+"""So many times as many where launches cost more than memory."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Grid:
     ) -> tuple[Tensor, Tensor | None]:
         """For the range that is this share of what there is."""
         reach = high - low if self.zeros else torch.maximum(high, -low)
-        scale = (reach * (share / self.span)).to(torch.float32 if self.wide else dtype)
+        scale = (reach * share / self.span).to(torch.float32 if self.wide else dtype)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         if not self.zeros:
             return scale, None
@@ -139,6 +141,7 @@ def packed(scheme: Scheme, values_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor 
 
 def pieces(weight_NK: Tensor, elements: int = PIECE) -> Iterator[Tensor]:
     """Some rows after the other, about so many elements at a time."""
+    elements *= ON_GPU if weight_NK.is_cuda else 1
     yield from weight_NK.split(max(1, elements // weight_NK.shape[1]))
 
 

@@ -67,6 +67,7 @@ class Job:
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return {
             "headrace": __version__,
+            "torch": torch.__version__,
             "model": str(self.path.resolve()),
             "files of the model": [list(each) for each in stats],
             "recipe": self.recipe.as_object(),
@@ -80,7 +81,7 @@ def look(
     model: str,
     out: str | Path,
     recipe: Recipe,
-    device: str = "cpu",
+    device: str = "auto",
     tell: Callable[[str], None] | None = None,
 ) -> Job:
     """Decide a run; reads no weights. Raises Refused for all that can be known to go wrong.
@@ -96,8 +97,7 @@ def look(
     path = find(model)
     settings = read_config(path)
     _check_complete(_meta(settings, 16), open_source(path))
-    wants_head = any(pattern == HEAD for pattern, _ in recipe.layers)
-    untied = bool(settings["tie_word_embeddings"]) and (recipe.turn is not None or wants_head)
+    untied = bool(settings["tie_word_embeddings"]) and (recipe.turn is not None or recipe.rounds_head)
     if untied:
         settings = {**settings, "tie_word_embeddings": False}
     meta = _meta(settings, 16)
@@ -133,6 +133,8 @@ def _meta(settings: dict[str, Any], longest: int) -> Decoder:
 
 
 def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as fault:

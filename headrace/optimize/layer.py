@@ -5,7 +5,7 @@ S sampled rows of inputs, N rows and K columns of a weight.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import torch
@@ -86,8 +86,12 @@ def round_layer(
     names: Iterable[str],
     inputs: Inputs,
     dtype: torch.dtype,
+    before: Callable[[str], int] = lambda name: 0,
 ) -> tuple[Done, list[Part]]:
-    """Round the projections of a layer, whose weight then holds the rounded numbers."""
+    """Round the projections of a layer, whose weight then holds the rounded numbers.
+
+    `before`: bytes that a projection had in the source, for what is said of it.
+    """
     done, parts, start = Done(), [], 0
     for name, rows in zip(names, layer.outputs, strict=True):
         weight_NK = layer.weight.data[start : start + rows]
@@ -100,7 +104,8 @@ def round_layer(
             error = change if wanted is None else product_error(wanted, weight_NK, scheme, packed, inputs)
             seconds = perf_counter() - begun
             done.packed[name] = scheme, packed
-            done.layers.append(described(name, plan[name], weight_NK.shape, packed, error, seconds))
+            said = described(name, plan[name], weight_NK.shape, packed)
+            done.layers.append(replace(said, before=before(name), error=error, seconds=seconds))
             parts.append(Part(scheme, packed, start, start + rows))
         start += rows
     return done, parts
@@ -152,17 +157,13 @@ def product_error(
     return float((found_SN - wanted_SN).norm()) / size if size else 0.0
 
 
-def described(
-    name: str, assigned: Assigned, shape: Iterable[int], packed: Packed, error: float, seconds: float
-) -> Layer:
-    """What is to be said of a rounded projection."""
+def described(name: str, assigned: Assigned, shape: Iterable[int], packed: Packed) -> Layer:
+    """What is to be said of a rounded projection, as far as it can be seen from its tensors."""
     rows, columns = shape
     after = sum(tensor.nbytes for tensor in packed.values())
     assert assigned.scheme is not None
     bits = after * 8 / (rows * columns)
-    return Layer(
-        name, assigned.scheme.name, assigned.rounding.name, bits, rows * columns * 2, after, error, seconds
-    )
+    return Layer(name, assigned.scheme.name, assigned.rounding.name, bits, 0, after, 0.0, 0.0)
 
 
 def tensors_of(scheme: Scheme, packed: Packed) -> dict[str, Tensor]:

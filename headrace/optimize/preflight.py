@@ -7,6 +7,7 @@ from pathlib import Path
 
 from headrace.base.errors import Refused
 from headrace.base.hardware import probe
+from headrace.checkpoint.rows import stored_bytes
 from headrace.nn.decoder import Decoder
 from headrace.optimize.cost import Cost, cost, size_after
 from headrace.optimize.job import Job
@@ -74,31 +75,21 @@ def _rows(job: Job, model: Decoder) -> Iterator[Row]:
         (shape.vocab, shape.hidden),
         AS_IS,
         "an embedding is looked up, not multiplied" + (", and is the output head" if job.tied else ""),
-        stored(source, embedding, table),
+        stored_bytes(source, embedding),
         table * width,
     )
     for names, layer in model.linears():
         for name, rows in zip(names, layer.outputs, strict=True):
             assigned = job.plan[name]
-            count = rows * layer.inputs
             tied = name == HEAD and job.untied
             yield Row(
                 name,
                 (rows, layer.inputs),
                 AS_IS if assigned.scheme is None else assigned.scheme.name,
                 assigned.why + ("; it was the embedding and gets a weight of its own" if tied else ""),
-                0 if tied else stored(source, f"{name}.weight", count),
+                stored_bytes(source, f"{name}.weight"),
                 size_after(job, name, rows, layer.inputs),
             )
-
-
-def stored(source: object, name: str, count: int) -> int:
-    """Bytes of a weight in the source: as GGUF has it, else 16 bits, which it mostly has."""
-    from headrace.checkpoint.source import GgufSource
-
-    if isinstance(source, GgufSource) and name in source.names():
-        return source.stored(name)[1].nbytes
-    return count * 2
 
 
 def _notes(job: Job, model: Decoder) -> Iterator[str]:

@@ -138,6 +138,12 @@ class Recipe:
         return tuple(each for each in self.passes if isinstance(each, Change))
 
     @property
+    def rounds_head(self) -> bool:
+        """Whether the output head is named, and is not to stay as it is."""
+        named = [choice.scheme for pattern, choice in self.layers if pattern == HEAD]
+        return bool(named) and named[-1] != NONE
+
+    @property
     def rounding(self) -> Rounding:
         """The pass that rounds what the recipe names no other for."""
         found = self.passes[-1]
@@ -161,11 +167,17 @@ class Recipe:
         recipe = self.settled(model)
         shapes = dict(_projections(model)) | {HEAD: (model.shape.vocab, model.shape.hidden)}
         for pattern, _ in recipe.layers:
-            if not any(fnmatchcase(name, pattern) for name in shapes):
+            if not any(_matches(pattern, name) for name in shapes):
                 raise _no_such_layer(pattern, list(shapes))
         found = {name: recipe._assigned(name) for name in shapes}
         for name, assigned in found.items():
             _check_fits(name, shapes[name], assigned, model)
+            if assigned.scheme is not None and assigned.scheme.spec.static and not recipe.calibration.samples:
+                raise Refused(
+                    f"{assigned.scheme.name} needs calibration, and there are no samples",
+                    param="samples",
+                    hint=f"leave --samples out, or take {assigned.scheme.name.removesuffix('_static')}",
+                )
         for names, _ in model.linears():
             if len({found[name].rounding for name in names if found[name].scheme is not None}) > 1:
                 raise Refused(
@@ -176,11 +188,12 @@ class Recipe:
         return found
 
     def _assigned(self, name: str) -> Assigned:
-        matching = [(pattern, choice) for pattern, choice in self.layers if fnmatchcase(name, pattern)]
+        matching = [(pattern, choice) for pattern, choice in self.layers if _matches(pattern, name)]
         if matching:
             pattern, choice = matching[-1]
             scheme = None if choice.scheme == NONE else scheme_named(choice.scheme)
-            return Assigned(scheme, choice.rounding or self.rounding, f"the recipe's {pattern!r}")
+            why = "the recipe names it" if pattern == name else f"the recipe's {pattern!r}"
+            return Assigned(scheme, choice.rounding or self.rounding, why)
         if name == HEAD:
             return Assigned(None, self.rounding, "an output head stays as it is unless a recipe names it")
         if self.scheme in (None, NONE):
@@ -224,7 +237,18 @@ def _check_fits(name: str, shape: tuple[int, int], assigned: Assigned, model: De
         raise Refused(f"{name}: {reason}", param="passes", hint="take another pass, or another scheme")
 
 
-def _no_such_layer(pattern: str, names: list[str]) -> UnknownName:
+def _matches(pattern: str, name: str) -> bool:
+    """The output head has to be named; it is not meant by `*`."""
+    return pattern == HEAD if name == HEAD else fnmatchcase(name, pattern)
+
+
+def _no_such_layer(pattern: str, names: list[str]) -> Refused:
+    if "embed" in pattern:
+        return Refused(
+            f"{pattern!r} in the recipe: an embedding stays as it is",
+            param="layers",
+            hint="transformers loads none that is quantized; `dtype` of the recipe says in what it is written",
+        )
     near = get_close_matches(pattern, names, n=1)
     kinds = sorted({name.rpartition(".")[2] for name in names})
     hint = f"did you mean {near[0]!r}? " if near else ""

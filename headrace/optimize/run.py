@@ -1,5 +1,8 @@
 """A whole run: decide, look ahead, walk, write."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from headrace.optimize.cost import Cost
@@ -17,7 +20,7 @@ def run(
     out: str,
     recipe: Recipe,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     fresh: bool = False,
     progress: Report | None = None,
 ) -> Outcome:
@@ -37,14 +40,24 @@ def execute(job: Job, ahead: Preflight, fresh: bool = False, progress: Report | 
     """What `run` does once it is decided."""
     folder = folder_of(job.out)
     with room(folder, ahead.cost.disk), Work(job.out, job.identity(), fresh) as work:
-        threads = work.journal.setdefault("threads", torch.get_num_threads())
-        torch.set_num_threads(threads)  # sums come out otherwise with other numbers of threads
-        layers, seconds = _walked(job, work, ahead.cost, progress)
+        with _threads(work.journal.setdefault("threads", torch.get_num_threads())):
+            layers, seconds = _walked(job, work, ahead.cost, progress)
         after = write_shards(work, work.journal["parts"])
         found = _outcome(job, tuple(layers), after, seconds, work.resumed)
         write_rest(job, work.folder / RESULT, found)
         work.finish()
     return found
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of torch: with other numbers of them sums round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _walked(job: Job, work: Work, cost: Cost, progress: Report | None) -> tuple[list[Layer], float]:

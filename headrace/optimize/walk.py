@@ -6,6 +6,7 @@ whatever was interrupted.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from headrace.base.errors import Refused
 from headrace.base.memory import give_back
-from headrace.checkpoint.rows import read_rows
+from headrace.checkpoint.rows import read_rows, stored_bytes
 from headrace.checkpoint.shards import Entry, entry, streamed, write
 from headrace.nn.decoder import Block
 from headrace.nn.linear import Linear
@@ -156,7 +157,8 @@ class Walk:
 
     def _round(self, layer: Linear, inputs: Inputs, rounded: Rounded, done: Done) -> None:
         self._say(f"{self._short(layer)}, {self._way(layer).name}")
-        found, parts = round_layer(layer, self.job.plan, self.names[layer], inputs, self.job.dtype)
+        names, dtype = self.names[layer], self.job.dtype
+        found, parts = round_layer(layer, self.job.plan, names, inputs, dtype, self._stored)
         rounded.parts[layer] = parts
         done.packed |= found.packed
         done.layers += found.layers
@@ -245,7 +247,8 @@ class Walk:
             packed = pack(whole.to(self.job.device), assigned, inputs, self.job.dtype)
         shape = (self.model.shape.vocab, self.model.shape.hidden)
         error = self._head_error(scheme, packed, inputs)
-        self.layers.append(described(HEAD, assigned, shape, packed, error, perf_counter() - begun))
+        said = replace(described(HEAD, assigned, shape, packed), before=self._stored(HEAD), error=error)
+        self.layers.append(replace(said, seconds=perf_counter() - begun))
         return [entry(f"{HEAD}.{suffix}", each) for suffix, each in tensors_of(scheme, packed).items()]
 
     def _head_inputs(self, needs: frozenset[Need]) -> Inputs:
@@ -273,6 +276,10 @@ class Walk:
                 moved += float((scheme.seen(placed, sample) @ found.T - wanted).square().sum())
                 total += float(wanted.square().sum())
         return (moved / total) ** 0.5 if total else 0.0
+
+    def _stored(self, layer: str) -> int:
+        """Bytes of a projection in the source."""
+        return stored_bytes(self.source, f"{layer}.weight")
 
     # -- from disk ------------------------------------------------------------------------------------------------
 

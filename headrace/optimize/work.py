@@ -107,6 +107,8 @@ class Work:
         new: dict[str, Any] = {"version": VERSION, "identity": identity, "blocks": 0, "resumed": False}
         new |= {"layers": [], "seconds": 0.0}
         found = None if fresh else self._found(file)
+        if found is not None and found.get("joined") and not (self.folder / RESULT).is_dir():
+            found = None  # killed after the result had moved to its place, where it is no longer
         if found is None:
             for each in self.folder.iterdir():
                 if each.is_dir():
@@ -190,6 +192,14 @@ class Hidden:
         with self.file.open("rb") as opened:
             while raw := opened.read(self._size):
                 yield torch.from_numpy(np.frombuffer(bytearray(raw), dtype=np.float32)).view(self._shape)
+
+    def at(self, number: int) -> Tensor:
+        """One of them."""
+        with self.file.open("rb") as opened:
+            opened.seek(number * self._size)
+            return torch.from_numpy(np.frombuffer(bytearray(opened.read(self._size)), np.float32)).view(
+                self._shape
+            )
 
     def write(self, windows: Iterator[Tensor]) -> int:
         """All windows; their checksum."""

@@ -5,7 +5,7 @@ import torch
 
 from headrace.base.errors import Refused
 from headrace.kernels import configs, table
-from headrace.kernels.configs import Gemv, Int4Few, Int4Tile, PagedDecode, PagedPrefill, Skinny, Wide
+from headrace.kernels.configs import Gemv, Int4Few, Int4One, Int4Tile, PagedDecode, PagedPrefill, Skinny, Wide
 
 CAPABILITIES = [(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)]
 
@@ -115,7 +115,11 @@ def test_a_brief_configuration_is_whole_again(config):
 def test_4_bit_weights_have_a_configuration_for_any_tokens(n, k, gated):
     for tokens in (1, 2, 8, 9, 33, 100, 256):
         config = configs.int4((9, 0), tokens, n, k, gated)
-        if isinstance(config, Int4Few):
+        if isinstance(config, Int4One):
+            assert tokens == 1
+            assert 2 <= config.tiles <= 8
+            sizes = [config.warps, config.tiles]
+        elif isinstance(config, Int4Few):
             assert tokens <= 16
             assert config.chunk % 64 == 0
             sizes = [config.chunk, config.warps]
@@ -131,7 +135,7 @@ def test_4_bit_weights_have_a_configuration_for_any_tokens(n, k, gated):
 
 def test_measured_rows_for_4_bit_weights_win_over_rules(measure):
     size = {"n": 16, "k": 64, "gated": False}
-    found = [(1, Int4Few(64, 2)), (16, Int4Tile(16, 32, 64, 1, 4, 2)), (64, None)]
+    found = [(1, Int4One(4, 2, 3)), (16, Int4Tile(16, 32, 64, 1, 4, 2)), (64, None)]
     measure((9, 9), int4=[{"tokens": most, **size, "use": configs.brief(config)} for most, config in found])
     assert [configs.int4((9, 9), tokens, 16, 64) for tokens in (1, 2, 16, 17, 64)] == [
         found[0][1], found[1][1], found[1][1], None, None,

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from headrace.kernels.activation import silu_mul_ref
-from headrace.kernels.configs import Int4Few, Int4Tile
+from headrace.kernels.configs import Int4Few, Int4One, Int4Tile
 from headrace.kernels.norm import rms_norm_ref
 from headrace.kernels.w4a16 import Int4Weight, linear_w4a16, norm_linear_w4a16, tiled, unpack_ref, values
 from headrace.quant.bits import pack_bits
@@ -70,6 +70,25 @@ def test_few_tokens_with_every_fusion(device, config, asymmetric):
             out, kept = few(x, packed, config, fusion)
             assert_close(out, wanted)
             assert_close(kept, total)
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize(
+    ("config", "multiprocessors"), [(Int4One(4, 2), 2), (Int4One(1, 8), 4), (Int4One(2, 2, 2, 1), 1)]
+)
+def test_one_token_with_every_fusion(device, config, multiprocessors, asymmetric):
+    """Inputs that warps do and do not fill, in one part and in three; blocks that programs share out unevenly."""
+    from headrace.kernels.gpu.product import split_counters
+    from headrace.kernels.gpu.w4a16_one import one
+
+    for (n, k, group), flags in zip(
+        [*SIZES, (96, 640, 640)], [*FLAGS, (False, True, True, True)], strict=True
+    ):
+        x, packed, fusion, wanted, total = case(1, n, group, k, asymmetric, flags, device)
+        out, kept = one(x, packed, config, multiprocessors, fusion)
+        assert_close(out, wanted)
+        assert_close(kept, total)
+        assert not split_counters(x.device).any()
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])

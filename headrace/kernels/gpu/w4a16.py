@@ -16,10 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from headrace.kernels import configs
-from headrace.kernels.configs import Int4Few, Int4Tile
+from headrace.kernels.configs import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul
 from headrace.kernels.gpu.norm import normalize
 from headrace.kernels.gpu.product import MOST_TILES, Fusion, split_counters, wait
+from headrace.kernels.gpu.w4a16_one import magic, nibbles, one
 from headrace.kernels.launch import rows_of
 from headrace.kernels.w4a16 import Int4Weight
 
@@ -46,18 +47,6 @@ def _code(nibble: int, half: bool, low: bool, scaled: bool) -> str:
 def codes(dtype: torch.dtype, low: bool, scaled: bool = False) -> tuple[str, ...]:
     """Of the nibbles 0 to 3."""
     return tuple(_code(nibble, dtype == torch.float16, low, scaled) for nibble in range(4))
-
-
-@triton.jit
-def magic(DTYPE: tl.constexpr):
-    """What the exponent adds to a nibble."""
-    return 1024.0 if tl.float16 == DTYPE else 128.0
-
-
-@triton.jit
-def nibbles(w, NIBBLE: tl.constexpr, DTYPE: tl.constexpr):
-    """As the first two operations of the assembly, for Triton's interpreter, which has none."""
-    return ((w.to(tl.int32) >> (4 * NIBBLE)) & 15).to(tl.float32) + magic(DTYPE)
 
 
 @triton.jit
@@ -561,6 +550,9 @@ def product(
     if weight.order is not None:
         x = x.index_select(1, weight.order)
     config = configs.int4(cap, tokens, n, k, gated)
+    if isinstance(config, Int4One):
+        out, kept = one(x, weight, config, configs.multiprocessors(x.device) if x.is_cuda else 4, fusion, pdl)
+        return out, kept if alone else total
     if isinstance(config, Int4Few):
         out, kept = few(x, weight, config, fusion, pdl)
         return out, kept if alone else total

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from headrace.base.errors import Refused
+from headrace.base.errors import Refused, UnknownName
 from headrace.nn.decoder import Block
 from headrace.nn.linear import Linear
 from headrace.optimize.inputs import Inputs, Need
@@ -27,6 +27,7 @@ ROUNDING = Rtn(steps=8, least=0.65)
 """How scales are tried: as they will be used, by rounding that looks for the best range, if less closely."""
 TRIED = 256
 """Rows of each projection that scales are tried on, spread evenly: they decide together, and a few stand for all."""
+INNER = ("rounded", "always", "never")
 NARROWEST, CLIPS = 0.5, 10
 """A clipped group keeps at least half of its largest number; so many ways of clipping are tried."""
 ROWS = 1024
@@ -38,23 +39,27 @@ class Awq:
     """Tries scales s = mean|x|^alpha for `steps` values of alpha and takes those that change products least.
 
     steps   how many alphas from 0 (nothing is scaled) to below 1 are tried
-    inner   also between v and o_proj, and between up and down_proj, where no norm lies between
+    inner   whether also between v and o_proj, and between up and down_proj, where no norm lies between: "rounded"
+            (where the scheme rounds inputs, too: there it helps most; elsewhere it was measured to cost), "always",
+            "never"
     clip    afterwards cut off the largest weights of each group where products with the sample gain by it, as the
             authors' program does: then weights change a little. Of use where what rounds them does not look for the
             best range itself, which rtn and gptq do
     """
 
     steps: int = 20
-    inner: bool = True
+    inner: str = "rounded"
     clip: bool = False
 
     name: ClassVar[str] = "awq"
     needs: ClassVar[frozenset[Need]] = frozenset({"sample"})
 
     def __post_init__(self) -> None:
-        """Raises Refused for an option out of its range."""
+        """Raises Refused for an option out of its range, UnknownName for a word that is not known."""
         if not 2 <= self.steps <= 1000:
             raise Refused(f"steps of awq is {self.steps}; expected 2 to 1000", param="awq.steps")
+        if self.inner not in INNER:
+            raise UnknownName.among("choice for inner of awq", self.inner, list(INNER), param="awq.inner")
 
     @torch.no_grad()
     def change(
@@ -69,7 +74,8 @@ class Awq:
             if scheme is None:
                 continue
             trial = Trial(seam, scheme, inputs[seam.layer])
-            if self.inner or not seam.inner:
+            rounds = scheme.spec.activation is not None
+            if not seam.inner or self.inner == "always" or (self.inner == "rounded" and rounds):
                 scale_C = self.best(trial)
                 trial.sample_TK /= seam.columns(scale_C)
                 seam.move(scale_C)

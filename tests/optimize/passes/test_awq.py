@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from headrace.base.errors import Refused
+from headrace.base.errors import Refused, UnknownName
 from headrace.models.llama import TINY
 from headrace.optimize.passes._seams import seams
 from headrace.optimize.passes.awq import PASS, Awq, Trial
@@ -22,9 +22,9 @@ WIDE = {
 SCHEMES = ["w4a16_g32", "w4a16_g32_asym", "w4a16_row", "w8a8", "w8a8_static", "fp8_static", "mxfp4", "q4_0"]
 
 
-@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("inner", ["never", "always"])
 @pytest.mark.parametrize("config", made.CONFIGS.values(), ids=made.CONFIGS)
-def test_a_block_computes_what_it_did(config: dict[str, Any], inner: bool):
+def test_a_block_computes_what_it_did(config: dict[str, Any], inner: str):
     block, x = made.block(config), made.hidden(config["hidden_size"])
     before = made.run(block, x)
     weights = [p.clone() for p in block.parameters()]
@@ -75,7 +75,7 @@ def test_a_whole_block_loses_less(name: str):
             change.change(block, made.seen(block, x), lambda layer: scheme)
         made.rounded(block, scheme, x)
         lost.append(float((made.run(block, x) - wanted).norm()))
-    assert lost[1] < 0.97 * lost[0]
+    assert lost[1] < 0.985 * lost[0]
 
 
 def test_clipping_gains_on_its_sample():
@@ -89,7 +89,7 @@ def test_clipping_gains_on_its_sample():
     inputs = dict.fromkeys((seam.layer for seam in seams(block)), made.inputs(made.correlated(200, 96)))
     inputs[down] = made.inputs(x)
     weight = down.weight.data.clone()
-    PASS(steps=2, inner=False, clip=True).change(
+    PASS(steps=2, inner="never", clip=True).change(
         block, inputs, lambda layer: scheme if layer is down else None
     )
     assert (down.weight.data.abs() <= weight.abs()).all()
@@ -108,6 +108,22 @@ def test_queries_and_keys_are_not_clipped():
     clipped = other.self_attn.qkv_proj.weight.data
     assert torch.equal(clipped[: size + 32], qkv.weight.data[: size + 32])
     assert not torch.equal(clipped[size + 32 :], qkv.weight.data[size + 32 :])
+
+
+@pytest.mark.parametrize(
+    ("inner", "name", "there"),
+    [
+        ("rounded", "w8a8", True),
+        ("rounded", "w4a16_row", False),
+        ("always", "w4a16_row", True),
+        ("never", "w8a8", False),
+    ],
+)
+def test_where_no_norm_lies_between(inner: str, name: str, there: bool):
+    block, x = made.block(WIDE), made.hidden(96)
+    down = block.mlp.down_proj.weight.data.clone()
+    PASS(inner=inner).change(block, made.seen(block, x), lambda layer: scheme_named(name))
+    assert torch.equal(block.mlp.down_proj.weight.data, down) is not there
 
 
 def test_layers_without_a_scheme_are_left_alone():
@@ -131,3 +147,9 @@ def test_steps_are_checked(steps: int):
     with pytest.raises(Refused, match="expected 2 to 1000") as caught:
         Awq(steps=steps)
     assert caught.value.param == "awq.steps"
+
+
+def test_words_are_checked():
+    with pytest.raises(UnknownName, match="inner of awq 'sometimes'") as caught:
+        Awq(inner="sometimes")
+    assert caught.value.param == "awq.inner"

@@ -1,0 +1,339 @@
+"""`headrace optimize` with a budget: measures what each layer suffers, picks schemes, makes the model, checks it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from headrace.base.config import from_names, knob
+from headrace.base.errors import Refused
+
+if TYPE_CHECKING:
+    from headrace.bench.judge import Trial
+    from headrace.bench.report_optimize import Point, Story
+    from headrace.optimize.budget import Budget, Chosen, Pace
+    from headrace.optimize.losses import Sensitivity
+    from headrace.optimize.outcome import Outcome
+    from headrace.optimize.recipe import Recipe
+
+TRIES = 4
+"""Times that a model is made for a KL, each time with a smaller foreseen one."""
+TIGHTER = 0.9
+GPU = "h200"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """A limit that the result must keep, instead of a scheme: each layer gets its own."""
+
+    target_bits: float | None = knob(
+        None, "bits per weight of the blocks' linear layers, scales included: the least loss for so many"
+    )
+    max_kl: float | None = knob(
+        None,
+        "mean KL from the model, in nats: the least size that keeps it, checked on the texts of the report and made"
+        " anew with a smaller one where it is not kept",
+    )
+    max_latency_ms: float | None = knob(
+        None,
+        "ms per token of one stream on --gpu, as `headrace plan` foresees it: the least loss for so many",
+    )
+    gpu: str | None = knob(None, f"the device that --max-latency-ms is for; {GPU} if left out")
+    schemes: str | None = knob(
+        None,
+        "schemes to pick from, with commas; w4a16,w4a16_g64,w4a16_g32_asym,w8a16 if left out, and fp8 for a latency."
+        " A layer may always stay as it is",
+    )
+    sensitivity_tokens: int | None = knob(
+        None, "tokens that are read to measure each layer in each scheme; 1024 if left out"
+    )
+    sensitivity: Path | None = knob(
+        None, "sensitivity.json of an earlier search of this model, or its folder: nothing is measured again"
+    )
+
+    @property
+    def budgets(self) -> list[str]:
+        """Flags of the limits that are given."""
+        given = {
+            "--target-bits": self.target_bits,
+            "--max-kl": self.max_kl,
+            "--max-latency-ms": self.max_latency_ms,
+        }
+        return [flag for flag, value in given.items() if value is not None]
+
+    def check(self) -> None:
+        """Raises Refused for flags that do nothing together."""
+        if not self.budgets:
+            given = {
+                "--gpu": self.gpu,
+                "--schemes": self.schemes,
+                "--sensitivity-tokens": self.sensitivity_tokens,
+                "--sensitivity": self.sensitivity,
+            }
+            for flag, value in given.items():
+                if value is not None:
+                    raise Refused(
+                        f"{flag} is for a search, and there is no budget",
+                        param=flag.strip("-").replace("-", "_"),
+                        hint="add --target-bits, --max-kl or --max-latency-ms",
+                    )
+        if self.sensitivity is not None and self.sensitivity_tokens is not None:
+            raise Refused("--sensitivity was measured already", param="sensitivity_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What else the command was asked; `show` shows a preflight, `bar` opens a progress bar."""
+
+    model: str
+    out: Path
+    base: "Recipe"
+    device: str
+    fresh: bool
+    dry_run: bool
+    trial: "Trial"
+    console: Console
+    show: Callable[[Console, Any], None]
+    bar: Callable[[Console], Any]
+
+
+def run(asked: Asked, search: Search) -> "Story | None":
+    """Measure, pick, make and check. None where it was only to be said what would be done."""
+    from headrace.optimize.budget import Budget, choose
+
+    budget = Budget(search.target_bits, search.max_kl, search.max_latency_ms)
+    if asked.base.scheme is not None:
+        raise Refused(
+            f"a scheme for all layers and {search.budgets[0]} are both given",
+            param="scheme",
+            hint="leave out either; --schemes says what to pick from",
+        )
+    pace = _pace(asked, search)
+    found = _sensitivity(asked, search, budget)
+    chosen = choose(found, budget, asked.base, pace)
+    _say(asked.console, chosen)
+    if asked.dry_run:
+        _preflight(asked, chosen, asked.out)
+        return None
+    if budget.kl is not None and asked.trial.texts:
+        return _kept(asked, chosen, budget.kl, pace)
+    story = _made(asked, chosen, asked.out)
+    _keep(chosen, asked.out)
+    return story
+
+
+def _sensitivity(asked: Asked, search: Search, budget: "Budget") -> "Sensitivity":
+    from headrace.optimize.losses import read
+    from headrace.optimize.sensitivity import SCHEMES, TOKENS, measure, study
+
+    names = [name.strip() for name in (search.schemes or "").split(",") if name.strip()]
+    if search.schemes is None and budget.ms is not None:
+        names = [*SCHEMES, "fp8"]
+    if search.sensitivity is not None:
+        found = read(search.sensitivity)
+        return _checked(asked, found.only(names) if search.schemes is not None else found)
+    planned = study(
+        asked.model,
+        asked.out,
+        asked.base,
+        schemes=names,
+        tokens=search.sensitivity_tokens or TOKENS,
+        device=asked.device,
+        tell=asked.console.print,
+    )
+    layers = len(planned.names)
+    asked.console.print(
+        f"{layers} layers are tried in {len(planned.trials) / layers:.1f} schemes each: about "
+        f"{planned.seconds / 60:.0f} min, and {planned.disk / 1e6:.0f} MB of disk meanwhile",
+        highlight=False,
+    )
+    with asked.bar(asked.console) as bar:
+        found = measure(planned, asked.fresh, bar.tell)
+    return found.only([*names, "none"]) if names and "none" in names else found
+
+
+def _checked(asked: Asked, found: "Sensitivity") -> "Sensitivity":
+    """Raises Refused where it is another model's."""
+    from headrace.optimize.job import look
+
+    plan = look(asked.model, asked.out, replace(asked.base, scheme="none"), asked.device).plan
+    if strange := [name for group in found.groups for name in group.names if name not in plan]:
+        raise Refused(
+            f"the sensitivity was measured on {found.model}, which has {strange[0]}; {asked.model} has not",
+            param="sensitivity",
+            hint="measure again: leave --sensitivity out",
+        )
+    return found
+
+
+def _pace(asked: Asked, search: Search) -> "Pace | None":
+    """How fast the device is, where it matters."""
+    if search.max_latency_ms is None and search.gpu is None:
+        return None
+    from headrace.checkpoint.config import read_config
+    from headrace.checkpoint.hub import find
+    from headrace.optimize.budget import Pace
+    from headrace.plan.anatomy import dissect
+    from headrace.plan.efficiency import engine
+    from headrace.plan.gpus import gpu
+    from headrace.plan.mixed import mixed
+    from headrace.plan.options import Option
+    from headrace.plan.workload import Workload
+
+    anatomy = dissect(asked.model, {**read_config(find(asked.model)), "quantization_config": None})
+    work = Workload(min(1000, anatomy.max_len // 2), min(300, anatomy.max_len // 4), 1)
+    made = mixed(Option(anatomy, gpu(search.gpu or GPU), engine("headrace"), work))
+
+    def milliseconds(scheme: str, weights: int, size: int) -> float:
+        return 1e3 * made.seconds(scheme, weights, size)
+
+    return Pace(1e3 * made.rest, milliseconds, made.setup.gpu.name)
+
+
+def _say(console: Console, chosen: "Chosen") -> None:
+    from headrace.optimize.budget import shown
+
+    timed = chosen.taken.ms is not None
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "bits per weight", "KL foreseen", *(["ms per token"] if timed else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [("taken" if spot == chosen.taken else "", spot) for spot in shown(chosen)]
+    rows += [(f"all {name}", spot) for name, spot in chosen.uniform.items()]
+    for label, spot in sorted(rows, key=lambda row: (row[1].bits, -row[1].kl)):
+        row = [label, f"{spot.bits:.3f}", f"{spot.kl:.4g}"]
+        table.add_row(*row, *([f"{spot.ms:.3f}"] if spot.ms is not None else []))
+    console.print(table)
+    counts: dict[str, int] = {}
+    for name in chosen.taken.schemes:
+        counts[name] = counts.get(name, 0) + 1
+    said = ", ".join(
+        f"{count} in {name}" for name, count in sorted(counts.items(), key=lambda each: -each[1])
+    )
+    console.print(f"of {len(chosen.taken.schemes)} layers {said}", highlight=False)
+
+
+def _preflight(asked: Asked, chosen: "Chosen", out: Path) -> tuple[Any, Any]:
+    from headrace.optimize.job import look
+    from headrace.optimize.preflight import preflight
+
+    job = look(asked.model, out, chosen.recipe, asked.device, asked.console.print)
+    ahead = preflight(job)
+    asked.show(asked.console, ahead)
+    return job, ahead
+
+
+def _made(asked: Asked, chosen: "Chosen", out: Path) -> "Story":
+    """The model in `out`, with its report."""
+    from headrace.optimize.run import execute
+
+    job, ahead = _preflight(asked, chosen, out)
+    with asked.bar(asked.console) as bar:
+        outcome = execute(job, ahead, asked.fresh, bar.tell)
+    return _judged(asked, chosen, outcome, job.device.type)
+
+
+def _judged(asked: Asked, chosen: "Chosen", outcome: "Outcome", device: str) -> "Story":
+    from headrace.bench.judge import judge
+    from headrace.cli._load import Meter
+
+    meter = Meter(asked.console)
+    try:
+        return judge(
+            outcome,
+            from_names(device=device),
+            asked.trial,
+            meter.tell,
+            sensitivity=chosen.found.table(),
+            frontier=_points(chosen),
+        )
+    finally:
+        meter.stop()
+
+
+def _points(chosen: "Chosen") -> "list[Point]":
+    """For the report: what is of the least loss for its size; a loss of nothing has no place on its scale."""
+    from headrace.bench.report_optimize import Point
+
+    points: list[Point] = []
+    for spot in sorted(chosen.frontier, key=lambda spot: spot.bits):
+        if spot.kl > 0 and (not points or spot.kl < points[-1].loss):
+            points.append(Point(spot.bits, spot.kl))
+    taken = chosen.taken
+    return [*points, Point(taken.bits, taken.kl, True)] if taken.kl > 0 else points
+
+
+def _keep(chosen: "Chosen", out: Path) -> None:
+    from headrace.optimize.budget import keep
+
+    keep(chosen, out)
+
+
+# -- a KL that must be kept ---------------------------------------------------------------------------------------
+
+
+def _kept(asked: Asked, first: "Chosen", most: float, pace: "Pace | None") -> "Story":
+    """Make it, measure it, and make it anew with a smaller foreseen KL until the measured one is `most` or less.
+
+    It comes to its place once it is. What was tried is remembered, so that a killed search does not try it again.
+    """
+    from headrace.bench.judge import save
+    from headrace.optimize.budget import Budget, choose
+    from headrace.optimize.sensitivity import folder_for
+    from headrace.optimize.work import folder_of, write_json
+
+    folder = folder_of(folder_for(asked.out))
+    folder.mkdir(parents=True, exist_ok=True)
+    file, same = folder / "tries.json", _same(asked, first)
+    tries = [] if asked.fresh else _tries(file, same)
+    while len(tries) < TRIES:
+        bound = _bound(tries, most)
+        chosen = first if not tries else choose(first.found, Budget(kl=bound), asked.base, pace)
+        at = folder / f"try-{len(tries)}"
+        shutil.rmtree(at, ignore_errors=True)
+        story = _made(asked, chosen, at)
+        kl = story.quality[-1].kl
+        said = (
+            f"foreseen {chosen.taken.kl:.4g}, measured {kl}, allowed {most:g}, {chosen.taken.bits:.3f} bits"
+        )
+        asked.console.print(f"KL: {said}", highlight=False)
+        if kl.value <= most:
+            at.rename(asked.out)
+            story = replace(story, outcome=replace(story.outcome, out=asked.out))
+            save(story, asked.out)
+            _keep(replace(chosen, budget=first.budget), asked.out)
+            return story
+        shutil.rmtree(at)
+        tries.append([chosen.taken.kl, kl.value])
+        write_json(file, {"same": same, "tries": tries})
+    raise Refused(
+        f"a measured KL of {most:g} was not reached in {TRIES} tries; the last had {tries[-1][1]:.4g}",
+        param="max_kl",
+        hint="allow a larger --max-kl, or finer --schemes such as w8a16",
+    )
+
+
+def _bound(tries: list[list[float]], most: float) -> float:
+    """What may be foreseen next: as much less as the last one measured was too much, and a little less again."""
+    if not tries:
+        return most
+    foreseen, measured = tries[-1]
+    return foreseen * TIGHTER * most / measured
+
+
+def _same(asked: Asked, first: "Chosen") -> dict[str, Any]:
+    """What earlier tries must have had in common with these to count."""
+    trial = {"texts": list(asked.trial.texts), "tokens": asked.trial.tokens, "windows": asked.trial.windows}
+    return {"recipe": first.recipe.as_object(), "trial": trial, "max_kl": first.budget.kl}
+
+
+def _tries(file: Path, same: dict[str, Any]) -> list[list[float]]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found["tries"] if found["same"] == json.loads(json.dumps(same)) else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,261 @@
+"""From measured losses and a budget to a recipe: the schemes that keep within it at least loss, and the frontier.
+
+Losses of layers rounded alone are added up; what they make together is measured afterwards.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from headrace.base.errors import Refused
+from headrace.optimize.losses import FILE, Group, Sensitivity
+from headrace.optimize.passes.rtn import Rtn
+from headrace.optimize.recipe import NONE, Choice, Recipe
+from headrace.optimize.search import Option, Pick, best, sweep
+from headrace.optimize.sensitivity import folder_for
+from headrace.optimize.work import folder_of, room, write_json
+from headrace.quant.schemes import scheme_named
+
+BUDGET = "budget.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a token costs in time: `rest` ms for all that is not a linear layer of a block, and `of` a layer.
+
+    of(scheme, weights, bytes) gives ms. where: the device, for messages.
+    """
+
+    rest: float
+    of: Callable[[str, int, int], float]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One limit: bits per weight of the blocks' layers, scales included; foreseen mean KL; or ms per token."""
+
+    bits: float | None = None
+    kl: float | None = None
+    ms: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises Refused unless one is given, and it is more than 0."""
+        given = {
+            "target_bits": self.bits, "max_kl": self.kl, "max_latency_ms": self.ms,
+        }  # fmt: skip
+        found = {name: value for name, value in given.items() if value is not None}
+        if len(found) != 1:
+            raise Refused(
+                f"{len(found)} budgets are given; one was expected",
+                param="target_bits",
+                hint="give one of --target-bits, --max-kl, --max-latency-ms",
+            )
+        for name, value in found.items():
+            if isinstance(value, bool) or not (isfinite(value) and value > 0):
+                raise Refused(f"{name} is {value}; expected a number above 0", param=name)
+
+    @property
+    def said(self) -> str:
+        """For people."""
+        if self.bits is not None:
+            return f"{self.bits:g} bits per weight"
+        return f"a KL of {self.kl:g}" if self.kl is not None else f"{self.ms:g} ms per token"
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A way to give schemes to groups: bits per weight, foreseen mean KL, ms per token where a device is given."""
+
+    bits: float
+    kl: float
+    ms: float | None
+    schemes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The way that was taken, those of the frontier from small to large, and the recipe that takes it.
+
+    uniform    for comparison: ways with one scheme for all, by its name
+    """
+
+    budget: Budget
+    found: Sensitivity
+    taken: Spot
+    frontier: tuple[Spot, ...]
+    uniform: dict[str, Spot]
+    recipe: Recipe
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON."""
+
+        def row(spot: Spot) -> dict[str, Any]:
+            return {"bits": spot.bits, "kl": spot.kl, "ms": spot.ms}
+
+        budget = {"bits": self.budget.bits, "kl": self.budget.kl, "ms": self.budget.ms}
+        labels = [group.label for group in self.found.groups]
+        return {
+            "format": 1,
+            "budget": {name: value for name, value in budget.items() if value is not None},
+            "taken": row(self.taken),
+            "schemes": dict(zip(labels, self.taken.schemes, strict=True)),
+            "frontier": [row(spot) for spot in self.frontier],
+            "uniform": {name: row(spot) for name, spot in self.uniform.items()},
+        }
+
+
+def choose(found: Sensitivity, budget: Budget, base: Recipe, pace: Pace | None = None) -> Chosen:
+    """The schemes that keep within the budget at least loss; for a KL, those of the least size.
+
+    `pace` says how fast a device is, which a budget in ms needs. Layers that `base` names stay as it says.
+    Raises Refused for a budget that cannot be reached, saying what can, and for one that needs no rounding at all.
+    """
+    by_time = budget.ms is not None
+    if by_time and pace is None:
+        raise Refused("a budget in ms needs a device", param="gpu", hint="say which: --gpu h200")
+    groups = [_options(group, pace if by_time else None) for group in found.groups]
+    if budget.kl is not None:
+        turned = [[Option(o.name, o.loss, o.cost) for o in group] for group in groups]
+        pick = best(turned, budget.kl)
+    else:
+        pick = best(groups, _limit(found, budget, pace))
+    if pick is None:
+        raise _unreachable(found, budget, groups, pace)
+    taken = _spot(found, groups, pick, pace)
+    if set(taken.schemes) <= {NONE}:
+        raise _idle(found, budget, taken)
+    frontier = tuple(_spot(found, groups, each, pace) for each in sweep(groups))
+    return Chosen(budget, found, taken, frontier, _uniform(found, groups, pace), _recipe(found, taken, base))
+
+
+def _options(group: Group, pace: Pace | None) -> list[Option]:
+    return [
+        Option(
+            name, loss.bytes if pace is None else pace.of(name, group.weights, loss.bytes), loss.kl
+        )
+        for name, loss in group.losses.items()
+    ]  # fmt: skip
+
+
+def _limit(found: Sensitivity, budget: Budget, pace: Pace | None) -> float:
+    if budget.bits is not None:
+        return budget.bits * found.weights / 8
+    assert budget.ms is not None and pace is not None
+    return budget.ms - pace.rest
+
+
+def _spot(found: Sensitivity, groups: list[list[Option]], pick: Pick, pace: Pace | None) -> Spot:
+    names = tuple(group[n].name for group, n in zip(groups, pick.chosen, strict=True))
+    losses = [group.losses[name] for group, name in zip(found.groups, names, strict=True)]
+    ms = None
+    if pace is not None:
+        each = zip(names, found.groups, losses, strict=True)
+        ms = pace.rest + sum(pace.of(name, group.weights, loss.bytes) for name, group, loss in each)
+    bits = sum(loss.bytes for loss in losses) * 8 / found.weights
+    return Spot(bits, sum(loss.kl for loss in losses), ms, names)
+
+
+def _uniform(found: Sensitivity, groups: list[list[Option]], pace: Pace | None) -> dict[str, Spot]:
+    """All in one scheme, for each that fits all layers; that they stay as they are says nothing."""
+    shared = [name for name in found.groups[0].losses if all(name in group.losses for group in found.groups)]
+    spots = {}
+    for name in shared:
+        chosen = [[option.name for option in group].index(name) for group in groups]
+        if name != NONE:
+            spots[name] = _spot(found, groups, Pick.of(groups, chosen), pace)
+    return spots
+
+
+def _recipe(found: Sensitivity, taken: Spot, base: Recipe) -> Recipe:
+    """The commonest scheme for all, exceptions by name, and what the base names itself last: it holds."""
+    sizes: Counter[str] = Counter()
+    for name, group in zip(taken.schemes, found.groups, strict=True):
+        if name != NONE and base.rounding.fits(scheme_named(name)) is None:
+            sizes[name] += len(group.names)
+    common = max(sizes, key=lambda name: sizes[name], default=NONE)
+    layers = [
+        (layer, _choice(name, base))
+        for name, group in zip(taken.schemes, found.groups, strict=True)
+        for layer in group.names
+        if name != common
+    ]
+    return replace(base, scheme=common, layers=(*layers, *base.layers))
+
+
+def _choice(name: str, base: Recipe) -> Choice:
+    """With plain rounding where the recipe's own pass cannot make the scheme."""
+    fits = name == NONE or base.rounding.fits(scheme_named(name)) is None
+    return Choice(name) if fits else Choice(name, Rtn())
+
+
+def _unreachable(
+    found: Sensitivity, budget: Budget, groups: list[list[Option]], pace: Pace | None
+) -> Refused:
+    points = sweep(groups)
+    if budget.kl is not None:
+        least = points[-1].loss
+        return Refused(
+            f"{budget.said} cannot be reached: with these schemes {least:.3g} is the least foreseen",
+            param="max_kl",
+            hint="allow finer schemes with --schemes, such as w8a16 or none, or a larger --max-kl",
+        )
+    spot = _spot(found, groups, points[0], pace)
+    if budget.bits is not None:
+        return Refused(
+            f"{budget.said} cannot be reached: with these schemes {spot.bits:.3f} is the least",
+            param="target_bits",
+            hint=f"ask for --target-bits {_above(spot.bits):g} or more, or allow coarser --schemes",
+        )
+    assert pace is not None and spot.ms is not None
+    return Refused(
+        f"{budget.said} cannot be reached on {pace.where}: with these schemes {spot.ms:.3g} is the least foreseen, of "
+        f"which {pace.rest:.3g} go for what is not the blocks' weights",
+        param="max_latency_ms",
+        hint=f"ask for --max-latency-ms {_above(spot.ms):g} or more, another --gpu, or faster --schemes",
+    )
+
+
+def _above(value: float) -> float:
+    """Rounded up to hundredths, so that what a hint says can be reached."""
+    return -(-value * 100 // 1) / 100
+
+
+def _idle(found: Sensitivity, budget: Budget, taken: Spot) -> Refused:
+    if budget.kl is not None:
+        least = min(loss.kl for group in found.groups for name, loss in group.losses.items() if name != NONE)
+        return Refused(
+            f"{budget.said} lets no layer be rounded: the least that one costs is {least:.3g}",
+            param="max_kl",
+            hint="allow a larger --max-kl, or finer schemes with --schemes",
+        )
+    what = f"{taken.bits:g} bits per weight" if budget.bits is not None else f"{taken.ms:.3g} ms per token"
+    return Refused(
+        f"{budget.said} are kept by the model as it is, with {what}",
+        param="target_bits" if budget.bits is not None else "max_latency_ms",
+        hint="ask for less, or round it all with --scheme",
+    )
+
+
+def shown(chosen: Chosen, rows: int = 12) -> list[Spot]:
+    """So many spots of the frontier, evenly from its smallest to its largest, and the one taken."""
+    frontier = chosen.frontier
+    low, high = frontier[0].bits, frontier[-1].bits
+    marks = [low * (high / low) ** (n / max(1, rows - 1)) for n in range(rows)] if high > low else [low]
+    near = [min(frontier, key=lambda spot: abs(spot.bits - mark)) for mark in marks]
+    return sorted({*near, chosen.taken}, key=lambda spot: (spot.bits, -spot.kl))
+
+
+def keep(chosen: Chosen, out: Path) -> None:
+    """Write beside the weights what was measured and chosen, and throw away the work that it came from.
+
+    Raises Refused where the disk is full.
+    """
+    with room(out, 0):
+        write_json(out / FILE, chosen.found.as_object())
+        write_json(out / BUDGET, chosen.as_object())
+    shutil.rmtree(folder_of(folder_for(out)), ignore_errors=True)

@@ -1,0 +1,370 @@
+"""Measures what rounding one layer alone does to the model's predictions, for every layer and scheme, in one walk.
+
+The loss of a layer in a scheme is the mean KL divergence of the model's predictions from its own when only this layer
+is rounded; losses of layers are then added up, as second-order sensitivities are (Dong et al. 2020, "HAWQ-V2", section
+3.1), here measured and not estimated from a Hessian (as AutoQuantize of NVIDIA's Model Optimizer does with its score).
+
+Blocks are read once, in order. Hidden states of all trials so far (a trial is a layer in a scheme) go through a block
+together, and those of the block's own trials join them: one block is in memory, whatever the model's size. At the end
+all meet at the output head. C trials, S windows of T tokens, E hidden size, V vocabulary.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headrace.base.errors import Refused
+from headrace.base.memory import give_back
+from headrace.nn.linear import Linear
+from headrace.optimize.cost import COPIED, FLOAT, TRIES, Cost, rate
+from headrace.optimize.job import Job, blocks_of, look
+from headrace.optimize.layer import collect, outputs, round_layer
+from headrace.optimize.losses import Group, Loss, Sensitivity
+from headrace.optimize.passes.rtn import Rtn
+from headrace.optimize.recipe import NONE, Assigned, Recipe
+from headrace.optimize.walk import Report, Walk
+from headrace.optimize.watch import Rounded, linears
+from headrace.optimize.work import Hidden, Work, room
+from headrace.quant.export import written
+from headrace.quant.scheme import Scheme, packed_bytes
+from headrace.quant.schemes import known, scheme_named
+
+SCHEMES = ("w4a16", "w4a16_g64", "w4a16_g32_asym", "w8a16")
+"""What layers are tried in, where nothing else is said, besides staying as they are."""
+TOKENS = 1024
+"""Read in each trial, where nothing else is said."""
+WINDOW = 128
+"""Tokens of a window: short ones, so that there are many for their number."""
+STEPS = 12
+"""Scales tried for each group of weights: fewer than the final rounding tries."""
+LOGITS = 1 << 24
+"""Logits held at once: 64 MB."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One layer (its block, its place in it) in one scheme."""
+
+    block: int
+    place: int
+    scheme: Scheme
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be measured. names: of each layer's projections, by block and place; disk in bytes, time in s."""
+
+    job: Job
+    names: dict[tuple[int, int], tuple[str, ...]]
+    shapes: dict[str, tuple[int, int]]
+    trials: tuple[Trial, ...]
+    seconds: float
+    disk: int
+
+    def of_block(self, block: int) -> list[Trial]:
+        """Those that begin in a block."""
+        return [trial for trial in self.trials if trial.block == block]
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the numbers."""
+        trials = [[trial.block, trial.place, trial.scheme.name] for trial in self.trials]
+        return {**self.job.identity(), "schemes and layers": trials}
+
+
+def study(
+    model: str,
+    out: str | Path,
+    base: Recipe,
+    *,
+    schemes: Sequence[str] = (),
+    tokens: int = TOKENS,
+    device: str = "auto",
+    tell: Callable[[str], None] | None = None,
+) -> Study:
+    """Decide what is measured; nothing is computed yet.
+
+    Layers that `base` names are not in it: they get what it says. Its calibration says the texts and the seed.
+    Raises Refused for a scheme that fits no layer, too few tokens, and what `job.look` does.
+    """
+    if isinstance(tokens, bool) or tokens < 2 * WINDOW:
+        raise Refused(
+            f"{tokens} tokens are too few to measure with; at least {2 * WINDOW}", param="sensitivity_tokens"
+        )
+    names = list(dict.fromkeys(schemes or SCHEMES))
+    chosen = [scheme_named(name) for name in names if name != NONE]
+    for scheme in chosen:
+        written(scheme)
+    if not chosen:
+        raise Refused("there is no scheme to choose", param="schemes", hint=f"as in {','.join(SCHEMES)}")
+    texts = replace(base.calibration, samples=tokens // WINDOW, tokens=WINDOW)
+    # A rounding of its own, quick and without Hessians; a turn changes what rounds well, so it is kept.
+    passes = tuple(each for each in (base.turn, Rtn(steps=STEPS)) if each is not None)
+    job = look(model, out, Recipe(NONE, passes, (), texts, base.dtype), device, tell)
+    replace(base, scheme=NONE).plan(job.build())  # refuses names that are none
+    layers, shapes = _layers(job, lambda name: any(fnmatchcase(name, pattern) for pattern, _ in base.layers))
+    trials = _trials(job, layers, chosen)
+    fitted = {trial.scheme.name for trial in trials}
+    for scheme in chosen:
+        if schemes and scheme.name not in fitted:
+            reason = next(iter(filter(None, (scheme.fits(*shape) for shape in shapes.values()))), "no layer")
+            fitting = [
+                other for other in known() if all(known()[other].fits(*s) is None for s in shapes.values())
+            ]
+            raise Refused(
+                f"{scheme.name} fits none of the layers: {reason}",
+                param="schemes",
+                hint=f"schemes that fit all of them: {', '.join(sorted(fitting))}",
+            )
+    if not trials:
+        raise Refused("none of these schemes fits any layer", param="schemes")
+    return Study(job, layers, shapes, trials, _seconds(job, trials), _disk(job, trials))
+
+
+def _layers(
+    job: Job, named: Callable[[str], bool]
+) -> tuple[dict[tuple[int, int], tuple[str, ...]], dict[str, tuple[int, int]]]:
+    model = job.build()
+    names = {layer: own for own, layer in model.linears()}
+    layers: dict[tuple[int, int], tuple[str, ...]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    for b, block in enumerate(blocks_of(model)):
+        for place, layer in enumerate(linears(block)):
+            if any(named(name) for name in names[layer]):
+                continue
+            layers[b, place] = tuple(names[layer])
+            shapes |= {
+                name: (rows, layer.inputs) for name, rows in zip(names[layer], layer.outputs, strict=True)
+            }
+    if not layers:
+        raise Refused("the recipe names all layers; none is left to choose for", param="recipe")
+    return layers, shapes
+
+
+def _trials(
+    job: Job, layers: dict[tuple[int, int], tuple[str, ...]], schemes: Sequence[Scheme]
+) -> tuple[Trial, ...]:
+    model = job.build()
+    blocks = [linears(block) for block in blocks_of(model)]
+    return tuple(
+        Trial(b, place, scheme)
+        for b, place in layers
+        for scheme in schemes
+        if not any(scheme.fits(rows, blocks[b][place].inputs) for rows in blocks[b][place].outputs)
+    )
+
+
+def _seconds(job: Job, trials: Sequence[Trial]) -> float:
+    """Of arithmetic: each trial runs from its block to the end."""
+    assert job.ids_ST is not None
+    model, tokens, speed = job.build(), job.ids_ST.numel(), rate(job.device)
+    blocks = [sum(layer.weight.numel() for layer in linears(block)) for block in blocks_of(model)]
+    head = model.shape.vocab * model.shape.hidden
+    runs = sum(2.0 * sum(blocks[trial.block :]) + 3.0 * head for trial in trials) * tokens / speed
+    cores = max(1, torch.get_num_threads())
+    layers = [linears(block) for block in blocks_of(model)]
+    tried = sum(layers[trial.block][trial.place].weight.numel() for trial in trials) * STEPS * TRIES / cores
+    moved = 2.0 * len(trials) * len(blocks) * tokens * model.shape.hidden * FLOAT / 2 / (4 * COPIED)
+    return runs + tried + moved + sum(blocks) * 2 / COPIED
+
+
+def _disk(job: Job, trials: Sequence[Trial]) -> int:
+    assert job.ids_ST is not None
+    return 2 * (len(trials) + 1) * job.ids_ST.numel() * job.build().shape.hidden * FLOAT
+
+
+def folder_for(out: Path) -> Path:
+    """Stands for `out` where the work of measuring is kept (see work.folder_of)."""
+    return out.parent / f"{out.name}.sensitivity"
+
+
+def measure(asked: Study, fresh: bool = False, report: Report | None = None) -> Sensitivity:
+    """Measure, or go on where another run of the same study was killed; what is done is not done again.
+
+    Raises Refused where the disk is full, or holds the work of another study.
+    """
+    free = shutil.disk_usage(next(p for p in asked.job.out.parents if p.exists())).free
+    if asked.disk > free:
+        raise Refused(
+            f"{asked.disk / 1e9:.1f} GB of disk are needed to measure; there are {free / 1e9:.1f} GB",
+            param="sensitivity_tokens",
+            hint="use fewer --sensitivity-tokens or --schemes, or write to another disk",
+        )
+    where = folder_for(asked.job.out)
+    with Work(where, asked.identity(), fresh) as work, room(work.folder, asked.disk):
+        torch.set_num_threads(work.journal.setdefault("threads", torch.get_num_threads()))
+        return _Measuring(asked, work, report).run()
+
+
+class _Measuring:
+    def __init__(self, asked: Study, work: Work, report: Report | None):
+        assert asked.job.ids_ST is not None
+        self._asked, self._work, self._report = asked, work, report
+        self._ids_ST = asked.job.ids_ST
+        self._walk = Walk(asked.job, work, Cost((), 0.0, 0, 0), None)
+        self._blocks = self._walk.blocks
+        self._begun = perf_counter()
+        shape = self._walk.model.shape
+        self._sizes = [sum(layer.weight.numel() for layer in linears(block)) for block in self._blocks]
+        self._head = 1.5 * shape.vocab * shape.hidden  # the comparison counts as half a product
+        self._done = 0.0
+        runs = sum(sum(self._sizes[trial.block :]) + self._head for trial in asked.trials)
+        self._total = (runs + sum(self._sizes)) * len(self._ids_ST)
+
+    def run(self) -> Sensitivity:
+        """See `measure`."""
+        journal, work = self._work.journal, self._work
+        if "losses" not in journal:
+            first = int(journal["blocks"])
+            if first == 0:
+                work.note(hidden=self._hidden(0).write(self._walk._embedded(self._ids_ST)))
+            elif self._hidden(first).checksum() != journal["hidden"]:
+                raise Refused(
+                    f"{self._hidden(first).file} is damaged", param="out", hint="add --fresh to begin again"
+                )
+            self._done = sum(self._work_of(block) for block in range(first))
+            for block in range(first, len(self._blocks)):
+                self._block(block)
+            self._compare()
+        losses = torch.tensor(work.journal["losses"], dtype=torch.float64)
+        return self._summed(losses.view(len(self._ids_ST), len(self._asked.trials)))
+
+    # -- blocks ---------------------------------------------------------------------------------------------------
+
+    def _block(self, index: int) -> None:
+        block, windows = self._blocks[index], self._hidden(index)
+        what = f"sensitivity, block {index + 1} of {len(self._blocks)}"
+        self._walk._fill(block.modules())
+        tick = self._ticking(what, self._sizes[index])
+        before = outputs(block, Rounded(), windows.windows(), tick)
+        trials = self._asked.of_block(index)
+        own = chain.from_iterable(self._tried(index, trials, tick)) if trials else iter(())
+        sum_ = self._hidden(index + 1).write(chain(before, own))
+        self._walk._empty(block.modules())
+        self._work.note(blocks=index + 1, hidden=sum_, seconds=self._seconds())
+        self._work.forget("hidden-*", self._hidden(index + 1).file)
+        give_back()
+
+    def _tried(
+        self, index: int, trials: Sequence[Trial], tick: Callable[[], None]
+    ) -> Iterator[Iterator[Tensor]]:
+        """The hidden states after the block, trial by trial; its weights are as they were afterwards."""
+        block, count = self._blocks[index], len(self._ids_ST)
+        layers = linears(block)
+        base = [self._hidden(index).at(number) for number in range(count)]
+        wanted: dict[Linear, frozenset[Any]] = {layers[trial.place]: frozenset() for trial in trials}
+        inputs = collect(block, Rounded(), base, self._ids_ST.numel(), wanted, lambda: None)
+        rounding = self._asked.job.recipe.rounding
+        for trial in trials:
+            layer, names = layers[trial.place], self._asked.names[index, trial.place]
+            kept = layer.weight.data.clone()
+            plan = dict.fromkeys(names, Assigned(trial.scheme, rounding, ""))
+            _, parts = round_layer(layer, plan, names, inputs[layer], self._asked.job.dtype)
+            yield outputs(block, Rounded({layer: parts}), base, tick)
+            layer.weight.data.copy_(kept)
+
+    # -- the head -------------------------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        """KL of each trial from the model itself, window by window, into the journal."""
+        model, work, count = self._walk.model, self._work, len(self._ids_ST)
+        self._walk._fill([model.norm, model.embed_tokens if model.lm_head is None else model.lm_head])
+        windows = self._hidden(len(self._blocks))
+        sums: list[list[float]] = work.journal.setdefault("compared", [])
+        tick = self._ticking("sensitivity, comparing", self._head)
+        self._done += len(sums) * len(self._asked.trials) * self._head
+        for number in range(len(sums), count):
+            base = self._normed(windows.at(number))
+            others = (
+                self._normed(windows.at((n + 1) * count + number)) for n in range(len(self._asked.trials))
+            )
+            sums.append(_divergences(model.logits, base, others, model.shape.vocab, tick))
+            work.note(compared=sums, seconds=self._seconds())
+        work.note(losses=sums)
+        work.forget("hidden-*")
+        self._walk._empty(model.modules())
+
+    def _normed(self, x_TE: Tensor) -> Tensor:
+        return self._walk.model.norm(x_TE.to(self._asked.job.device))
+
+    def _summed(self, losses_SC: Tensor) -> Sensitivity:
+        asked, dtype = self._asked, self._asked.job.dtype
+        count = len(losses_SC)
+        means = losses_SC.mean(0).clamp_min(0).tolist()
+        errors = (losses_SC.std(0) / math.sqrt(count)).tolist() if count > 1 else [math.nan] * len(means)
+        groups = []
+        for (block, place), names in asked.names.items():
+            weights = sum(math.prod(asked.shapes[name]) for name in names)
+            found = {NONE: Loss(weights * dtype.itemsize, 0.0, 0.0)}
+            for trial, mean, error in zip(asked.trials, means, errors, strict=True):
+                if (trial.block, trial.place) == (block, place):
+                    size = sum(packed_bytes(trial.scheme, *asked.shapes[name], dtype) for name in names)
+                    found[trial.scheme.name] = Loss(size, mean, error)
+            groups.append(Group(names, weights, found))
+        seconds = float(self._work.journal["seconds"])
+        return Sensitivity(asked.job.model, self._ids_ST.numel(), seconds, tuple(groups))
+
+    # -- where it stands ------------------------------------------------------------------------------------------
+
+    def _hidden(self, index: int) -> Hidden:
+        width = self._walk.model.shape.hidden
+        return Hidden(self._work.folder / f"hidden-{index}", self._ids_ST.shape[1], width)
+
+    def _seconds(self) -> float:
+        now = perf_counter()
+        spent, self._begun = now - self._begun, now
+        return float(self._work.journal["seconds"]) + spent
+
+    def _work_of(self, block: int) -> float:
+        trials = sum(trial.block <= block for trial in self._asked.trials)
+        return (trials + 1) * len(self._ids_ST) * self._sizes[block]
+
+    def _ticking(self, what: str, size: float) -> Callable[[], None]:
+        def tick() -> None:
+            self._done += size
+            if self._report is not None:
+                share = min(self._done / self._total, 1.0)
+                self._report(what, share * self._asked.seconds, self._asked.seconds)
+
+        return tick
+
+
+@torch.inference_mode()
+def _divergences(
+    logits: Callable[[Tensor], Tensor],
+    base_TE: Tensor,
+    others: Iterator[Tensor],
+    vocab: int,
+    tick: Callable[[], None],
+) -> list[float]:
+    """Mean over tokens of KL(p || q), p being what `base_TE` says, for each of `others`."""
+    rows = max(1, LOGITS // vocab)
+    z_pieces = [logits(rows_SE) for rows_SE in base_TE.split(rows)]
+    p_pieces = [torch.softmax(z_SV, 1) for z_SV in z_pieces]
+    found = []
+    for other_TE in others:
+        each = zip(z_pieces, p_pieces, other_TE.split(rows), strict=True)
+        total = sum(float(_kl(p_SV, logits(q_SE).sub_(z_SV)).sum()) for z_SV, p_SV, q_SE in each)
+        found.append(total / len(base_TE))
+        tick()
+    return found
+
+
+def _kl(p_SV: Tensor, d_SV: Tensor) -> Tensor:
+    """KL(p || softmax(log p + d)) = log E[exp d] - E[d], in float32 without loss: d is small, and its mean taken off.
+
+    With E[d] = 0 it is log1p(E[expm1(d) - d]); what float rounding leaves of E[d] is counted, too.
+    """
+    d_SV = d_SV.nan_to_num_(0.0)  # what neither holds possible adds nothing
+    d_SV -= (p_SV * d_SV).sum(1, keepdim=True)
+    left_S = (p_SV * d_SV).sum(1, dtype=torch.float64)
+    more_S = (torch.expm1(d_SV) - d_SV).mul_(p_SV).sum(1, dtype=torch.float64)
+    return torch.log1p(more_S + left_S) - left_S
