@@ -109,8 +109,9 @@ class Engine:
 # Fitted by plan/calibrate.py to the rows of docs/plan.md, "How well it predicts", all of one H200. `attention` is
 # not fitted but measured by itself. What no run of an engine could tell is taken from the other one.
 _HEADRACE = Efficiency(
-    *_table({"bf16": (0.88, 0.76), "fp8": (0.83, 0.66), "w4a16": (0.40, 0.65)}),
-    kv=0.70, attention=0.42, moves=0.32, step_us=160, layer_us=15, row_us=0.45, measured=frozenset({"bf16"}),
+    *_table({"bf16": (0.89, 0.75), "fp8": (0.70, 0.70), "w4a16": (0.51, 0.32)}),
+    kv=0.72, attention=0.42, moves=0.31, step_us=143, layer_us=12, row_us=0.49,
+    measured=frozenset({"bf16", "fp8", "w4a16"}),
 )  # fmt: skip
 _VLLM = Efficiency(
     *_table({"bf16": (0.95, 0.77), "fp8": (0.88, 0.72), "w4a16": (0.40, 0.70)}),
