@@ -38,7 +38,6 @@ def test_the_kinds_of_change_that_are_tried():
     flags = " ".join(by_flags(advise(option())))
     for said in (
         "--scheme fp8",
-        "--scheme w4a16",
         "--kv fp8",
         "--gpus 2",
         "--draft 3,0.6",
@@ -47,6 +46,7 @@ def test_the_kinds_of_change_that_are_tried():
         "concurrency=128",
     ):
         assert said in flags
+    assert "--scheme w4a16" in by_flags(advise(option(work={"concurrency": 1})))
 
 
 def test_what_a_device_cannot_multiply_is_not_proposed():
@@ -79,7 +79,7 @@ def test_a_shorter_longest_request_where_the_cache_is_too_small():
 
 def test_what_no_run_stands_behind_is_marked():
     found = by_flags(advise(option()))
-    assert found["--scheme fp8"].borrowed
+    assert found["--draft 3,0.6"].borrowed
     assert found["--gpus 2"].borrowed
     assert found["--kv fp8"].borrowed
     assert all(advice.borrowed for advice in advise(option("qwen3-30b-a3b")))
