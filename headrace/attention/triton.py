@@ -16,7 +16,7 @@ from torch import Tensor
 from headrace.attention import torch as plain
 from headrace.attention.backend import Batch, Layer, pages_of, scores_of
 from headrace.kernels import configs
-from headrace.kernels.configs import PagedPrefill
+from headrace.kernels.choices import PagedPrefill
 from headrace.kernels.launch import TENSOR_CORE_TYPES
 from headrace.kernels.paged_prefill import prefill_work
 

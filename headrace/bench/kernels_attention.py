@@ -13,7 +13,7 @@ from headrace.bench.kernels_case import Case, Launch, Sizes, Way, draw, error
 from headrace.bench.kernels_rows import rotate, rotated_bytes
 from headrace.bench.replay import Call
 from headrace.kernels import configs
-from headrace.kernels.configs import PagedDecode, PagedPrefill
+from headrace.kernels.choices import PagedDecode, PagedPrefill
 from headrace.kernels.gpu import paged_decode, paged_fixed, paged_prefill
 from headrace.kernels.paged import Pages, Scores, attend, cells_of
 from headrace.kernels.paged_prefill import prefill_work

@@ -11,7 +11,7 @@ from headrace.bench.kernels_linear import EPS
 from headrace.bench.replay import Call
 from headrace.kernels import configs
 from headrace.kernels.activation import silu_mul, silu_mul_ref
-from headrace.kernels.configs import Gemv8, Skinny, Wide
+from headrace.kernels.choices import Gemv8, Skinny, Wide
 from headrace.kernels.norm import rms_norm_ref
 from headrace.kernels.rounding import DTYPES, LARGEST, Kind, norm_round, round_rows, rounded, silu_mul_round
 from headrace.kernels.scaled import (

@@ -10,7 +10,7 @@ from headrace.bench.kernels_case import Case, Launch, Layer, Sizes, Way, draw, e
 from headrace.bench.kernels_linear import TOKENS, definition, fusion
 from headrace.bench.replay import Call
 from headrace.kernels import configs
-from headrace.kernels.configs import Int4Few, Int4One, Int4Tile
+from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul as gpu
 from headrace.kernels.gpu import w4a16, w4a16_one
 from headrace.kernels.w4a16 import COLUMNS, ROWS, Int4Weight, fits, unpack_ref

@@ -21,8 +21,7 @@ from headrace.bench.replay import Call, Limits, copies_of, replay
 from headrace.bench.replay import limits as measure_limits
 from headrace.bench.result import versions
 from headrace.kernels import configs, table
-from headrace.kernels.configs import (
-    MANY,
+from headrace.kernels.choices import (
     Gemv,
     Gemv8,
     Int4Few,
@@ -33,6 +32,7 @@ from headrace.kernels.configs import (
     Skinny,
     Wide,
 )
+from headrace.kernels.configs import MANY
 from headrace.kernels.gpu import matmul as gpu
 from headrace.kernels.gpu.product import multiply
 from headrace.kernels.launch import power_of_two

@@ -78,7 +78,7 @@ class Graphs:
         self.stream = torch.cuda.Stream(batch.device)
         self.captured: dict[Key | Mixed, Captured] = {}
         self._met: set[Mixed] = set()
-        self.most_tokens = launch_bound(model, batch.max_tokens)
+        self.most_tokens = 0 if model.deterministic else launch_bound(model, batch.max_tokens)
 
     def rows_for(self, rows: int) -> int | None:
         """How many rows to lay out for `rows` of them; None if there is no graph that large."""

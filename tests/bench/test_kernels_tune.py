@@ -11,7 +11,7 @@ from headrace.bench.kernels_case import Layer, Sizes
 from headrace.bench.kernels_tune import BETTER, Trial, choose, gemvs, skinnies, wides
 from headrace.bench.replay import Limits
 from headrace.kernels import configs, table
-from headrace.kernels.configs import Gemv, PagedDecode, Wide
+from headrace.kernels.choices import Gemv, PagedDecode, Wide
 
 CPU = torch.device("cpu")
 SIZES = [Sizes.of("llama-3.1-8b"), Sizes.of("qwen3-0.6b")]

@@ -16,15 +16,14 @@ from headrace.engine.blocks import blocks_for
 from headrace.engine.layout import lay_out
 from headrace.engine.resolve import (
     Plan,
-    gib,
     pick_attention,
     pick_device,
     pick_dtype,
     pick_kv_dtype,
     pick_quantization,
     resolve,
-    workspace,
 )
+from headrace.engine.room import gib, workspace
 from headrace.models import gemma, llama
 
 MIB = 2**20

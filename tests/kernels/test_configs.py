@@ -5,7 +5,7 @@ import torch
 
 from headrace.base.errors import Refused
 from headrace.kernels import configs, table
-from headrace.kernels.configs import Gemv, Int4Few, Int4One, Int4Tile, PagedDecode, PagedPrefill, Skinny, Wide
+from headrace.kernels.choices import Gemv, Int4Few, Int4One, Int4Tile, PagedDecode, PagedPrefill, Skinny, Wide
 
 CAPABILITIES = [(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)]
 

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from headrace.bench.kernels_linear import definition
 from headrace.kernels import configs
-from headrace.kernels.configs import Gemv, Skinny, Wide
+from headrace.kernels.choices import Gemv, Skinny, Wide
 from tests.kernels.closeness import assert_close
 
 pytestmark = pytest.mark.gpu

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from headrace.kernels.activation import silu_mul_ref
-from headrace.kernels.configs import Gemv, Skinny
+from headrace.kernels.choices import Gemv, Skinny
 from headrace.kernels.matmul import linear, linear_add, linear_silu_mul, norm_linear
 from headrace.kernels.norm import rms_norm, rms_norm_ref
 from tests.kernels.closeness import assert_close

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from headrace.kernels.configs import PagedDecode
+from headrace.kernels.choices import PagedDecode
 from headrace.kernels.paged import paged_attention
 from headrace.kernels.paged_decode import paged_decode
 from tests.kernels.closeness import assert_close

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headrace.kernels import configs
-from headrace.kernels.configs import PagedFixed
+from headrace.kernels.choices import PagedFixed
 from headrace.kernels.paged import Pages, paged_attention
 from headrace.kernels.paged_prefill import prefill_work
 from tests.kernels.closeness import assert_close

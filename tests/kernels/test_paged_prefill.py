@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headrace.kernels.configs import PagedPrefill
+from headrace.kernels.choices import PagedPrefill
 from headrace.kernels.paged import paged_attention
 from headrace.kernels.paged_prefill import paged_prefill, prefill_work
 from tests.kernels.closeness import assert_close

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from headrace.kernels import configs
 from headrace.kernels.activation import silu_mul_ref
-from headrace.kernels.configs import Wide
+from headrace.kernels.choices import Wide
 from tests.kernels.closeness import assert_close
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from headrace.kernels.activation import silu_mul_ref
-from headrace.kernels.configs import Gemv8, Skinny, Wide
+from headrace.kernels.choices import Gemv8, Skinny, Wide
 from headrace.kernels.norm import rms_norm_ref
 from headrace.kernels.rounding import DTYPES, LARGEST, round_rows, rounded
 from headrace.kernels.scaled import (

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from headrace.kernels.activation import silu_mul_ref
-from headrace.kernels.configs import Int4Few, Int4One, Int4Tile
+from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
 from headrace.kernels.norm import rms_norm_ref
 from headrace.kernels.w4a16 import Int4Weight, linear_w4a16, norm_linear_w4a16, tiled, unpack_ref, values
 from headrace.quant.bits import pack_bits

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.kernels.configs import Gemv8
+from headrace.kernels.choices import Gemv8
 from headrace.kernels.gpu.product import wait
 from headrace.kernels.gpu.rounding import scale_of, to_8bit
 from headrace.kernels.launch import power_of_two

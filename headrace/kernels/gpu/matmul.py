@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from headrace.kernels import configs
-from headrace.kernels.configs import Gemv, Skinny
+from headrace.kernels.choices import Gemv, Skinny
 from headrace.kernels.gpu.activation import gated
 from headrace.kernels.gpu.norm import normalize
 from headrace.kernels.gpu.product import MOST_TILES, PLAIN, Fusion, fits, multiply, split_counters, wait

@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from headrace.kernels import configs
-from headrace.kernels.configs import PagedDecode
+from headrace.kernels.choices import PagedDecode
 from headrace.kernels.gpu.widen import widen
 from headrace.kernels.launch import power_of_two
 from headrace.kernels.paged import Pages, Scores

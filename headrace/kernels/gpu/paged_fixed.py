@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.kernels.configs import PagedFixed
+from headrace.kernels.choices import PagedFixed
 from headrace.kernels.gpu.paged_decode import LOG2_E, ROW_STEPS, Workspace, clear_padding
 from headrace.kernels.gpu.widen import widen
 from headrace.kernels.launch import power_of_two

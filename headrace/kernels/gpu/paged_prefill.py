@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.kernels.configs import PagedPrefill
+from headrace.kernels.choices import PagedPrefill
 from headrace.kernels.gpu.paged_decode import LOG2_E
 from headrace.kernels.gpu.widen import widen
 from headrace.kernels.launch import power_of_two

@@ -15,7 +15,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from headrace.kernels import configs
-from headrace.kernels.configs import Wide
+from headrace.kernels.choices import Wide
 
 MOST_TILES = 1 << 16
 LEAST_STEPS = 8

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from headrace.kernels import configs
-from headrace.kernels.configs import Skinny, Wide
+from headrace.kernels.choices import Skinny, Wide
 from headrace.kernels.gpu.gemv8 import ask_for
 from headrace.kernels.gpu.product import MOST_TILES, place, split_counters, wait
 

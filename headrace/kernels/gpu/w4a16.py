@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headrace.kernels import configs
-from headrace.kernels.configs import Int4Few, Int4One, Int4Tile
+from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul
 from headrace.kernels.gpu.norm import normalize
 from headrace.kernels.gpu.product import MOST_TILES, Fusion, split_counters, wait

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.kernels.configs import Int4One
+from headrace.kernels.choices import Int4One
 from headrace.kernels.gpu import matmul
 from headrace.kernels.gpu.product import Fusion, split_counters, wait
 from headrace.kernels.w4a16 import Int4Weight
