@@ -56,7 +56,7 @@ PREFILLS = (
     PagedPrefill(128, 128, 8, 2), PagedPrefill(128, 128, 8, 3), PagedPrefill(128, 64, 8, 3),
     PagedPrefill(64, 64, 4, 3), PagedPrefill(64, 64, 4, 2, 168), PagedPrefill(64, 32, 4, 3),
     PagedPrefill(128, 32, 8, 3, 128), PagedPrefill(128, 64, 8, 2, 128), PagedPrefill(128, 64, 8, 2),
-    PagedPrefill(64, 32, 4, 2), PagedPrefill(32, 16, 4, 2),
+    PagedPrefill(64, 32, 4, 2), PagedPrefill(32, 16, 4, 2), PagedPrefill(128, 128, 8, 3, fetched=True),
 )  # fmt: skip
 PROMPTS = ((16, MANY), (MANY, 2048), (MANY, MANY))
 
@@ -183,10 +183,12 @@ def eight_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
                 )
 
 
-def int4_trials(layer: Layer) -> Iterator[Trial]:
+def int4_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
     """As linear_trials for weights in 4 bits; None stands for unpacking them."""
-    row = (("n", layer.n), ("k", layer.k), ("gated", layer.gated))
+    row, cap = (("n", layer.n), ("k", layer.k), ("gated", layer.gated)), configs.capability(device)
     for most in int4.TOKEN_STEPS:
+        if configs.fetches4(cap, most):
+            continue
         for config in int4.candidates(layer, most):
             make = partial(int4.trial, layer, most, config)
             yield Trial("int4", (("tokens", most), *row), config, int4.moved(layer), make)
@@ -261,7 +263,7 @@ def trials(kernels: Sequence[str], shapes: Sequence[str], limits: Limits) -> lis
         found += [trial for layer in layers.values() for trial in eight_trials(layer, device)]
     if "linear4" in kernels:
         layers = {(y.n, y.k, y.gated): y for one in sizes for y in int4.layers(one)}
-        found += [trial for layer in layers.values() for trial in int4_trials(layer)]
+        found += [trial for layer in layers.values() for trial in int4_trials(layer, device)]
     by_head = {one.head_dim: one for one in sizes}
     for one in by_head.values():
         found += attention_trials(one, kernels, limits, device)

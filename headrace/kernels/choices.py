@@ -111,6 +111,7 @@ class PagedPrefill:
     """Attention of many queries: `rows` (queries x heads of a group) against `keys` at a time.
 
     `registers` caps a thread's registers so that more programs fit on a multiprocessor, None leaves them free.
+    `fetched`: by gpu/paged_prefill_hopper.py where that takes a model, with tiles of its own; the rest is for others.
     """
 
     rows: int
@@ -118,6 +119,7 @@ class PagedPrefill:
     warps: int
     stages: int
     registers: int | None = None
+    fetched: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,16 @@ INT4_TILED = 256
 """And from which on it is unpacked."""
 
 
+INT4_FETCHED: dict[Capability, tuple[int, int]] = {(9, 0): (5, 1024)}
+"""Least and most tokens for gpu/w4a16_wide.py, where it takes a layer."""
+
+
+def fetches4(cap: Capability, tokens: int) -> bool:
+    """Whether gpu/w4a16_wide.py comes first for this many tokens, whatever the table says."""
+    least, most = INT4_FETCHED.get(cap, (1, 0))
+    return least <= tokens <= most
+
+
 def int4_one_rule(k: int) -> Int4One:
     """A warp has up to 512 inputs, which is what its registers hold next to two sets of weights."""
     warps = 8 if k > 1024 else 4

@@ -213,6 +213,6 @@ def test_flags_that_messages_name_exist():
         for text in messages(file)
         for name in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text)
     }
-    assert {("resolve.py", "--memory.share"), ("resolve.py", "--max-len")} <= named
+    assert {("room.py", "--memory.share"), ("room.py", "--max-len")} <= named
     others = {("gguf.py", "--merge")}  # of gguf-split
     assert not {(file, name) for file, name in named - others if name not in known}

@@ -131,3 +131,45 @@ def test_default_configuration_on_the_device(shape, dtype):
     q, pages = draw([(700, 700), (33, 1500), (2, 2), (129, 129)], shape, dtype=dtype, device="cuda")
     for rule in (scores(shape[2]), scores(shape[2], window=200)):
         assert_close(paged_prefill(q, pages, rule), paged_attention(q, pages, rule))
+
+
+FETCHED = PagedPrefill(rows=128, keys=64, warps=8, stages=2, fetched=True)
+"""The kernel with a warp that fetches; Gluon has no interpreter."""
+
+
+@pytest.fixture
+def hopper():
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a GPU of compute capability 9.0")
+    return torch.device("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(32, 8, 128), (4, 4, 128), (16, 1, 64), (32, 1, 128)])
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_fetched_rows_of_all_kinds(hopper, shape, block):
+    rows = [*ROWS, (700, 700), (300, 1460), (129, 129)]
+    for dtype in (torch.bfloat16, torch.float16):
+        q, pages = draw(rows, shape, block, dtype=dtype, device=hopper, padding=5)
+        check(q, pages, scores(shape[2]), config=FETCHED, idle=9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [1, 7, 16, 50, 130, 1000])
+def test_fetched_windows(hopper, window):
+    q, pages = draw([*ROWS, (300, 460), (150, 900)], (8, 2, 128), device=hopper)
+    hide(pages, window)
+    check(q, pages, scores(128, window=window), config=FETCHED)
+    check(q * 20, pages, scores(128, softcap=3.0, window=window), config=FETCHED)
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_fetched_goes_to_the_other_kernel(hopper):
+    from headrace.kernels.gpu import paged_prefill_hopper as fetching
+
+    q, pages = draw(ROWS, (9, 3, 64), device=hopper)
+    assert not fetching.fits(q, pages)
+    check(q, pages, scores(64), config=FETCHED)
+    q, pages = draw(ROWS, (8, 2, 64), device=hopper)
+    assert fetching.fits(q, pages)
+    assert not fetching.fits(q.bfloat16(), pages)

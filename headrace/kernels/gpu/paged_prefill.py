@@ -149,6 +149,11 @@ def prefill(
     q_THD and out_THD may be parts of wider tensors (any stride of tokens, heads next to each other). `fresh` are
     this step's own k and v [T, K, D]: read instead of the pages, for rows that have no keys from earlier steps.
     """
+    if config.fetched and fresh is None:
+        from headrace.kernels.gpu import paged_prefill_hopper as hopper
+
+        if config.rows == hopper.ROWS and hopper.fits(q_THD, pages):
+            return hopper.prefill(q_THD, pages, scores, out_THD, work_W2)
     (heads, head_dim), kv_heads = q_THD.shape[1:], pages.k.shape[2]
     k, v = fresh or (pages.k, pages.v)
     kv_stride = kv_heads * head_dim if fresh is None else k.stride(0)

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headrace.kernels import configs
+from headrace.kernels.activation import silu_mul
 from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul
 from headrace.kernels.gpu.norm import normalize
@@ -549,6 +550,12 @@ def product(
         total = x
     if weight.order is not None:
         x = x.index_select(1, weight.order)
+    if configs.fetches4(cap, tokens):
+        from headrace.kernels.gpu import w4a16_wide
+
+        if w4a16_wide.fits(x, weight):
+            out = w4a16_wide.wide(x, weight, bias_N, codes(x.dtype, low=True, scaled=True))
+            return (silu_mul(out) if gated else out), total
     config = configs.int4(cap, tokens, n, k, gated)
     if isinstance(config, Int4One):
         out, kept = one(x, weight, config, configs.multiprocessors(x.device) if x.is_cuda else 4, fusion, pdl)
