@@ -45,10 +45,8 @@ class Masks(NamedTuple):
     bits: Tensor
 
 
-class _Open(NamedTuple):
-    n: int
-    seq: Sequence
-    matcher: Matcher
+_Open = tuple[int, Sequence, Matcher]
+"""A row that samples under a grammar: the number of its token among all that are sampled, and whose it is."""
 
 
 class Constraints:
@@ -100,12 +98,11 @@ class Constraints:
         """At the beginning of the request's answer."""
         assert self.compiler is not None and request.grammar is not None
         compiler, allowed = self.compiler, request.params.allowed_token_ids
-        keep = mask_of(tuple(allowed), compiler.words) if allowed is not None else None
-        endless = tuple(id for id in compiler.ends if id not in request.stop_ids)
-        if endless:  # ends for llguidance, but not for this request
-            others = ~mask_of(endless, compiler.words)
-            keep = others if keep is None else keep & others
-        return Matcher(compiled, request.grammar, compiler, len(request.prompt), keep)
+        barred = tuple(id for id in compiler.ends if id not in request.stop_ids)
+        keep = None
+        if allowed is not None:
+            keep, barred = mask_of(tuple(set(allowed) - set(barred)), compiler.words), ()
+        return Matcher(compiled, request.grammar, compiler, len(request.prompt), keep, barred)
 
     # -- one step
 
@@ -124,25 +121,22 @@ class Constraints:
         ends = self._ends(late) if late else []
         if ends:
             over = {id for id, _ in ends}
-            found = [one for one in found if one.seq.request.id not in over]
+            found = [one for one in found if one[1].request.id not in over]
         if not found:
             return None, ends
         bits = self._filled([matcher for _, _, matcher in found])
-        for i, (_, seq, matcher) in enumerate(found):
-            if (matcher.ll.is_stopped() or not matcher.plain) and (finish := self._finish(seq, bits, i)):
-                ends.append((seq.request.id, finish))
+        ends += self._settle(found, bits)
         return Masks(np.array([n for n, _, _ in found], np.int64), bits), ends
 
     @staticmethod
     def _open(step: list[Row]) -> list[_Open]:
-        """Rows that sample under a grammar, with the numbers of their tokens among all that are sampled."""
         found: list[_Open] = []
         n = 0
         for row in step:
             if row.samples:
                 seq = row.seq
-                if seq.matcher is not None and not seq.finished:
-                    found.append(_Open(n, seq, seq.matcher))
+                if (matcher := seq.matcher) is not None and not seq.finished:
+                    found.append((n, seq, matcher))
                 n += row.sampled
         return found
 
@@ -196,24 +190,35 @@ class Constraints:
                 matcher.strikes += 1
                 matcher.plain = False
 
-    def _finish(self, seq: Sequence, bits: Tensor, i: int) -> str | None:
-        """Adapt mask i to the rest of what the request says; how it ends if nothing is left."""
-        matcher, compiler = seq.matcher, self.compiler
-        assert matcher is not None and compiler is not None
-        if matcher.strikes >= STRIKES:
-            return _end(seq, "error")[1]
-        if matcher.bound and matcher.ll.is_stopped():
-            return _end(seq, matcher.end())[1]
-        row = bits[i].numpy()
-        if not matcher.bound:
-            row[:] = ~mask_of(compiler.ends, compiler.words)  # a thought is not the end
-        elif matcher.opens is not None:
-            row |= mask_of((matcher.opens,), compiler.words)
-        if matcher.keep is not None:
-            row &= matcher.keep
-            if not row.any():
-                return _end(seq, "stop" if matcher.bound and matcher.ll.is_accepting() else "error")[1]
-        return None
+    def _settle(self, found: list[_Open], bits: Tensor) -> list[End]:
+        """Adapt masks to the rest of what requests say; who ends because nothing may come, or all wait for it."""
+        assert self.compiler is not None
+        masks = bits.numpy()
+        over: list[End] = []
+        for i in [i for i, (_, _, matcher) in enumerate(found) if not matcher.plain]:
+            _, seq, matcher = found[i]
+            if matcher.strikes >= STRIKES:
+                over.append(_end(seq, "error"))
+                masks[i] = 0
+            elif not (matcher.bound and matcher.ll.is_stopped()) and not matcher.adapt(masks[i]):
+                over.append(_end(seq, matcher.last()))
+        # The mask of a matcher that has stopped allows ends alone; asking all of them takes longer than all the rest.
+        for i in _allowing(self.compiler.ends, masks):
+            _, seq, matcher = found[i]
+            if matcher.bound and matcher.ll.is_stopped():
+                over.append(_end(seq, matcher.end()))
+            elif matcher.barred and not matcher.bar(masks[i]):
+                over.append(_end(seq, matcher.last()))
+        return over
+
+
+def _allowing(ids: tuple[int, ...], masks_MW: np.ndarray) -> list[int]:
+    """Which masks allow any of these ids."""
+    bits: dict[int, int] = {}
+    for id in ids:
+        bits[id // 32] = bits.get(id // 32, 0) | 1 << id % 32
+    words = masks_MW[:, list(bits)].view(np.uint32)
+    return np.flatnonzero((words & np.array(list(bits.values()), np.uint32)).any(1)).tolist()
 
 
 def _end(seq: Sequence, finish: str | None) -> End:

@@ -6,14 +6,14 @@ from time import monotonic
 
 from headrace.base.errors import Refused, TooLong
 from headrace.engine.blocks import BlockPool
-from headrace.engine.constrain import Constraints, End
+from headrace.engine.constrain import Constraints, End, Masks
 from headrace.engine.executor import Executor
 from headrace.engine.grammar import Compiler
 from headrace.engine.policy import policy
 from headrace.engine.request import Event, Request
 from headrace.engine.resolve import Plan
-from headrace.engine.runner import Pending
-from headrace.engine.scheduler import Outcome, Row, Scheduler
+from headrace.engine.runner import Ahead, Pending
+from headrace.engine.scheduler import Row, Scheduler
 from headrace.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -41,13 +41,16 @@ class Engine:
         self.fresh = False
         self.faults = 0
         self.suspects: list[list[Sequence]] = []
+        self._open: tuple[list[Row], Ahead] | None = None  # the newest step, if its tokens wait for masks
+        self._planned: list[Row] = []  # the step that comes next
         self._blamed: list[Row] | None = None  # the step that is being run, waited for or committed
         self._events: list[Event] = []
 
     @property
     def busy(self) -> bool:
         """Whether `step` has anything left to do."""
-        return bool(self.scheduler.live or self.flight or self.lost or self.constraints.waiting)
+        under_way = self.flight or self._open
+        return bool(self.scheduler.live or under_way or self.lost or self.constraints.waiting)
 
     def add(self, request: Request) -> None:
         """Put a request in line. Raises TooLong if it could not run even alone, Refused if its id is in use."""
@@ -96,24 +99,59 @@ class Engine:
         return self._events
 
     def _step(self) -> None:
+        """Plan and start a step, land the oldest.
+
+        One whose samples must wait for masks is left open: the next call makes them while the device computes its
+        logits, and plans the step after; then the device gets the rest of the one and the other at once.
+        """
         if self.constraints.waiting:
             self._admit_compiled()
+        masks = self._catch_up()
+        self._blamed = None
         group = self._next_suspects()
         step = self.scheduler.plan(set(group) if group else None)
         if group and not step:  # they must wait for memory that others hold
             self.suspects.clear()
             group, step = None, self.scheduler.plan()
-        self.fresh = bool(step)
+        self.fresh, self._planned = bool(step), step
+        self._draw(masks)
         if step:
-            self._note(step)
-            self._blamed = step
-            run = self._run_constrained if self.constraints.concern(step) else self.executor.run
-            self.flight.append((step, run(step)))
+            self._begin(step)
+            self._planned = []
+            if self._open is not None and (group or not self.depth):
+                self._draw(self._catch_up())
         if not self.flight or (step and len(self.flight) <= self.depth and not group):
             return
         self._land()
         if group:
             self.suspects.pop()
+
+    def _begin(self, step: list[Row]) -> None:
+        """Start a step: to its end, or as far as its logits where samples must wait for masks."""
+        self._note(step)
+        self._blamed = step
+        if self.constraints.concern(step):
+            self._open = step, self.executor.forward(step)
+        else:
+            self.flight.append((step, self.executor.run(step)))
+
+    def _catch_up(self) -> Masks | None:
+        """For a step whose logits are being computed: commit what came before it, which its masks depend on."""
+        if self._open is None:
+            return None
+        while self.flight:
+            self._land()
+        self._blamed, _ = self._open
+        masks, ends = self.constraints.masks(self._blamed)
+        self._end_all(ends)
+        return masks
+
+    def _draw(self, masks: Masks | None) -> None:
+        """Start the rest of that step."""
+        if self._open is not None:
+            self._blamed, ahead = self._open
+            self.flight.append((self._blamed, self.executor.draw(ahead, masks)))
+            self._open = None
 
     def _land(self) -> None:
         """Wait for the oldest step in flight and commit it."""
@@ -122,21 +160,6 @@ class Engine:
         self.scheduler.commit(done, pending(), self._events)
         if self.constraints.used:
             self._end_all(self.constraints.follow(done))
-
-    def _run_constrained(self, step: list[Row]) -> Pending:
-        """Start a step whose samples must wait for masks; these need the tokens of the steps before it.
-
-        While the device computes the logits, the older steps are committed and the masks are made.
-        """
-        ahead = self.executor.forward(step)
-        self.flight.append((step, _not_drawn))  # lost as well, should an older one fail
-        while len(self.flight) > 1:
-            self._land()
-        self.flight.pop()
-        self._blamed = step
-        masks, ends = self.constraints.masks(step)
-        self._end_all(ends)
-        return self.executor.draw(ahead, masks)
 
     def _admit_compiled(self) -> None:
         """Put requests in line whose grammar is ready."""
@@ -199,11 +222,17 @@ class Engine:
                     self._land()
             except Exception as error:  # noqa: BLE001 - one fault is dealt with at a time
                 log.warning("a step before the failed one failed as well: %s", error)
-        lost = [blamed, *(step for step, _ in self.flight)]
+        lost = [blamed, *(step for step, _ in self.flight), self._planned]
+        if self._open is not None:
+            lost.append(self._open[0])
         if self._blamed is not None and self._blamed is not blamed:
             lost.append(self._blamed)
-        self.flight.clear()
+        self._forget_flight()
         return lost
+
+    def _forget_flight(self) -> None:
+        self.flight.clear()
+        self._open, self._planned = None, []
 
     def _end(self, seq: Sequence, error: Exception) -> None:
         log.error("request %s failed in a step and is ended", seq.request.id, exc_info=error)
@@ -214,14 +243,10 @@ class Engine:
         """What the scheduler believes may not be what the device did; nothing of it is kept."""
         self.lost += self._events
         self.lost += [Event(id, None, "error") for id in self.scheduler.live]
-        self.flight.clear()
+        self._forget_flight()
         self.suspects.clear()
         counts, self.scheduler = self.scheduler.counts, _scheduler(self.plan)
         self.scheduler.counts = counts
-
-
-def _not_drawn() -> Outcome:
-    raise AssertionError("the step's tokens have not been asked for")
 
 
 def _scheduler(plan: Plan) -> Scheduler:

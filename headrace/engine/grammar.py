@@ -132,15 +132,19 @@ class Compiler:
 class Matcher:
     """Where one answer stands in its grammar: a function of the tokens generated so far.
 
+    ll      llguidance's part
     upto    how many of all tokens, the prompt's `start` included, it has taken
     bound   whether the next token must follow the grammar; in a thought it need not
     opens   a token that may come nevertheless, and begins a thought
-    plain   its mask is what the grammar says and nothing else
+    plain   its mask is what the grammar says, less `barred`
     strikes how often its mask took too long
     keep    mask int32 [W] of the only tokens that the request lets come, whatever the grammar says; None: all
+    barred  tokens that do not come either: ends of a text for llguidance, but not for this request
     """
 
-    __slots__ = ("_closes", "_compiler", "_tail", "bound", "keep", "ll", "opens", "plain", "strikes", "upto")
+    __slots__ = (
+        "_closes", "_compiler", "_tail", "barred", "bound", "keep", "ll", "opens", "plain", "strikes", "upto",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -149,9 +153,10 @@ class Matcher:
         compiler: Compiler,
         start: int,
         keep: np.ndarray | None = None,
+        barred: tuple[int, ...] = (),
     ):
         self.ll = compiled.deep_copy()
-        self.upto, self.keep, self.strikes = start, keep, 0
+        self.upto, self.keep, self.barred, self.strikes = start, keep, barred, 0
         thinking = grammar.thinking
         self.bound = thinking is None or not thinking.begun
         self.opens: int | None = None
@@ -179,6 +184,26 @@ class Matcher:
         if not self.ll.is_stopped():
             return None
         return "error" if self.ll.is_error() else "stop"
+
+    def adapt(self, mask_W: np.ndarray) -> bool:
+        """Add to the grammar's mask what the request says besides, but for `barred`. Whether anything may come."""
+        if not self.bound:
+            mask_W[:] = ~mask_of(self._compiler.ends, len(mask_W))  # a thought is not the end
+        elif self.opens is not None:
+            mask_W |= mask_of((self.opens,), len(mask_W))
+        if self.keep is None:
+            return True
+        mask_W &= self.keep
+        return bool(mask_W.any())
+
+    def bar(self, mask_W: np.ndarray) -> bool:
+        """Take `barred` out of the grammar's mask. Whether anything is left."""
+        mask_W &= ~mask_of(self.barred, len(mask_W))
+        return bool(mask_W.any())
+
+    def last(self) -> str:
+        """How the answer ends where no token may come."""
+        return "stop" if self.bound and self.ll.is_accepting() else "error"
 
     def _think(self, new: Sequence[int]) -> Sequence[int]:
         """Take the tokens of a thought; those behind it."""

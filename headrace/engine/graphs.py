@@ -1,17 +1,19 @@
 """CUDA graphs: of decoding steps, from embedding to sampled token, and of short steps with prompts.
 
-The first has one graph per padded row count and way of drawing, the second one per padded count of rows and tokens
-and per form of the attention, from embedding to hidden states.
+The first has one graph per padded row count and way of drawing (two where masks come between logits and tokens), the
+second one per padded count of rows and tokens and per form of the attention, from embedding to hidden states.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from headrace.engine.batch import Batch
+from headrace.engine.constrain import Masks
 from headrace.engine.sampler import Sampler
+from headrace.kernels.forbid import forbid
 from headrace.kernels.sample import Plan, draw
 from headrace.nn.decoder import Decoder
 
@@ -21,6 +23,13 @@ class Key(NamedTuple):
 
     rows: int
     plan: Plan | None
+
+
+class Masked(NamedTuple):
+    """From the logits of a `Key` without plan to tokens, by masks."""
+
+    rows: int
+    plan: Plan
 
 
 class Mixed(NamedTuple):
@@ -46,7 +55,7 @@ def padded(rows: int) -> int:
 
 ROWS = 32, 512
 """Rows that steps with prompts are laid out for, or as many as a step may have."""
-LAUNCH = 5e-4
+LAUNCH = 6e-4
 """Seconds that launching the kernels of a layer one by one takes the host."""
 RATE = 5e14
 """Multiplications and additions per second that a large product is taken to do."""
@@ -76,7 +85,8 @@ class Graphs:
         self.model, self.batch, self.sampler, self.largest = model, batch, sampler, largest
         self.pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream(batch.device)
-        self.captured: dict[Key | Mixed, Captured] = {}
+        self.captured: dict[Key | Masked | Mixed, Captured] = {}
+        self._places: _Places | None = None
         self._met: set[Mixed] = set()
         self.most_tokens = 0 if model.deterministic else launch_bound(model, batch.max_tokens)
 
@@ -130,28 +140,44 @@ class Graphs:
         """
         key = Key(self.batch.rows, plan)
         if key not in self.captured:
-            self.captured[key] = self._capture(plan)
+            self.batch.backend.plan(self.batch)
+            self.captured[key] = self._capture(lambda: self._step(plan))
         captured = self.captured[key]
         captured.graph.replay()
         return captured.out
 
-    def _capture(self, plan: Plan | None) -> Captured:
+    def draw(self, plan: Plan, masks: Masks) -> Tensor:
+        """Tokens [R] by the logits that `run` has just given without a plan, of what the masks allow.
+
+        Overwritten by the next call. The host's side of the masks is read until the step is over.
+        """
+        if self._places is None:
+            self._places = _Places(self.largest, masks.bits.shape[1], self.batch.device)
+        places, rows = self._places, self.batch.rows
+        places.receive(masks, rows)
+        key, logits_RV = Masked(rows, plan), self.captured[Key(rows, None)].out
+        if key not in self.captured:
+            self.captured[key] = self._capture(lambda: self._masked(logits_RV, plan, places))
+        captured = self.captured[key]
+        captured.graph.replay()
+        return captured.out
+
+    def _capture(self, step: Callable[[], Tensor]) -> Captured:
         """Run the step once, so that its kernels are compiled and its memory is there, then record it.
 
         torch.cuda.graph would also collect Python's garbage and give the allocator's memory back to the driver,
         which takes longer than all the rest while requests are running.
         """
         batch = self.batch
-        batch.backend.plan(batch)
         kept = batch.last.clone()  # the first run must not draw the tokens that the replay is to read
         self.stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
-            self._step(plan)
+            step()
             batch.last.copy_(kept)
             self.stream.synchronize()
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            out = self._step(plan)
+            out = step()
             graph.capture_end()
         torch.cuda.current_stream().wait_stream(self.stream)
         return Captured(graph, out)
@@ -160,9 +186,34 @@ class Graphs:
         batch = self.batch
         batch.derive()
         logits_RV = self.model.logits(self.model(batch))
-        if plan is None:
-            return logits_RV
+        return logits_RV if plan is None else self._draw(logits_RV, plan)
+
+    def _masked(self, logits_RV: Tensor, plan: Plan, places: "_Places") -> Tensor:
+        rows = len(logits_RV)
+        logits_RV = logits_RV.contiguous()
+        forbid(logits_RV, places.rows[:rows], places.bits_MW[:rows])
+        return self._draw(logits_RV, plan)
+
+    def _draw(self, logits_RV: Tensor, plan: Plan) -> Tensor:
+        batch = self.batch
         settings = None if plan.greedy else self.sampler.settings(batch.row_slots, batch.context.long())
         tokens = draw(logits_RV, settings, plan)
         batch.last.index_copy_(0, batch.row_slots, tokens)
         return tokens
+
+
+class _Places:
+    """Where recordings find masks: bits_MW, and whose they are in `rows`, -1 for nobody."""
+
+    def __init__(self, most: int, words: int, device: torch.device):
+        self.bits_MW = torch.zeros((most, words), dtype=torch.int32, device=device)
+        self.rows = torch.full((most,), -1, dtype=torch.int64, device=device)
+        self._host = torch.full((most,), -1, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+    def receive(self, masks: Masks, rows: int) -> None:
+        """Send them, in a step laid out for so many rows. The step before, whose were here, must be over."""
+        count = len(masks.rows)
+        host = self._host[:rows].numpy()
+        host[:count], host[count:] = masks.rows, -1
+        self.rows[:rows].copy_(self._host[:rows], non_blocking=True)
+        self.bits_MW[:count].copy_(masks.bits, non_blocking=True)

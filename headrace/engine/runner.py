@@ -11,9 +11,10 @@ from headrace.engine.constrain import Masks
 from headrace.engine.graphs import Graphs
 from headrace.engine.pace import Pace
 from headrace.engine.request import PromptLogprobs
-from headrace.engine.sampler import Sampler, Samples
+from headrace.engine.sampler import GRAMMAR, Sampler, Samples
 from headrace.engine.scheduler import Outcome, Row
 from headrace.engine.script import Script
+from headrace.kernels.sample import Plan
 from headrace.nn.decoder import Decoder
 
 LOGIT_ROWS = 256
@@ -24,10 +25,14 @@ Pending = Callable[[], Outcome]
 
 
 class Ahead(NamedTuple):
-    """A step that is under way as far as its logits [S, V] where rows sample; None where no row does."""
+    """A step that is under way as far as its logits [S, V] where rows sample; None where no row does.
+
+    `plan`: how its rows draw, if they are in a graph and want nothing besides but masks.
+    """
 
     logits: Tensor | None
     prompt: dict[int, PromptLogprobs] | None = None
+    plan: Plan | None = None
 
 
 class Runner:
@@ -66,13 +71,17 @@ class Runner:
         assert self.graphs is not None
         self.batch.fill(step, pad)
         self.sampler.flush()
-        return Ahead(self.graphs.run(None)[: len(step)])
+        plan = self.sampler.plan(self.batch.row_slots_np, GRAMMAR)
+        return Ahead(self.graphs.run(None)[: len(step)], None, plan)
 
     @torch.inference_mode()
     def draw(self, ahead: Ahead, masks: Masks | None = None) -> Pending:
         """The second part of `run`: tokens, by what the masks allow."""
         if ahead.logits is None:
             return lambda: Outcome([], None, ahead.prompt)
+        if ahead.plan is not None and masks is not None:
+            assert self.graphs is not None
+            return self._fetch(Samples(self.graphs.draw(ahead.plan, masks)[: len(ahead.logits)]), None)
         return self._sample(ahead.logits, ahead.prompt, masks)
 
     def _admit(self, step: list[Row]) -> int | None:

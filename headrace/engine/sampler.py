@@ -205,9 +205,9 @@ class Sampler:
         found = _ranked(raw_RV, tokens[self._send(wanted)], int(widths.max()), self.deterministic)
         return Samples(tokens, Scores(wanted, widths, *map(_to_host, found)))
 
-    def plan(self, slots: np.ndarray) -> Plan | None:
-        """How these slots draw if that is all they ask for; None where logits must be edited or reported."""
-        plain = not self._features[slots].any() and (self._widths[slots] < 0).all()
+    def plan(self, slots: np.ndarray, besides: int = 0) -> Plan | None:
+        """How these slots draw if that, and `besides`, is all they ask for; None where more is to be done."""
+        plain = not (self._features[slots] & ~besides).any() and (self._widths[slots] < 0).all()
         return self._draw_plan(slots) if plain else None
 
     def settings(self, slots_S: Tensor, positions_S: Tensor) -> Settings:

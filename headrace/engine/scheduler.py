@@ -91,6 +91,7 @@ class Scheduler:
         self.slots = list(range(max_rows - 1, -1, -1))
         self.counts = Counts()
         self._orders = 0
+        self._windows = any(group.window is not None for group in pool.groups)
 
     def add(self, request: Request) -> None:
         """Put a request in line. Raises TooLong if it could not run even alone, Refused if its id is in use."""
@@ -117,9 +118,9 @@ class Scheduler:
         picked: dict[Sequence, int] = {}
         budget = self.max_tokens
         for seq in list(self.running):
-            count = min(seq.pending, budget)
             if only is not None and seq not in only:
                 continue
+            count = min(seq.pending, budget)
             if count and seq.slot >= 0 and self._grow(seq, count):
                 picked[seq] = count
                 budget -= count
@@ -144,18 +145,18 @@ class Scheduler:
         Adds to `events`, if given, row by row: what is in there is true even if a later row raises.
         """
         events = [] if events is None else events
-        sampled = 0
+        sampled, scores = 0, outcome.prompt_logprobs
         for n, row in enumerate(step):
             seq = row.seq
             if row.epoch == seq.epoch:  # else its memory was taken away meanwhile
                 self._confirm(seq, row.stop - len(row.draft))
-            if outcome.prompt_logprobs and n in outcome.prompt_logprobs and not seq.finished:
-                events += self._score(seq, row.start, outcome.prompt_logprobs[n])
+            if scores and n in scores and not seq.finished:
+                events += self._score(seq, row.start, scores[n])
             if row.samples:
                 seq.owed -= 1
                 if not seq.finished:
                     self._take(row, outcome, sampled, events)
-                sampled += row.sampled
+                sampled += 1 + len(row.draft)
         return events
 
     def rewind(self, seqs: Iterable[Sequence]) -> None:
@@ -196,10 +197,10 @@ class Scheduler:
             finish = seq.append(token)
             stop = token if finish == "stop" else None
             logprobs = outcome.logprobs[at + n] if outcome.logprobs else None
-            scheduled = self._first_time(seq)
+            at_first = None if seq.told else self._first_time(seq)
             events.append(
                 Event(
-                    seq.request.id, token, finish, stop, logprobs, None, seq.cached, scheduled, seq.evictions
+                    seq.request.id, token, finish, stop, logprobs, None, seq.cached, at_first, seq.evictions
                 )
             )
             if finish:
@@ -269,7 +270,7 @@ class Scheduler:
         drafts: dict[Sequence, tuple[int, ...]] = {}
         budget = min(budget, max(self.max_rows, 1 + self.speculate) - len(seqs))
         for seq in seqs:
-            most = min(self.speculate, budget, seq.request.longest - seq.length - 1)
+            most = min(self.speculate, budget, seq.longest - seq.length - 1)
             if seq.drafter is None or most < 1 or seq.owed or seq.pending != 1:
                 continue
             draft = seq.drafter.draft(seq.tokens, most, len(seqs))
@@ -282,23 +283,23 @@ class Scheduler:
         return drafts
 
     def _issue(self, seq: Sequence, count: int, draft: tuple[int, ...]) -> Row:
-        start, seq.issued = seq.issued, seq.issued + count + len(draft)
-        samples = seq.issued >= seq.length
+        start = seq.issued
+        seq.issued = stop = start + count + len(draft)
+        samples = stop >= len(seq.tokens) + seq.owed
         new = None
         if seq.shown < len(seq.blocks[0]):
             new = NewBlocks(seq.shown, [ids[seq.shown :] for ids in seq.blocks])
             seq.shown = len(seq.blocks[0])
         feeds = seq.fed and not draft
-        row = Row(seq, seq.epoch, seq.slot, start, seq.issued, samples, feeds, new, draft)
+        row = Row(seq, seq.epoch, seq.slot, start, stop, samples, feeds, new, draft)
         if samples:
             seq.owed += 1
             seq.fed = True
         return row
 
     def _confirm(self, seq: Sequence, stop: int) -> None:
-        size = self.pool.size
-        first, last = seq.computed // size, stop // size
-        seq.computed = stop
+        size, before, seq.computed = self.pool.size, seq.computed, stop
+        first, last = before // size, stop // size
         if first == last or not (self.prefix_cache and seq.slot >= 0):
             return
         keys = seq.name_blocks(size)
@@ -318,8 +319,9 @@ class Scheduler:
     # -- memory ---------------------------------------------------------------------------------
 
     def _need(self, seq: Sequence, count: int) -> int:
-        per_group = -(-(seq.issued + count) // self.pool.size) - len(seq.blocks[0])
-        return max(0, per_group) * len(self.pool.groups)  # blocks of wrong guesses are still here
+        pool = self.pool
+        per_group = -(-(seq.issued + count) // pool.size) - len(seq.blocks[0])
+        return per_group * len(pool.groups) if per_group > 0 else 0  # blocks of wrong guesses are still here
 
     def _worst(self, length: int) -> int:
         """The most blocks a sequence holds at once on its way to `length` tokens."""
@@ -327,7 +329,10 @@ class Scheduler:
 
     def _grow(self, seq: Sequence, count: int) -> bool:
         """Room for `count` more tokens, evicting the last in order if need be; False if that was itself."""
-        self._pass_window(seq)
+        if self._windows:
+            self._pass_window(seq)
+        if not self._need(seq, count):
+            return True
         while self._need(seq, count) > self.pool.free:
             victim = self.running[-1]
             self._evict(victim)

@@ -23,6 +23,7 @@ class Sequence:
     blocks    per layer group, one id per block of positions, VOID where out of the window
     passed    per layer group, how many leading blocks were given back already
     shown     how many blocks of each group the device has been told of
+    longest   prompt and the longest possible answer together
     scored    tokens of the prompt whose log-probabilities were reported
     scheduled when it was first part of a step      told    whether an event has said so
     matcher   where the answer stands in its grammar, if it has one
@@ -48,12 +49,14 @@ class Sequence:
     told: bool = False
     matcher: "Matcher | None" = None
     drafter: Drafter | None = None
+    longest: int = field(init=False)
     blocks: list[list[int]] = field(init=False)
     passed: list[int] = field(init=False)
     keys: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = [*self.request.prompt, *self.request.emitted]
+        self.longest = self.request.longest
         self.blocks = [[] for _ in range(self.groups)]
         self.passed = [0] * self.groups
 
@@ -64,16 +67,16 @@ class Sequence:
     @property
     def pending(self) -> int:
         """How far behind it is; not at all once everything it may make, or a guess at it, is on its way."""
-        return max(0, self.length - self.issued) if self.length < self.request.longest else 0
+        length = len(self.tokens) + self.owed
+        return max(0, length - self.issued) if length < self.longest else 0
 
     def append(self, token: int) -> str | None:
         """Take a sampled token; why it is the last, if it is."""
-        self.tokens.append(token)
-        request = self.request
-        made = len(self.tokens) - len(request.prompt)
-        if token in request.stop_ids and made >= request.params.min_tokens:
+        tokens, request = self.tokens, self.request
+        tokens.append(token)
+        if token in request.stop_ids and len(tokens) - len(request.prompt) >= request.params.min_tokens:
             self.finished = "stop"
-        elif len(self.tokens) >= request.longest:
+        elif len(tokens) >= self.longest:
             self.finished = "length"
         return self.finished
 

@@ -9,6 +9,7 @@ from headrace.kernels.launch import on_gpu
 
 def forbid_ref(logits_SV: Tensor, rows_M: Tensor, bits_MW: Tensor) -> None:
     """The definition of forbid."""
+    rows_M, bits_MW = rows_M[rows_M >= 0], bits_MW[rows_M >= 0]
     ids = torch.arange(logits_SV.shape[1], device=logits_SV.device)
     allowed_MV = bits_MW[:, ids // 32] >> (ids % 32) & 1 == 1
     logits_SV[rows_M] = logits_SV[rows_M].masked_fill(~allowed_MV, -torch.inf)
@@ -17,7 +18,8 @@ def forbid_ref(logits_SV: Tensor, rows_M: Tensor, bits_MW: Tensor) -> None:
 def forbid(logits_SV: Tensor, rows_M: Tensor, bits_MW: Tensor) -> None:
     """Write -inf where a row's mask has no bit; rows that are not named stay as they are.
 
-    logits float32 contiguous; rows int64, no two alike; bits int32, bit i of word w for token 32 * w + i.
+    logits float32 contiguous; rows int64, no two alike, but any number below 0, which name none; bits int32, bit i
+    of word w for token 32 * w + i.
     """
     if not len(rows_M):
         return
@@ -34,7 +36,10 @@ def forbid(logits_SV: Tensor, rows_M: Tensor, bits_MW: Tensor) -> None:
 def _row_by_row(logits_SV: np.ndarray, rows_M: np.ndarray, bits_MW: np.ndarray) -> None:
     """Grammars mostly allow few tokens: then the row is written without being read."""
     vocab = logits_SV.shape[1]
-    for row, bits_W in zip((logits_SV[r] for r in rows_M), bits_MW, strict=True):
+    for n, bits_W in zip(rows_M, bits_MW, strict=True):
+        if n < 0:
+            continue
+        row = logits_SV[n]
         allowed = np.unpackbits(bits_W.view(np.uint8), bitorder="little", count=vocab).view(np.bool_)
         if np.count_nonzero(allowed) < vocab // 4:
             ids = np.flatnonzero(allowed)

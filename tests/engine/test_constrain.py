@@ -9,9 +9,10 @@ from random import Random
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
-from headrace.engine import constrain
+from headrace.engine import constrain, gauge
 from headrace.engine.engine import Engine
 from headrace.engine.grammar import Compiler, Matcher
 from headrace.engine.request import Event, Request, SamplingParams
@@ -167,6 +168,32 @@ def test_an_interrupted_answer_goes_on_where_it_was(started: Started):
         assert found.finish == whole.finish
 
 
+def test_answers_are_the_same_beside_requests_whose_tokens_are_guessed(llama_folder: Path):
+    def requests(started: Started) -> list[Request]:
+        plain = [
+            ask(started, f"p{n}", None, "ab" * (n + 3), max_tokens=60, logit_bias={9 + n: 20.0 * n}, **more)
+            for n, more in enumerate([{}, {"logprobs": 2}, {"temperature": 0}])
+        ]
+        bound = [
+            ask(started, "counts", form(regex="[ab]{40}"), presence_penalty=1),
+            ask(started, "array", form(json={"type": "array", "items": {"enum": [1, 2]}, "minItems": 9})),
+            ask(started, "word", form(choice=["yes", "no"]), ignore_eos=True),
+        ]
+        return [plain[0], bound[0], plain[1], *bound[1:], plain[2]]
+
+    found: list[dict[str, Stream]] = []
+    for most in (0, 6):
+        names = {"schedule.overlap": "off", "schedule.speculate": most, "max_num_seqs": 16}
+        started = start(tiny.config(llama_folder, **names))
+        found.append(answers(started, requests(started)))
+        accepted = started.engine.scheduler.counts.accepted_tokens
+        assert (accepted > 10) == bool(most)
+    for id, stream in found[0].items():
+        assert stream.token_ids == found[1][id].token_ids
+        assert said(stream) == said(found[1][id])
+        assert [one.rank for one in stream.logprobs] == [one.rank for one in found[1][id].logprobs]
+
+
 # -- kinds
 
 
@@ -225,6 +252,29 @@ def test_the_end_token_comes_only_where_the_grammar_allows_it(started: Started):
     assert said(found["d"]) == ("abbb" + "c" * 4, "stop")
     assert said(found["e"]) == ("ab", "stop")
     assert found["a"].token_ids[-1] == eos
+
+
+def test_masks_that_allow_an_end_are_found_by_their_bits():
+    masks = np.array([[1 << 2, 0], [1 << 3, 1], [-(1 << 31), 0], [0, 4], [0, 0], [-5, -5]], np.int32)
+    assert constrain._allowing((2, 31, 34), masks) == [0, 2, 3, 5]
+
+
+def test_a_grammar_that_is_too_ambiguous_for_its_next_mask_is_an_error(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+):
+    """Its mask would allow the end: the answer must not seem to be one."""
+    monkeypatch.setitem(gauge.LIMITS, "step_max_items", 60)
+    ends = dict.fromkeys(started.intake.compiler.ends, -100)
+    found = answers(
+        started,
+        [
+            ask(started, "deep", form(grammar='start: s\ns: s s | "a"'), logit_bias=ends),
+            ask(started, "other", form(regex="[ab]{30}")),
+        ],
+    )
+    assert found["deep"].finish == "error"
+    assert set(found["deep"].text) == {"a"}
+    assert said(found["other"])[1] == "stop"
 
 
 def test_other_wishes_hold_within_the_grammar(started: Started):

@@ -46,7 +46,8 @@ GRAMMARS = [form and COMPILER.grammar(form) for form in FORMS]
 class Stub:
     """Says of each row what its request and its position make it say, of what the mask allows.
 
-    `faults` are numbers of calls that fail.
+    Who has no grammar says the same again and again, so that what comes next can be guessed. `faults` are numbers of
+    calls that fail.
     """
 
     def __init__(self, faults: frozenset[int] = frozenset()):
@@ -62,11 +63,13 @@ class Stub:
     def draw(self, step: list[Row], masks: Masks | None) -> Any:
         self._fail()
         rows = dict(zip(masks.rows.tolist(), masks.bits.numpy(), strict=True)) if masks is not None else {}
-        tokens = []
-        for n, row in enumerate(row for row in step if row.samples):
-            dice = crc32(f"{row.seq.request.id} {row.stop}".encode())
-            allowed = bits_of(rows[n]) if n in rows else range(WORDS.vocab_size)
-            tokens.append(int(allowed[dice % len(allowed)]) if len(allowed) else 0)
+        tokens: list[int] = []
+        for row in step:
+            for stop in range(row.stop - row.sampled + 1, row.stop + 1):
+                place = stop if row.seq.request.grammar is not None else stop % 3
+                dice = crc32(f"{row.seq.request.id} {place}".encode())
+                allowed = bits_of(rows[n]) if (n := len(tokens)) in rows else range(WORDS.vocab_size)
+                tokens.append(int(allowed[dice % len(allowed)]) if len(allowed) else 0)
 
         def wait() -> Outcome:
             self._fail()
@@ -84,11 +87,16 @@ class Stub:
 
 
 def engine(
-    executor: Stub, blocks: int = 200, tokens: int = 64, rows: int = 8, overlap: bool = False
+    executor: Stub,
+    blocks: int = 200,
+    tokens: int = 64,
+    rows: int = 8,
+    overlap: bool = False,
+    speculate: int = 0,
 ) -> Engine:
     plan = SimpleNamespace(
         overlap=overlap,
-        speculate=0,
+        speculate=speculate,
         rows=rows,
         max_len=64,
         device=torch.device("cpu"),
@@ -157,7 +165,7 @@ WORK = st.lists(
     blocks=st.integers(8, 24),
     tokens=st.integers(2, 32),
     rows=st.integers(1, 6),
-    overlap=st.booleans(),
+    ahead=st.sampled_from([(False, 0), (True, 0), (False, 5)]),
     cancel=st.dictionaries(st.integers(1, 30), st.integers(0, 6).map(str), max_size=2),
 )
 def test_no_schedule_changes_what_is_said(
@@ -165,7 +173,7 @@ def test_no_schedule_changes_what_is_said(
     blocks: int,
     tokens: int,
     rows: int,
-    overlap: bool,
+    ahead: tuple[bool, int],
     cancel: dict[int, str],
 ):
     requests = [ask(id, *each) for id, each in enumerate(work)]
@@ -177,7 +185,7 @@ def test_no_schedule_changes_what_is_said(
         assert request.grammar is None or fresh(request).follow([*request.prompt, *said]) != "error"
         text = WORDS.decode(said, skip_special_tokens=False)
         assert end == "length" or re.fullmatch(SAID[form], text, re.DOTALL), text
-    found = serve(engine(Stub(), blocks, tokens, rows, overlap), requests, cancel)
+    found = serve(engine(Stub(), blocks, tokens, rows, *ahead), requests, cancel)
     for id, (said, end) in found.items():
         if end == "abort":
             assert id in cancel.values()
@@ -190,15 +198,17 @@ def test_no_schedule_changes_what_is_said(
 @given(
     work=WORK,
     tokens=st.integers(2, 16),
-    overlap=st.booleans(),
+    ahead=st.sampled_from([(False, 0), (True, 0), (False, 5)]),
     faults=st.frozensets(st.integers(1, 30), min_size=1, max_size=2),
 )
 def test_a_step_that_fails_costs_nobody_else_a_word(
-    work: list[tuple[int, int, int]], tokens: int, overlap: bool, faults: frozenset[int]
+    work: list[tuple[int, int, int]], tokens: int, ahead: tuple[bool, int], faults: frozenset[int]
 ):
     requests = [ask(id, *each) for id, each in enumerate(work)]
     alone = {request.id: serve(engine(Stub()), [request], {})[request.id] for request in requests}
-    found = serve(engine(Stub(faults), tokens=tokens, overlap=overlap), requests, {})
+    overlap, speculate = ahead
+    made = engine(Stub(faults), tokens=tokens, overlap=overlap, speculate=speculate)
+    found = serve(made, requests, {})
     failed = [id for id, (_, end) in found.items() if end == "error" and alone[id][1] != "error"]
     assert len(failed) <= len(faults)
     for id, (said, end) in found.items():
@@ -206,3 +216,39 @@ def test_a_step_that_fails_costs_nobody_else_a_word(
             assert said == alone[id][0][: len(said)]
         else:
             assert (said, end) == alone[id]
+
+
+def test_masks_meet_their_rows_beside_rows_that_are_guessed():
+    requests = [ask(id, form, 4, 40) for id, form in enumerate([0, 1, 0, 2, 4, 0, 3])]
+    alone = {request.id: serve(engine(Stub()), [request], {})[request.id] for request in requests}
+    made = engine(Stub(), speculate=5, rows=12)
+    assert serve(made, requests, {}) == alone
+    assert made.scheduler.counts.accepted_tokens > 10
+    assert alone["6"][1] == "stop", "some followed their grammar to its end"
+
+
+def test_wherever_a_step_fails_while_requests_come_only_one_is_lost():
+    """Every call of the device in turn, with steps that wait for their masks beside those before and after them."""
+    requests = [ask(id, form, 3 + id, 12) for id, form in enumerate([1, 0, 2, 4, 1])]
+    alone = {request.id: serve(engine(Stub()), [request], {})[request.id] for request in requests}
+    for request in requests:
+        assert request.grammar is None or COMPILER.start(request.grammar.source).result()
+    for call in range(1, 36):
+        stub = Stub(frozenset({call}))
+        made = engine(stub, tokens=6, overlap=True)
+        said: dict[str, list[int]] = {request.id: [] for request in requests}
+        ends: dict[str, str] = {}
+        late = list(requests)
+        for _ in range(200):
+            if late:
+                made.add(late.pop(0))
+            for event in made.step():
+                said[event.id] += [event.token] if event.token is not None else []
+                if event.finish:
+                    ends[event.id] = event.finish
+        assert stub.calls > call, "it never failed"
+        assert len(ends) == len(requests), f"call {call}"
+        failed = [id for id, end in ends.items() if end == "error"]
+        assert len(failed) <= 1
+        for id in said:
+            assert id in failed or (said[id], ends[id]) == alone[id], f"call {call}"

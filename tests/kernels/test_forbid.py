@@ -25,10 +25,17 @@ def test_a_bit_stands_for_a_token():
     assert [n for n, x in enumerate(logits[2].tolist()) if x == 0] == [*range(32), 39]
 
 
+def test_a_mask_of_nobody_changes_nothing():
+    logits = torch.zeros(2, 40)
+    forbid_ref(logits, torch.tensor([-1, 0]), torch.tensor([[0, 0], [0, -1]], dtype=torch.int32))
+    assert logits[1].tolist() == [0] * 40
+    assert logits[0].isfinite().tolist() == [False] * 32 + [True] * 8
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_fast_way_on_a_cpu_equals_the_definition(size: int):
-    logits, rows = torch.randn(6, size), torch.tensor([4, 0, 3, 1])
-    bits, expected = masks(4, size), logits.clone()
+    logits, rows = torch.randn(6, size), torch.tensor([4, 0, -1, 3, -1, 1])
+    bits, expected = masks(6, size), logits.clone()
     forbid_ref(expected, rows, bits)
     forbid(logits, rows, bits)
     assert torch.equal(logits, expected)
@@ -38,8 +45,8 @@ def test_the_fast_way_on_a_cpu_equals_the_definition(size: int):
 def test_kernel_equals_definition(device: torch.device, size: int):
     from headrace.kernels.gpu import forbid as gpu
 
-    logits, rows = torch.randn(6, size, device=device), torch.tensor([4, 0, 3, 1], device=device)
-    bits, expected = masks(4, size).to(device), logits.clone()
+    logits, rows = torch.randn(6, size, device=device), torch.tensor([4, 0, -1, 3, -1, 1], device=device)
+    bits, expected = masks(6, size).to(device), logits.clone()
     forbid_ref(expected, rows, bits)
     gpu.forbid(logits, rows, bits)
     assert torch.equal(logits, expected)

@@ -10,8 +10,10 @@ import torch
 
 from headrace.api.llm import LLM
 from headrace.api.outputs import RequestOutput
-from headrace.engine.graphs import Graphs
+from headrace.engine.constrain import Masks
+from headrace.engine.graphs import Graphs, Key
 from headrace.engine.request import SamplingParams
+from headrace.engine.structured import StructuredOutputsParams
 from headrace.kernels.sample import Plan
 from headrace.models.gemma import TINY as GEMMA_TINY
 from headrace.models.llama import TINY as LLAMA_TINY
@@ -243,3 +245,31 @@ def test_answers_follow_their_schemas(folder: Path, way: str):
     for answer, one in zip(ended, schemas, strict=True):
         assert answer.finish_reason == "length" or fits(json.loads(answer.text), one)
     assert sum(answer.finish_reason == "stop" for answer in ended) > 30
+
+
+def test_a_recorded_draw_by_masks_is_what_the_sampler_draws(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    dice = Random(6)
+    llm = LLM(str(folder), **{"memory.share": 0.1, "dtype": "bfloat16"})
+    runner = llm.local.engine.executor.runner
+    assert runner.graphs is not None
+    graphs, draw, same = runner.graphs, runner.graphs.draw, []
+
+    def both(plan: Plan, masks: Masks) -> torch.Tensor:
+        slots, positions = graphs.batch.sample_slots_np, graphs.batch.sample_positions_np
+        logits = graphs.captured[Key(graphs.batch.rows, None)].out[: len(slots)].clone()
+        expected = runner.sampler.sample(logits, slots, positions, masks).tokens
+        found = draw(plan, masks)
+        same.append(torch.equal(expected, found[: len(slots)]))
+        return found
+
+    monkeypatch.setattr(graphs, "draw", both)
+    wanted = [StructuredOutputsParams(json=schema(dice)) if n % 3 else None for n in range(40)]
+    params = [
+        SamplingParams(
+            seed=n, max_tokens=40, temperature=(0, 1)[n % 2], ignore_eos=n % 5 == 0, structured_outputs=one
+        )
+        for n, one in enumerate(wanted)
+    ]
+    llm.generate(["x" * (n + 1) for n in range(len(params))], params, use_tqdm=False)
+    assert len(same) > 20
+    assert all(same)
