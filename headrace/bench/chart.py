@@ -1,4 +1,4 @@
-"""Draws lines and dots over two axes as SVG text, with its legend; needs nothing to be shown but a browser."""
+"""Draws lines and dots over two axes, and bars made of parts, as SVG text; needs nothing to be shown but a browser."""
 
 from collections.abc import Sequence
 from html import escape
@@ -15,11 +15,17 @@ Xy = tuple[float, float]
 
 
 class Line(NamedTuple):
-    """Points in the order they are joined, or not joined at all (`dots`)."""
+    """Points in the order they are joined, or not joined at all (`dots`).
+
+    said    what is shown when the pointer is over a point, for each of them; none: its numbers
+    large   which point is drawn larger
+    """
 
     name: str
     points: Sequence[Xy]
     dots: bool = False
+    said: Sequence[str] = ()
+    large: int | None = None
 
 
 class Axis:
@@ -66,40 +72,64 @@ def _even(first: float, last: float) -> list[tuple[float, str]]:
 
 
 def plain(value: float) -> str:
-    """A short number: 0.05, 2, 1,500, 20k."""
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+    """A short number: 0.05, 2, 1,500, 20k, 3M."""
+    if value and abs(value) < 1e-3:
         return f"{value:.2g}"
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
     if abs(value) >= 1e4:
         return f"{value / 1000:g}k"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def draw(
-    lines: Sequence[Line], x_label: str, y_label: str, *, log_y: bool = False,
+    lines: Sequence[Line], x_label: str, y_label: str, *, log_x: bool = False, log_y: bool = False,
     x_labels: Sequence[tuple[float, str]] = (),
 ) -> str:  # fmt: skip
-    """A chart with a legend; empty text where there is nothing to draw."""
-    kept = [
-        line._replace(
-            points=_thin([p for p in line.points if all(map(isfinite, p)) and (p[1] > 0 or not log_y)])
-        )
-        for line in lines
-    ]
+    """A chart with a legend; empty text where there is nothing to draw. Points with a `said` must all be drawable."""
+
+    def drawable(point: Xy) -> bool:
+        return all(map(isfinite, point)) and (point[0] > 0 or not log_x) and (point[1] > 0 or not log_y)
+
+    kept = [line._replace(points=_thin(list(filter(drawable, line.points)))) for line in lines]
     kept = [line for line in kept if line.points]
     if not kept:
         return ""
     every = [point for line in kept for point in line.points]
-    x = Axis([p[0] for p in every], LEFT, WIDTH - RIGHT, labels=x_labels, zero=not x_labels)
+    x = Axis([p[0] for p in every], LEFT, WIDTH - RIGHT, log=log_x, labels=x_labels, zero=not x_labels)
     y = Axis([p[1] for p in every], HEIGHT - BOTTOM, TOP, log=log_y)
     said = f"{escape(y_label)} over {escape(x_label)}"
     parts = [f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">']
     parts += _grid(x, y, x_label, y_label)
     for n, line in enumerate(kept):
         parts += _drawn(line, x, y, f"c{n % COLOURS}")
-    parts.append("</svg><figcaption>")
-    parts += [f'<span class="c{n % COLOURS}">{escape(line.name)}</span>' for n, line in enumerate(kept)]
-    parts.append("</figcaption></figure>")
-    return "".join(parts)
+    names = legend([(line.name, "") for line in kept])
+    return "".join(parts) + f"</svg><figcaption>{names}</figcaption></figure>"
+
+
+def bar(parts: Sequence[tuple[str, float, str]], whole: float) -> str:
+    """One bar of (name, amount, what is said of it) with its legend. `whole` is its full width."""
+    said = f"{len(parts)} parts of a whole"
+    found = [f'<figure><svg viewBox="0 0 {WIDTH} 28" role="img" aria-label="{said}">']
+    found.append(f'<rect class="rest" width="{WIDTH}" height="26" rx="3"/>')
+    at = 0.0
+    for n, (name, amount, text) in enumerate(parts):
+        width = max(0.0, min(amount / whole * WIDTH, WIDTH - at))
+        found.append(
+            f'<rect class="c{n % COLOURS}" x="{at:.1f}" width="{max(0.0, width - 1.5):.1f}" height="26">'
+            f"<title>{escape(name)}: {escape(text)}</title></rect>"
+        )
+        at += width
+    names = legend([(name, text) for name, _, text in parts])
+    return "".join(found) + f"</svg><figcaption>{names}</figcaption></figure>"
+
+
+def legend(entries: Sequence[tuple[str, str]]) -> str:
+    """Names in their colours, with what is said of each."""
+    return "".join(
+        f'<span class="c{n % COLOURS}">{escape(name)}{f" <b>{escape(said)}</b>" if said else ""}</span>'
+        for n, (name, said) in enumerate(entries)
+    )
 
 
 def _thin(points: list[Xy]) -> list[Xy]:
@@ -131,10 +161,11 @@ def _drawn(line: Line, x: Axis, y: Axis, colour: str) -> list[str]:
         joined = " ".join(f"{px:.1f},{py:.1f}" for px, py in at)
         parts.append(f'<polyline class="{colour}" points="{joined}"/>')
     if line.dots or len(at) <= 40:
-        size = 1.8 if line.dots and len(at) > 200 else 3
-        for (px, py), (vx, vy) in zip(at, line.points, strict=True):
-            said = f"{escape(line.name)}: {plain(vx)}, {plain(vy)}"
+        usual = 1.8 if line.dots and len(at) > 200 else 3
+        said = line.said or [f"{plain(x)}, {plain(y)}" for x, y in line.points]
+        for n, ((px, py), text) in enumerate(zip(at, said, strict=True)):
             parts.append(
-                f'<circle class="{colour}" cx="{px:.1f}" cy="{py:.1f}" r="{size}"><title>{said}</title></circle>'
+                f'<circle class="{colour}" cx="{px:.1f}" cy="{py:.1f}" r="{5.5 if n == line.large else usual}">'
+                f"<title>{escape(line.name)}: {escape(text)}</title></circle>"
             )
     return parts

@@ -20,8 +20,6 @@ from headrace.bench.result import Measure
 from headrace.bench.workloads import Workload
 
 OURS = "headrace"
-WARM, WARM_TOKENS = 64, 8
-"""Requests, and tokens of each answer, of a warm-up."""
 PATIENCE = 1800.0
 """Seconds to start an engine, or to run a workload."""
 TAIL = 4000
@@ -164,14 +162,10 @@ class Race:
 
     def measures(self) -> list[Measure]:
         """Per engine the median time and tokens per second; per peer the median of the rounds' ratios."""
-        name, tokens = self.work.name, self.work.tokens_in + self.work.tokens_out
+        name = self.work.name
         rows: list[Measure] = []
         for engine, seconds in self.seconds.items():
-            middle, spread = median(seconds), part(seconds)
-            label = f"{name}: {engine}"
-            rows.append(Measure(f"{label}: time", middle, "s", "lower", spread))
-            rows.append(Measure(f"{label}: output", self.work.tokens_out / middle, "tok/s", "higher", spread))
-            rows.append(Measure(f"{label}: total", tokens / middle, "tok/s", "higher", spread))
+            rows += self.work.measures(f"{name}: {engine}", median(seconds), part(seconds))
         for engine in self.seconds:
             if engine != OURS:
                 found = self.ratios(engine)
@@ -195,7 +189,7 @@ def race(
     races = [Race(work, {c.peer.engine: [] for c in contestants}) for work in works]
     for one in races:
         for contestant in contestants:
-            contestant.run(_short(one.work.again(1000, vocab)))
+            contestant.run(one.work.warm_up(vocab))
         for number in range(rounds):
             fresh = one.work.again(number, vocab)
             turn = number % len(contestants)
@@ -206,10 +200,3 @@ def race(
                     f"{one.work.name} round {number + 1} of {rounds}: {contestant.peer.engine} {seconds:.3f} s"
                 )
     return races
-
-
-def _short(work: Workload) -> Workload:
-    """The front of a workload, with short answers."""
-    return work._replace(
-        prompts=work.prompts[:WARM], outputs=[min(WARM_TOKENS, n) for n in work.outputs[:WARM]]
-    )

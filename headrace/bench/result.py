@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.base.errors import Refused
+from headrace.bench.files import read, write
 
 NOISE = 0.03
 """Differences below this part are called equal."""
@@ -40,16 +41,16 @@ class Result:
     measures: list[Measure] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        """Raises Refused."""
+        write(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Result":
         """Raises Refused for a file that is not a result."""
+        raw = read(path, "compare")
         try:
-            said = json.loads(path.read_text())
+            said = json.loads(raw)
             return cls(**{**said, "measures": [Measure(**m) for m in said["measures"]]})
-        except OSError as fault:
-            raise Refused(f"{path} cannot be read: {fault.strerror}", param="compare") from fault
         except (ValueError, TypeError, KeyError) as fault:
             raise Refused(f"{path} is not a result of a benchmark: {fault}", param="compare") from fault
 

@@ -10,9 +10,6 @@ from headrace.bench.result import Measure
 from headrace.bench.workloads import Workload
 from headrace.engine.request import SamplingParams
 
-WARM = 64
-"""Requests of the warm-up."""
-
 
 class Timing(NamedTuple):
     """Seconds of each repeat of one workload."""
@@ -28,17 +25,7 @@ class Timing(NamedTuple):
         """Seconds of the best repeat, output and total tokens per second, milliseconds per token of a stream."""
         name, best = self.workload.name, self.best
         spread = (max(self.seconds) - best) / 2 / median(self.seconds)
-        rows = [
-            Measure(f"{name}: time", best, "s", "lower", spread),
-            Measure(f"{name}: output", self.workload.tokens_out / best, "tok/s", "higher", spread),
-            Measure(
-                f"{name}: total",
-                (self.workload.tokens_in + self.workload.tokens_out) / best,
-                "tok/s",
-                "higher",
-                spread,
-            ),
-        ]
+        rows = self.workload.measures(name, best, spread)
         if len(self.workload.prompts) == 1 and self.workload.outputs[0] > 1:
             per_token = best / self.workload.outputs[0] * 1000
             rows.append(Measure(f"{name}: per token", per_token, "ms", "lower", spread))
@@ -49,12 +36,9 @@ def time_workload(
     llm: LLM, work: Workload, repeats: int, temperature: float, said: Callable[[str], None] = lambda _: None
 ) -> Timing:
     """Run a workload `repeats` times, each with fresh token ids, after a short warm-up of the same shape."""
-    params = [
-        SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=n, detokenize=False)
-        for n in work.outputs
-    ]
-    warm = work.again(1000, llm.intake.vocab)
-    _run(llm, warm._replace(prompts=warm.prompts[:WARM]), [_short(p) for p in params[:WARM]])
+    warm = work.warm_up(llm.intake.vocab)
+    _run(llm, warm, _params(warm, temperature))
+    params = _params(work, temperature)
     seconds = []
     for repeat in range(repeats):
         fresh = work.again(repeat, llm.intake.vocab)
@@ -65,13 +49,11 @@ def time_workload(
     return Timing(work, seconds)
 
 
-def _short(params: SamplingParams) -> SamplingParams:
-    return SamplingParams(
-        temperature=params.temperature,
-        ignore_eos=True,
-        max_tokens=min(8, params.max_tokens or 8),
-        detokenize=False,
-    )
+def _params(work: Workload, temperature: float) -> list[SamplingParams]:
+    return [
+        SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=n, detokenize=False)
+        for n in work.outputs
+    ]
 
 
 def _run(llm: LLM, work: Workload, params: list[SamplingParams]) -> None:

@@ -5,6 +5,7 @@ from random import Random
 from typing import NamedTuple
 
 from headrace.base.errors import UnknownName
+from headrace.bench.result import Measure
 
 
 class Workload(NamedTuple):
@@ -28,6 +29,20 @@ class Workload(NamedTuple):
             [(token + 977 * repeat) % (vocab - 40) + 20 for token in prompt] for prompt in self.prompts
         ]
         return self._replace(prompts=shifted)
+
+    def measures(self, name: str, seconds: float, spread: float) -> list[Measure]:
+        """The time it took, and the tokens per second that this is."""
+        tokens = self.tokens_out, self.tokens_in + self.tokens_out
+        return [
+            Measure(f"{name}: time", seconds, "s", "lower", spread),
+            Measure(f"{name}: output", tokens[0] / seconds, "tok/s", "higher", spread),
+            Measure(f"{name}: total", tokens[1] / seconds, "tok/s", "higher", spread),
+        ]
+
+    def warm_up(self, vocab: int) -> "Workload":
+        """The front of it with short answers and other tokens: what is done once is done before it is timed."""
+        made = self.again(1000, vocab)
+        return made._replace(prompts=made.prompts[:64], outputs=[min(8, n) for n in made.outputs[:64]])
 
 
 Make = Callable[[Random, int], tuple[list[list[int]], list[int]]]

@@ -22,7 +22,7 @@ from typing import Any
 
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.base.json_file import read_json
-from headrace.checkpoint.gguf import Gguf
+from headrace.checkpoint.gguf import Gguf, opened
 from headrace.checkpoint.translate import translate_metadata
 from headrace.quant.formats import reader
 from headrace.text.tokenizer import Tokenizer
@@ -41,15 +41,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 MOST_LAYERS = 4096  # a damaged file must not have us build a million
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The hyper-parameters of a folder with config.json, of a config.json, or of a .gguf file.
+def read_config(path: str | Path | Gguf) -> dict[str, Any]:
+    """The hyper-parameters of a folder with config.json, of a config.json, or of a .gguf file, opened or not.
 
     Raises UnknownName if there is no such file, BadCheckpoint naming the fields that are missing or absurd,
     Refused for what is known and not supported (models of more than text, unknown ways of quantizing).
     """
-    path = Path(path)
-    if path.suffix == ".gguf":
-        return regular(translate_metadata(Gguf(path)), str(path))
+    path = path if isinstance(path, Gguf) else opened(path)
+    if isinstance(path, Gguf):
+        return regular(translate_metadata(path), str(path.path))
     file = path / "config.json" if path.is_dir() else path
     config = read_json(file)
     beside = file.with_name("generation_config.json")
@@ -59,11 +59,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return regular(config, str(file))
 
 
-def read_tokenizer(path: str | Path) -> Tokenizer:
+def read_tokenizer(path: str | Path | Gguf) -> Tokenizer:
     """The tokenizer that came with a checkpoint: from its folder, or from the metadata of a .gguf file."""
-    path = Path(path)
-    if path.suffix == ".gguf":
-        return Tokenizer.from_gguf(Gguf(path).metadata)
+    path = path if isinstance(path, Gguf) else opened(path)
+    if isinstance(path, Gguf):
+        return Tokenizer.from_gguf(path.metadata)
     return Tokenizer.from_folder(path if path.is_dir() else path.parent)
 
 

@@ -9,6 +9,7 @@ Nothing in the file is believed: every length is held against what is left of it
 
 import mmap
 import struct
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,19 @@ class Gguf:
         """The packed bytes of a tensor (uint8, flat), straight from the mapping: never write to them."""
         entry = self.tensors[name]
         return self._bytes[entry.offset : entry.offset + entry.nbytes]
+
+    def release(self, name: str) -> None:
+        """Take what was read of a tensor out of this process's memory; it is mapped again when it is needed."""
+        entry, page = self.tensors[name], mmap.PAGESIZE
+        start, stop = -(-entry.offset // page) * page, (entry.offset + entry.nbytes) // page * page
+        if stop > start and sys.platform == "linux":
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def opened(path: str | Path) -> Path | Gguf:
+    """A .gguf file opened, for several readers that each would do so; any other path as it is."""
+    path = Path(path)
+    return Gguf(path) if path.suffix == ".gguf" else path
 
 
 class _Header:

@@ -1,7 +1,9 @@
 """Fills a model's weights: from a checkpoint, or with random numbers of sensible size."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -13,6 +15,7 @@ from headrace.checkpoint.source import GgufSource as GgufSource
 from headrace.checkpoint.source import SafetensorsSource as SafetensorsSource
 from headrace.checkpoint.source import Source as Source
 from headrace.nn.linear import Linear
+from headrace.nn.turn import Pending
 
 Progress = Callable[[int, int], None]  # bytes filled so far, bytes in all
 # Tensors that old checkpoints carry and every implementation computes for itself.
@@ -21,6 +24,8 @@ COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|mas
 SCALES = re.compile(r"\.[kv]_scale$")
 HEAD = "lm_head.weight"
 SHOWN = 5  # names in a message
+IN_FLIGHT = 1 << 28
+"""Bytes of weights that are made into something else at once, at the most, if there are several."""
 
 
 class Fillable(Protocol):
@@ -34,8 +39,8 @@ class Fillable(Protocol):
         """(names in a Hugging Face checkpoint of what its rows are, layer) of every linear layer."""
         ...
 
-    def pending(self) -> Iterator[tuple[list[str], Callable[[Tensor], None]]]:
-        """(names of weights on top of each other, what takes them) for layers whose tensors lie on the meta device."""
+    def pending(self) -> Iterable[Pending]:
+        """Weights on the meta device that are to be read and handed over, once all others are there."""
         ...
 
 
@@ -58,19 +63,45 @@ def load(model: Fillable, source: Source, progress: Progress | None = None) -> N
                 f"{source.path}: {name} has shape {found}; the configuration asks for {list(target.shape)}"
             )
     done, total = 0, sum(target.nbytes for target in wanted.values())
-    with torch.no_grad():
-        for name, target in wanted.items():
-            if target.is_meta:
-                continue
-            source.read(name, target)
-            done += target.nbytes
-            if progress is not None:
-                progress(done, total)
-        for names, take in model.pending():
-            take(torch.cat([source.read(name) for name in names]))
-            done += sum(wanted[name].nbytes for name in names)
-            if progress is not None:
-                progress(done, total)
+    for name, target in wanted.items():
+        if target.is_meta:
+            continue
+        source.read(name, target)
+        done += target.nbytes
+        if progress is not None:
+            progress(done, total)
+    for names in _hand_over(list(model.pending()), source):
+        done += sum(wanted[name].nbytes for name in names)
+        if progress is not None:
+            progress(done, total)
+
+
+def _hand_over(pending: list[Pending], source: Source) -> Iterator[list[str]]:
+    """Read weights and have them taken, several at once; names of each that is done.
+
+    A thread for a weight is worth more than several for one operation: much of it is done by one core whatever is set.
+    """
+    if not pending:
+        return
+    threads = torch.get_num_threads()
+    largest = max(math.prod(each.shape) * each.dtype.itemsize for each in pending)
+    workers = max(1, min(threads, IN_FLIGHT // largest))
+
+    def hand_over(each: Pending) -> list[str]:
+        weight, start = torch.empty(each.shape, dtype=each.dtype, device="cpu"), 0
+        for name in each.names:
+            rows = weight[start : start + source.shape(name)[0]]
+            source.read(name, rows)
+            start += len(rows)
+        each.take(weight)
+        return each.names
+
+    torch.set_num_threads(max(1, threads // workers))  # of each worker; they are new, and see it
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(hand_over, pending)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Cached(Protocol):

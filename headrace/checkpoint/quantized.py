@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.base.json_file import read_json
+from headrace.checkpoint.gguf import Gguf
 from headrace.checkpoint.source import SafetensorsSource, Source, same_shape
 from headrace.checkpoint.source import open_source as source_of
 from headrace.nn.linear import Linear
@@ -22,14 +23,13 @@ from headrace.quant.schemes import known
 HEAD = "lm_head"
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path | Gguf) -> Source:
     """The weights of a folder, a .safetensors or a .gguf file, whichever way they are quantized.
 
     Raises what source.open_source does, and Refused for a way that is not supported, naming the layer.
     """
     source = source_of(path)
-    file = Path(path) / "config.json"
-    if not isinstance(source, SafetensorsSource) or not file.is_file():
+    if not isinstance(source, SafetensorsSource) or not (file := source.path / "config.json").is_file():
         return source
     quantization = read_json(file).get("quantization_config")
     return QuantizedSource(source, reader(quantization, str(file))) if quantization else source

@@ -36,7 +36,10 @@ def save(
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write(work, _shards(tensors, largest))
-        (work / "config.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", "utf-8")
+        said = work / "config.json"
+        said.write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", "utf-8")
+        for weights in work.glob("*.safetensors"):
+            shutil.copymode(said, weights)  # safetensors 0.8 makes files that only their owner reads
         for extra in extras:
             shutil.copyfile(extra, work / extra.name)
         work.chmod(0o755)  # temporary folders are for the owner's eyes only

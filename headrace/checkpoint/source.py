@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.base.json_file import read_json
-from headrace.checkpoint.gguf import Entry, Gguf
+from headrace.checkpoint.gguf import Entry, Gguf, opened
 from headrace.checkpoint.translate import NOT_WEIGHTS, Family, family_of, hf_name
 from headrace.quant.ggml import KINDS, dequantize_into
 from headrace.quant.scheme import Packed, Scheme
@@ -48,14 +48,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str | Path) -> Source:
-    """A folder with safetensors files, one such file, or a .gguf file.
+def open_source(path: str | Path | Gguf) -> Source:
+    """A folder with safetensors files, one such file, or a .gguf file, opened or not.
 
     Raises UnknownName if there is nothing there, Refused if there are weights in other formats only,
     BadCheckpoint if a file is damaged or missing.
     """
-    path = Path(path)
-    if path.suffix == ".gguf":
+    path = path if isinstance(path, Gguf) else opened(path)
+    if isinstance(path, Gguf):
         return GgufSource(path)
     if path.suffix == ".safetensors":
         return SafetensorsSource(path, {path.name: None})
@@ -175,9 +175,9 @@ class SafetensorsSource:
 class GgufSource:
     """A .gguf file: unpacked, and what its converter did to weights undone."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.gguf = Gguf(path)
+    def __init__(self, file: Path | Gguf):
+        self.gguf = file if isinstance(file, Gguf) else Gguf(file)
+        self.path = self.gguf.path
         self.family: Family = family_of(self.gguf)
         self._entries = {
             hf_name(entry.name, self.family): entry
@@ -206,6 +206,7 @@ class GgufSource:
             dequantize_into(raw, entry.type, wide)
             return out.copy_(wide.sub_(1))
         dequantize_into(raw, entry.type, out)
+        self.gguf.release(entry.name)
         return out
 
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:

@@ -1,5 +1,6 @@
 """Loading a model for a command, with its progress on standard error."""
 
+import gc
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -39,10 +40,15 @@ class Meter:
 def load(config: Config) -> "LLM":
     """The model, ready."""
     console = Console(stderr=True)
-    with console.status("starting"):
-        from headrace.api.llm import LLM  # not before: loading torch takes seconds, and that is shown
-    meter = Meter(console)
+    gc.disable()  # nearly all that is made stays, and looking for the rest is a tenth of the time to import torch
     try:
-        return LLM(config=config, progress=meter.tell)
+        with console.status("starting"):
+            from headrace.api.llm import LLM  # not before: loading torch takes seconds, and that is shown
+        gc.freeze()  # modules are never garbage
+        meter = Meter(console)
+        try:
+            return LLM(config=config, progress=meter.tell)
+        finally:
+            meter.stop()
     finally:
-        meter.stop()
+        gc.enable()

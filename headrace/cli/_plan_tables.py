@@ -99,41 +99,21 @@ def _advice(found: Sequence[Advice], goal: str) -> Table:
         caption="each alone, against the above" + ("; * not measured with this engine" if stars else ""),
     )
     table.add_column("change")
-    for heading in ("throughput", "per token", "first token", "cost"):
+    for heading in words.ADVICE_HEADS:
         table.add_column(heading, justify="right")
     for a in found:
-        table.add_row(
-            a.text + ("*" if a.borrowed else ""),
-            _ratio(a.throughput, f"{a.forecast.output_per_s:,.0f} tok/s"),
-            _ratio(a.tpot, words.seconds(a.forecast.tpot)),
-            _ratio(a.ttft, words.seconds(a.forecast.ttft)),
-            _ratio(a.cost, f"${a.forecast.cost:,.3f}"),
-        )
+        table.add_row(a.text + ("*" if a.borrowed else ""), *words.advice_cells(a))
     return table
-
-
-def _ratio(ratio: float | None, value: str) -> str:
-    return f"{ratio:.2f} x" if ratio is not None else value
 
 
 def _choices(found: Sequence[Choice]) -> Table:
     table = Table(
         title="the cheapest that holds", caption=f"prices of {PRICES_OF}, rough: see --price, --gpus-file"
     )
-    table.add_column("configuration")
-    for heading in ("$/hour", "$/M tok", "req/s", "rows", "TTFT", "TPOT"):
-        table.add_column(heading, justify="right")
+    for heading in words.CHOICE_HEADS:
+        table.add_column(heading, justify="left" if heading == words.CHOICE_HEADS[0] else "right")
     for choice in found[:SHOWN]:
-        copies = f"{choice.replicas} x ({choice.option.name})" if choice.replicas > 1 else choice.option.name
-        table.add_row(
-            copies,
-            f"${choice.per_hour:,.2f}",
-            f"${choice.cost:,.3f}",
-            f"{choice.qps:,.2f}",
-            f"{choice.option.work.concurrency:,}",
-            words.seconds(choice.forecast.ttft),
-            words.seconds(choice.forecast.tpot),
-        )
+        table.add_row(*words.choice_cells(choice))
     return table
 
 

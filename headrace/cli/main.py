@@ -1,8 +1,8 @@
 """The `headrace` command: finds the commands, parses the words, turns faults into messages and exit codes."""
 
-import ast
 import os
 import sys
+from inspect import cleandoc
 from io import TextIOWrapper
 from pathlib import Path
 from pkgutil import iter_modules
@@ -77,10 +77,12 @@ def _one_line(kind: type[BaseException], error: BaseException, at: TracebackType
 
 
 def _help(file: Path) -> str:
-    """What a command says about itself, or a folder of commands: read without importing it."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    runs = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
-    doc = ast.get_docstring(runs[0] if runs else tree) or ""
+    """What a command says about itself, or a folder of commands: read without importing it, or even parsing it.
+
+    That is done for all of them whenever one is run.
+    """
+    source = file.read_text(encoding="utf-8")
+    doc = cleandoc(source[max(0, source.find("\ndef run(")) :].split('"""', 2)[1])
     text = doc.partition("\n\nParameters\n")[0]  # the flags' own help is read when the command is imported
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 

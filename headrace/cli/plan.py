@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from headrace.base.config import knob
-from headrace.base.errors import Refused
 
 if TYPE_CHECKING:
     from headrace.cli._plan_read import Planned
@@ -98,27 +97,20 @@ def run(
     json
         print JSON instead of tables
     """
+    from headrace.bench.files import write
     from headrace.cli import _plan_read, _plan_tables
     from headrace.plan.advice import advise
+    from headrace.plan.page import page
 
     planned = _plan_read.read(model, setup, wanted, calibrate or [])
     advice = advise(planned.option, goal)
     if html is not None:
-        _write(html, planned, advice, goal)
+        write(html, page(planned.option, advice, planned.choices[:SHOWN], goal), "html")
     if json:
         text_of.dump(_facts(planned, advice), sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
         _plan_tables.show(planned, advice, goal)
-
-
-def _write(file: Path, planned: "Planned", advice: "list[Advice]", goal: str) -> None:
-    from headrace.plan.page import page
-
-    try:
-        file.write_text(page(planned.option, advice, planned.choices[:SHOWN], goal), encoding="utf-8")
-    except OSError as fault:
-        raise Refused(f"{file} cannot be written: {fault.strerror}", param="html") from fault
 
 
 def _facts(planned: "Planned", advice: "list[Advice]") -> dict[str, Any]:

@@ -4,18 +4,17 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime, monotonic
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
-from rich.console import Console
-from rich.table import Table
 
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
-from headrace.cli._load import Meter
 from headrace.serve.settings import Serve, ServeConfig
 from headrace.serve.supervisor import Supervisor
-from headrace.serve.wire import Facts
+
+if TYPE_CHECKING:
+    from headrace.serve.wire import Facts
 
 MEMORY = {
     "weights": "weights",
@@ -61,15 +60,18 @@ def run(
         if config.model.path not in (ServeConfig().model.path, path):
             raise Refused(f"two models are given: {path} and {config.model.path}", hint="leave --model out")
         config = replace(config, model=replace(config.model, path=path))
-    supervisor = Supervisor(config)  # first of all: the engine starts while the server is imported
+    supervisor = Supervisor(config)  # first of all: the engine starts while everything else is imported
     try:
+        from rich.console import Console
+
+        from headrace.cli._load import Meter
         from headrace.serve.run import serve
     except BaseException:
         supervisor.stop()
         raise
     meter = Meter(Console(stderr=True), lines=True)
 
-    def said(facts: Facts, url: str) -> None:
+    def said(facts: "Facts", url: str) -> None:
         meter.stop()
         _say(facts, url, monotonic() - began)
 
@@ -83,7 +85,10 @@ def run(
         meter.stop()
 
 
-def _say(facts: Facts, url: str, seconds: float) -> None:
+def _say(facts: "Facts", url: str, seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     plan = Table(title="plan", show_header=False)
     plan.add_column()

@@ -122,7 +122,7 @@ def read_chat(body: Body, intake: Intake, defaults: SamplingParams) -> Ask:
     """A body of /v1/chat/completions. `defaults` holds for what it leaves out. Raises Refused naming the field."""
     unknown = _screen(body, CHAT)
     messages = _messages(body)
-    logprobs = _chat_logprobs(body)
+    logprobs = _chat_logprobs(body, intake.max_logprobs)
     limit = _first(body, "max_completion_tokens", "max_tokens")
     echo = (
         _switch(body, "echo")
@@ -276,7 +276,7 @@ def _shape(body: Body) -> dict[str, Any]:
     }
 
 
-def _chat_logprobs(body: Body) -> int | None:
+def _chat_logprobs(body: Body, most: int) -> int | None:
     top = body.get("top_logprobs")
     if not _switch(body, "logprobs"):
         if top:
@@ -284,7 +284,14 @@ def _chat_logprobs(body: Body) -> int | None:
                 "top_logprobs is given without logprobs", param="top_logprobs", hint='set "logprobs": true'
             )
         return None
-    return 0 if top is None else top
+    if top is None:
+        return 0
+    if type(top) is not int or top < min(most, 0) or 0 <= most < top:
+        expected = f"from 0 to {most}" if most >= 0 else "of at least -1"
+        raise Refused(
+            f"top_logprobs is {top!r:.60}; expected a whole number {expected}", param="top_logprobs"
+        )
+    return top
 
 
 def _messages(body: Body) -> Sequence[Any]:

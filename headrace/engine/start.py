@@ -17,6 +17,7 @@ from headrace.base.hardware import probe
 from headrace.base.json_file import read_json
 from headrace.base.memory import LOADING, RUNNING, give_back, map_from
 from headrace.checkpoint.config import read_config, read_tokenizer
+from headrace.checkpoint.gguf import Gguf, opened
 from headrace.checkpoint.hub import SAMPLING, find
 from headrace.checkpoint.load import dummy, load, load_cache_scales, open_source
 from headrace.checkpoint.quantized import RandomSource, RoundedSource, load_packed, online
@@ -46,6 +47,7 @@ class Found:
     """A model's files and what they say, before anything is loaded."""
 
     path: Path
+    checkpoint: Path | Gguf
     settings: dict[str, Any]
     plan: Plan
 
@@ -61,13 +63,14 @@ class Started:
 def look(config: Config) -> Found:
     """Find the model and decide the plan; loads no weights. Raises Refused where the machine is too small."""
     path = find(config.model.path)
-    settings = read_config(path)
+    checkpoint = opened(path)
+    settings = read_config(checkpoint)
 
     def build(max_len: int) -> Decoder:
         with torch.device("meta"):
             return models.build(settings, max_len)
 
-    return Found(path, settings, resolve(config, settings, probe(), build, path))
+    return Found(path, checkpoint, settings, resolve(config, settings, probe(), build, path))
 
 
 def start(config: Config, notify: Notify | None = None) -> Started:
@@ -76,8 +79,8 @@ def start(config: Config, notify: Notify | None = None) -> Started:
     plan = found.plan
     if plan.device.type == "cpu":
         torch.set_num_threads(plan.threads)
-        map_from(LOADING)
-    tokenizer = find_tokenizer(config, found.path)
+        map_from(LOADING, arenas=1)
+    tokenizer = find_tokenizer(config, found.checkpoint)
     model = load_model(config, found, notify)
     intake = Intake(
         tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer)
@@ -96,7 +99,7 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
     prepacks = plan.quantization == "int8"
     scheme = online().get(plan.quantization) if not prepacks else None
     said = notify and (lambda done, total: notify("loading weights", done / total))
-    source = None if config.model.dummy_weights else open_source(found.path)
+    source = None if config.model.dummy_weights else open_source(found.checkpoint)
     weights = RandomSource(model, config.model.seed) if source is None else source
     if scheme:
         weights = RoundedSource(weights, scheme, plan.dtype, plan.device)
@@ -118,7 +121,7 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
     return model.eval()
 
 
-def find_tokenizer(config: Config, path: Path) -> Tokenizer | None:
+def find_tokenizer(config: Config, path: Path | Gguf) -> Tokenizer | None:
     """The tokenizer asked for or the model's own; None for dummy weights that come without one."""
     chosen = find(config.model.tokenizer) if config.model.tokenizer else path
     try:

@@ -17,6 +17,12 @@ def hadamard(size: int) -> Tensor:
     return made * size**-0.5
 
 
+def factors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Two smaller ones whose Kronecker product is the matrix: rows seen as [left, right] are turned by one each."""
+    right = 1 << (len(matrix).bit_length() // 2)
+    return hadamard(len(matrix) // right), hadamard(right)
+
+
 def largest(columns: int, most: int) -> int:
     """The largest power of two up to `most`, itself one, that divides rows of so many columns."""
     return min(most, columns & -columns)

@@ -6,6 +6,8 @@ for all tokens: it is given tokens that are whole numbers already. One token by 
 """
 
 import warnings
+from contextlib import ExitStack
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -30,6 +32,40 @@ def _levels() -> int:
     return 255 if torch.cpu._is_vnni_supported() else 127
 
 
+class _Packing:
+    """Entered by whoever packs, several threads at once: what must be set for that is set for the whole process.
+
+    The first one sets it, the last one puts back what was there.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before.enter_context(warnings.catch_warnings())
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # that quantized tensors are to go; see decision 015
+                self._before.callback(_choose, torch.backends.quantized.engine)
+                _choose(ENGINE)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.close()
+
+
+def _choose(engine: str) -> None:
+    torch.backends.quantized.engine = engine
+
+
+_PACKING = _Packing()
+
+
 class Int8Weight:
     """A weight in the library's own order, which it multiplies fastest by.
 
@@ -40,22 +76,15 @@ class Int8Weight:
         self.shape = tuple(values_NK.shape)
         self.nbytes = values_NK.nbytes + BYTES_PER_ROW * len(values_NK)
         lifted_N = scale_N.double() / LIFT
-        sums = [
-            piece.sum(1, dtype=torch.int64) for piece in values_NK.split(1024)
-        ]  # widened first, all of them
+        # Widened before they are added up, all that are given at once; 16 million columns fit into 32 bits.
+        sums = [piece.sum(1, dtype=torch.int32) for piece in values_NK.split(1024)]
         self.sums_N = (torch.cat(sums) * lifted_N).float()
         self.levels = _levels()
         self.middle = self.levels // 2 + 1
         zeros = torch.zeros(len(scale_N), dtype=torch.int64, device="cpu")
-        engine = torch.backends.quantized.engine
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that quantized tensors are to go; see decision 015
+        with _PACKING:
             tensor = torch._make_per_channel_quantized_tensor(values_NK, lifted_N, zeros, 0)  # pyright: ignore[reportPrivateImportUsage]
-            try:
-                torch.backends.quantized.engine = ENGINE
-                self.packed = torch.ops.quantized.linear_prepack(tensor, None)
-            finally:
-                torch.backends.quantized.engine = engine
+            self.packed = torch.ops.quantized.linear_prepack(tensor, None)
         # The bare functions: what torch puts around them for tracing takes longer than a small product.
         self._dynamic = torch.ops.quantized.linear_dynamic.default._op
         self._static = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op

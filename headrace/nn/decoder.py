@@ -1,6 +1,6 @@
 """The decoder that every architecture here is a variation of: embedding, blocks, norm, output head."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from headrace.base.errors import Refused
 from headrace.kernels.fixed import place_is_free, whole_rows
+from headrace.kernels.launch import TENSOR_CORE_TYPES, on_gpu
 from headrace.kernels.matmul import linear
 from headrace.nn.attention import Attention
 from headrace.nn.embed import Embedding
@@ -20,7 +21,7 @@ from headrace.nn.prepacked import Prepacked
 from headrace.nn.rope import Rope
 from headrace.nn.shape import Shape
 from headrace.nn.step import Step
-from headrace.nn.turn import Turn
+from headrace.nn.turn import Pending, Turn
 
 
 class Block(nn.Module):
@@ -107,7 +108,9 @@ class Decoder(nn.Module):
         if self.tied_head is not None:
             logits_SV = self.tied_head(hidden_SE.float())
         elif isinstance(head, Linear) and head.packed is not None:
-            logits_SV = head(hidden_SE.float())
+            # Kernels for packed weights take 16 bits, of which float16 rounds logits least and holds what a norm gives.
+            kernels = hidden_SE.dtype in TENSOR_CORE_TYPES and on_gpu(hidden_SE)
+            logits_SV = head(hidden_SE.half() if kernels else hidden_SE.float()).float()
         else:
             logits_SV = linear(hidden_SE, head.weight, out_dtype=torch.float32, deterministic=exact)
         if (cap := self.shape.logits_softcap) is None:
@@ -155,37 +158,39 @@ class Decoder(nn.Module):
         """Give a model built on the meta device its memory: weights uninitialized, rope tables computed.
 
         What `to` and `to_empty` would do, without the second of imports that meta tensors cost there. With `prepacks`
-        linear layers get none: see `pending`; and the embedding has 16 bits.
+        linear layers and the embedding get none: see `pending`.
         """
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if prepacks and name == "weight" and isinstance(module, Linear):
+                if prepacks and name == "weight" and isinstance(module, Linear | Embedding):
                     continue
-                half = prepacks and module is self.embed_tokens
-                memory = torch.empty(parameter.shape, dtype=torch.float16 if half else dtype, device=device)
+                memory = torch.empty(parameter.shape, dtype=dtype, device=device)
                 setattr(module, name, nn.Parameter(memory, requires_grad=False))
         self.tables(device)
 
-    def pending(self) -> Iterator[tuple[list[str], Callable[[Tensor], None]]]:
-        """(names in a checkpoint of weights on top of each other, what to call with them) of layers to be prepacked.
+    def pending(self) -> Iterator[Pending]:
+        """The weights that `allocate` left out: the embedding, in 16 bits, as it takes longest; layers to be prepacked.
 
         All else must be there by then: norms are folded in. `prepack` is to follow.
         """
-        turn = Turn(self)
+        turn, table = Turn(self), self.embed_tokens.weight
+        if table.is_meta:
+            names = [self._renamed("embed_tokens.weight")]
+            yield Pending(names, tuple(table.shape), torch.float16, turn.table)
         for names, layer in self.linears():
             if layer.weight.is_meta:
-                yield [f"{name}.weight" for name in names], partial(turn.prepack, layer)
+                names, shape = [f"{name}.weight" for name in names], tuple(layer.weight.shape)
+                yield Pending(names, shape, layer.weight.dtype, partial(turn.prepack, layer))
 
     def prepack(self) -> None:
-        """Multiply 8-bit integers on a CPU from now on: layers that were not yet prepacked, and what is left to do."""
+        """Multiply 8-bit integers on a CPU from now on: whatever was not `pending` before, and what is left to do."""
         turn = Turn(self)
         for _, layer in self.linears():
             if layer.packed is None:
                 turn.prepack(layer, layer.weight.data)
-        if self.lm_head is None:
-            self.tied_head = turn.head()
+        if self.embed_tokens.dtype is None:
+            turn.table(self.embed_tokens.weight.data.to(torch.float16))
         turn.finish()
-        self.embed_tokens.halve(self.norm.weight.dtype)
 
     def sources(self) -> Iterator[tuple[str, Tensor]]:
         """(name in a Hugging Face checkpoint, the tensor or rows of one to fill from it) for all weights.

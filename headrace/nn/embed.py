@@ -17,10 +17,10 @@ class Embedding(nn.Module):
         self.dtype: torch.dtype | None = None  # of the rows handed out, where it is not the table's
         self._rounded: dict[torch.dtype, float] = {}
 
-    def halve(self, dtype: torch.dtype) -> None:
-        """Keep the table in float16 from now on; rows are handed out in another type."""
+    def keep(self, table_VE: Tensor, dtype: torch.dtype) -> None:
+        """Have this table from now on, whatever its type; rows are handed out in another."""
         self.dtype = dtype
-        self.weight = nn.Parameter(self.weight.to(torch.float16), requires_grad=False)
+        self.weight = nn.Parameter(table_VE, requires_grad=False)
 
     def forward(self, ids_T: Tensor) -> Tensor:
         """[T] int64 to [T, hidden]."""

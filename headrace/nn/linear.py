@@ -1,6 +1,6 @@
 """The one linear layer: alone or several projections fused into one product, and how it splits over ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -64,10 +64,12 @@ class Linear(nn.Module):
         if prepare:
             packed.prepare()
 
-    def prepack(self, weight_NK: Tensor, turns: bool = False) -> None:
-        """Multiply 8-bit integers on a CPU from now on, by this weight rounded; `turns`: see Prepacked.of."""
+    def prepack(
+        self, weight_NK: Tensor, turns: bool = False, made: Callable[[Tensor], Tensor] = Tensor.float
+    ) -> None:
+        """Multiply 8-bit integers on a CPU from now on, by this weight rounded; `turns`, `made`: see Prepacked.of."""
         assert weight_NK.shape == (sum(self.outputs), self.inputs)
-        self.packed = Prepacked.of(weight_NK, turns)
+        self.packed = Prepacked.of(weight_NK, turns, made)
         self.weight = nn.Parameter(torch.empty(0, dtype=weight_NK.dtype, device="cpu"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:

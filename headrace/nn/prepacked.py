@@ -1,6 +1,6 @@
 """Weights of a linear layer in the order that a CPU's 8-bit product wants them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,17 @@ class Prepacked(nn.Module):
         self.weight = Int8Weight(packed["weight"], packed["scale"].flatten())
 
     @classmethod
-    def of(cls, weight_NK: Tensor, turns: bool = False) -> "Prepacked":
-        """A weight of any float dtype, rounded. `turns`: its inputs have numbers that stand out, and must be turned."""
-        matrix = hadamard(largest(weight_NK.shape[1], TURNED)) if turns else None
-        return cls(SCHEMES["int8"].pack(weight_NK if matrix is None else turned(weight_NK, matrix)), matrix)
+    def of(
+        cls, weight_NK: Tensor, turns: bool = False, made: Callable[[Tensor], Tensor] = Tensor.float
+    ) -> "Prepacked":
+        """A weight of any float dtype, rounded. `turns`: its inputs have numbers that stand out, and must be turned.
+
+        `made`: what is done to some of its rows first, a whole number of schemes.int8.TOGETHER; gives float32.
+        """
+        if not turns:
+            return cls(SCHEMES["int8"].pack(weight_NK, made))
+        matrix = hadamard(largest(weight_NK.shape[1], TURNED))
+        return cls(SCHEMES["int8"].pack(weight_NK, lambda rows: turned(made(rows), matrix)), matrix)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] to [..., N], in x's dtype."""

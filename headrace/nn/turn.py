@@ -5,6 +5,9 @@ while they are loaded, and nothing is to be done while the model runs (Ashkboos 
 a Hadamard matrix of 64 repeated along the diagonal, as few hidden sizes allow one of full size).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -14,16 +17,29 @@ from headrace.kernels.hadamard import hadamard, largest, turned
 from headrace.nn.linear import Linear
 from headrace.nn.norm import RMSNorm
 from headrace.nn.prepacked import Prepacked
-from headrace.quant.schemes.int8 import SCHEMES
+from headrace.quant.schemes.int8 import PIECE, TOGETHER
 
 if TYPE_CHECKING:
     from headrace.nn.decoder import Block, Decoder
 
-SIZE = 64
+SIZE = TOGETHER
 SMALLEST = 8
 """Axes mixed with each other: a power of two that divides the model's hidden size."""
-ROWS = 4096
-"""Rows of an embedding that are turned at once."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A weight that is made into something else while it is loaded, and never lies in the model as it was.
+
+    names   in a checkpoint, of what its rows are
+    shape   with all rows, read into `dtype` on the CPU
+    take    to be called with it; from any thread, and for several at once
+    """
+
+    names: list[str]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    take: Callable[[Tensor], None]
 
 
 class Turn:
@@ -53,38 +69,36 @@ class Turn:
         return turned(x, self.matrix)
 
     def columns(self, x: Tensor) -> Tensor:
-        """x [hidden, K] with each column turned."""
+        """x [hidden, K], or a whole number of SIZE rows of it, with each column turned."""
         size = len(self.matrix)
         return torch.matmul(self.matrix, x.float().view(-1, size, x.shape[1])).view(x.shape)
 
     def seen(self, weight_NK: Tensor, norm: RMSNorm) -> Tensor:
         """A weight that follows a norm, for turned inputs without the norm's weights."""
-        return (
-            self.rows(weight_NK.float() * (norm.weight.float() + norm.offset)) if self.active else weight_NK
-        )
+        wide = weight_NK.float()
+        return self.rows(wide * (norm.weight.float() + norm.offset)) if self.active else wide
 
     def prepack(self, layer: Linear, weight_NK: Tensor) -> None:
         """Prepack a layer by its weight as the checkpoint has it."""
+        made = Tensor.float
         if layer in self.before:
-            weight_NK = self.seen(weight_NK, self.before[layer])
+            made = partial(self.seen, norm=self.before[layer])
         elif self.active and layer in self.after:
-            weight_NK = self.columns(weight_NK)
+            made = self.columns
             if layer.bias is not None:
                 layer.bias.data.copy_(self.rows(layer.bias.data))
-        layer.prepack(weight_NK, layer in self.turns)
+        layer.prepack(weight_NK, layer in self.turns, made)
 
-    def head(self) -> Prepacked:
-        """A tied head, from the embedding; piece by piece, as it is the largest weight of a small model."""
-        table = self.model.embed_tokens.weight.data
-        made = [SCHEMES["int8"].pack(self.seen(piece, self.model.norm)) for piece in table.split(ROWS)]
-        return Prepacked({name: torch.cat([part[name] for part in made]) for name in made[0]})
+    def table(self, table_VE: Tensor) -> None:
+        """Take the embedding, in place, and make a tied head of it."""
+        if self.model.lm_head is None:
+            self.model.tied_head = Prepacked.of(table_VE, made=partial(self.seen, norm=self.model.norm))
+        if self.active:
+            for piece in table_VE.split(max(1, PIECE // table_VE.shape[1])):
+                piece.copy_(self.rows(piece))
+        self.model.embed_tokens.keep(table_VE, self.model.norm.weight.dtype)
 
     def finish(self) -> None:
-        """After all layers: norms multiply by one, and the embedding is turned."""
-        if not self.active:
-            return
-        for norm in {*self.before.values(), self.model.norm}:
+        """After all layers and the embedding: norms multiply by one."""
+        for norm in {*self.before.values(), self.model.norm} if self.active else ():
             norm.weight.data.fill_(1.0 - norm.offset)
-        table = self.model.embed_tokens.weight.data
-        for piece in table.split(ROWS):
-            piece.copy_(self.rows(piece))

@@ -35,6 +35,9 @@ NEEDED = (
 )  # fmt: skip
 
 
+WIDTHS = ("intermediate_size", "moe_intermediate_size")
+
+
 class Layer(NamedTuple):
     """One block. Numbers of weights, except in `attention`."""
 
@@ -182,6 +185,8 @@ def _check(config: dict[str, Any]) -> None:
     if config.get("is_encoder_decoder"):
         raise Refused("config.json describes an encoder-decoder model; only decoders are planned")
     missing = [key for key in NEEDED if config.get(key) is None]
+    if _first(config, *WIDTHS) is None:
+        missing.append(WIDTHS[0])
     if missing:
         raise BadCheckpoint(
             f"config.json lacks {', '.join(missing)}",
@@ -197,8 +202,7 @@ def _first(config: dict[str, Any], *keys: str) -> str | None:
 
 def _widest(config: dict[str, Any]) -> int:
     """Width of the feed-forward that a token goes through: dense, or its experts side by side."""
-    key = _first(config, "intermediate_size", "moe_intermediate_size")
-    return count(config, key or "intermediate_size")
+    return count(config, _first(config, *WIDTHS) or WIDTHS[0])
 
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")

@@ -16,6 +16,7 @@ from headrace.plan.cost import Setup
 from headrace.plan.efficiency import Efficiency
 from headrace.plan.find import settings
 from headrace.plan.gpus import Gpu, gpu
+from headrace.plan.mixed import like
 from headrace.plan.options import Option
 from headrace.plan.replay import Limits, Run, cut
 
@@ -71,8 +72,8 @@ def read(path: Path, option: Option, known: dict[str, Gpu]) -> list[Sample]:
         )
     anatomy = _anatomy(result.settings, option)
     device = _device(result.machine, option, known)
-    kept = result.settings.get("scheme") or PLAIN.get(str(result.settings.get("dtype")), option.scheme)
-    setup = replace(option, anatomy=anatomy, gpu=device, gpus=1, scheme=str(kept), kv="auto").setup
+    kept = _scheme(result.settings, option)
+    setup = replace(option, anatomy=anatomy, gpu=device, gpus=1, scheme=kept, kv="auto").setup
     limits = _limits(result.settings, option)
     found: list[Sample] = []
     for measure in result.measures:
@@ -95,6 +96,16 @@ def _anatomy(said: dict[str, Any], option: Option) -> Anatomy:
         return dissect(name, settings(name)) if "/" not in name or Path(name).is_dir() else option.anatomy
     except UnknownName:
         return option.anatomy
+
+
+def _scheme(said: dict[str, Any], option: Option) -> str:
+    """How a result's weights were kept: as they were quantized, else as its dtype."""
+    if scheme := said.get("scheme"):
+        return str(scheme)
+    quantization = str(said.get("quantization", "none"))
+    if quantization == "checkpoint":
+        return option.scheme
+    return like(quantization) if quantization != "none" else PLAIN.get(str(said.get("dtype")), option.scheme)
 
 
 def _device(machine: dict[str, Any], option: Option, known: dict[str, Gpu]) -> Gpu:

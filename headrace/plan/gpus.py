@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.base.errors import Refused, UnknownName
+from headrace.bench.files import read
 
 GIB, TERA, GIGA = 2**30, 1e12, 1e9
 PRICES_OF = "2026-11"
@@ -101,10 +102,9 @@ def read_table(path: Path) -> dict[str, Gpu]:
     The file: {"h100": {"price": 2.1}, "mine": {"memory": 48, "bandwidth": 864, "bf16": 362, "price": 0.5}}, in
     GiB, GB/s, TFLOP/s and dollars per hour. Raises Refused naming what is wrong with it.
     """
+    raw = read(path, "gpus_file")
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as fault:
-        raise Refused(f"{path} cannot be read: {fault.strerror}", param="gpus_file") from fault
+        said = json.loads(raw)
     except ValueError as fault:
         raise Refused(f"{path} is not JSON: {fault}", param="gpus_file") from fault
     if not isinstance(said, dict) or not all(isinstance(row, dict) for row in said.values()):

@@ -1,5 +1,6 @@
 """Where a device's memory goes: the engine's own arithmetic, done without the engine, for devices one has not got."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from headrace.engine.blocks import blocks_for
@@ -99,11 +100,8 @@ def memory(setup: Setup, engine: Engine, max_len: int | None = None) -> Memory:
 
 def _with_longest(made: Memory, wanted: int) -> Memory:
     """The longest request, up to `wanted`, that fits alone."""
-    low, high = 0, wanted
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if made.each(middle) <= made.pool else (low, middle - 1)
-    return replace(made, longest=low)
+    lengths = range(1, wanted + 1)
+    return replace(made, longest=bisect_left(lengths, True, key=lambda length: made.each(length) > made.pool))
 
 
 def _per_block(setup: Setup, layout: Layout | None) -> int:

@@ -1,5 +1,6 @@
 """The cheapest configuration that holds: devices, how many, how weights are kept, how many requests at once."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -81,17 +82,8 @@ def _most(option: Option, found: list[Limit]) -> tuple[Option, Forecast] | None:
         fits = made is not None and made.rows >= concurrency and holds(found, made.measure)
         return (tried, made) if fits and made is not None else None
 
-    best = at(1)
-    if best is None:
-        return None
-    low, high = 1, option.memory.rows
-    while low < high:
-        middle = (low + high + 1) // 2
-        if (made := at(middle)) is not None:
-            low, best = middle, made
-        else:
-            high = middle - 1
-    return best
+    most = bisect_left(range(1, option.memory.rows + 1), True, key=lambda count: at(count) is None)
+    return at(most) if most else None
 
 
 def _choice(option: Option, made: Forecast, qps: float | None) -> Choice:
@@ -103,17 +95,17 @@ def _choice(option: Option, made: Forecast, qps: float | None) -> Choice:
 
 def _at_rate(option: Option, most: Forecast, qps: float) -> tuple[Option, Forecast]:
     """The fewest requests at once that make the rate: what a replica really has to carry."""
-    low, high = 1, option.work.concurrency
-    best = option, most
-    while low < high:
-        middle = (low + high) // 2
-        tried = replace(option, work=option.work._replace(concurrency=middle))
-        made = tried.forecast
-        if made is not None and made.requests_per_s >= qps:
-            high, best = middle, (tried, made)
-        else:
-            low = middle + 1
-    return best
+
+    def at(concurrency: int) -> tuple[Option, Forecast | None]:
+        tried = replace(option, work=option.work._replace(concurrency=concurrency))
+        return tried, tried.forecast
+
+    def enough(concurrency: int) -> bool:
+        made = at(concurrency)[1]
+        return made is not None and made.requests_per_s >= qps
+
+    fewer, made = at(1 + bisect_left(range(1, option.work.concurrency), True, key=enough))
+    return (fewer, made) if made is not None else (option, most)
 
 
 def _excess(made: Forecast, found: list[Limit]) -> float:

@@ -9,6 +9,8 @@ from headrace.plan.options import Option
 from headrace.plan.search import Choice
 
 GIB = 2**30
+ADVICE_HEADS = ("throughput", "per token", "first token", "cost")
+CHOICE_HEADS = ("configuration", "$/hour", "$/M tok", "req/s", "rows", "TTFT", "TPOT")
 LENGTHS = (512, 2048, 8192, 32768, 131072)
 
 
@@ -89,6 +91,36 @@ def limited(made: Forecast) -> str:
     top = sorted(made.shares.items(), key=lambda item: -item[1])[:3]
     said = ", ".join(f"{name} {share:.0%}" for name, share in top if share >= 0.01)
     return f"{made.kind}: {said}"
+
+
+def _ratio(found: float | None, instead: str) -> str:
+    """What a change makes of a number; the number itself where there is nothing to compare it with."""
+    return f"{found:.2f} x" if found is not None else instead
+
+
+def advice_cells(found: Advice) -> tuple[str, ...]:
+    """What a change makes of the numbers under ADVICE_HEADS."""
+    then = found.forecast
+    return (
+        _ratio(found.throughput, f"{then.output_per_s:,.0f} tok/s"),
+        _ratio(found.tpot, seconds(then.tpot)),
+        _ratio(found.ttft, seconds(then.ttft)),
+        _ratio(found.cost, f"${then.cost:,.3f}"),
+    )
+
+
+def choice_cells(found: Choice) -> tuple[str, ...]:
+    """A configuration, with the numbers under CHOICE_HEADS."""
+    name, made = found.option.name, found.forecast
+    return (
+        f"{found.replicas} x ({name})" if found.replicas > 1 else name,
+        f"${found.per_hour:,.2f}",
+        f"${found.cost:,.3f}",
+        f"{found.qps:,.2f}",
+        f"{found.option.work.concurrency:,}",
+        seconds(made.ttft),
+        seconds(made.tpot),
+    )
 
 
 def facts(option: Option) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from headrace.quant.scheme import Packed, Scheme
 
 VERSION = "0.15.0"  # of compressed-tensors, whose layout this is
 SPARSE = "sparse-24-bitmask"
+HEAD = "lm_head"
 
 Tensors = dict[str, Tensor]
 
@@ -53,7 +54,8 @@ def written(scheme: Scheme) -> Written:
 def config(layers: Mapping[str, Scheme], ignore: list[str]) -> dict[str, Any]:
     """config.json's quantization_config for layers (name in the checkpoint -> scheme), and those left as they are.
 
-    Layers of the commonest scheme are meant by their class, all others by name.
+    Layers of the commonest scheme are meant by their class, all others by name; so is the output head, which is of
+    a class of its own in vLLM.
     """
     by_scheme: dict[Scheme, list[str]] = {}
     for name, scheme in layers.items():
@@ -65,7 +67,7 @@ def config(layers: Mapping[str, Scheme], ignore: list[str]) -> dict[str, Any]:
         if form.weights is not None:
             kind = "float-quantized" if form.format == SPARSE else form.format
             group = {"weights": form.weights, "input_activations": form.inputs, "output_activations": None}
-            targets = names if groups else ["Linear"]
+            targets = names if groups else ["Linear", *(name for name in names if name == HEAD)]
             groups[f"group_{len(groups)}"] = {"targets": targets, "format": kind, **group}
     sparse = {"format": SPARSE, "sparsity_structure": "2:4", "targets": ["Linear"], "ignore": ignore}
     dense = sorted(formats - {SPARSE}) or ["dense" if not groups else "float-quantized"]

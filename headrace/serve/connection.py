@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from os import getpid
 from pathlib import Path
 from time import monotonic
-from typing import Protocol, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from headrace.base.errors import Broken, Fault
 from headrace.engine.request import Request
@@ -24,46 +24,21 @@ from headrace.serve.wire import (
     Loading,
     Pulse,
     Ready,
-    Refusal,
     Refusals,
+    Relay,
     ToEngine,
 )
 from headrace.serve.words import read_words
 from headrace.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from headrace.serve.frontend import Frontend
+
 log = logging.getLogger(__name__)
 
 
-class Owner(Protocol):
-    """Whom a connection tells what happens."""
-
-    def take(self, message: Events, now: float) -> None:
-        """A step was made."""
-        ...
-
-    def take_refusals(self, refusals: list[Refusal]) -> None:
-        """The engine did not take these requests."""
-        ...
-
-    def meet(self, facts: Facts, tokenizer: Tokenizer | None) -> None:
-        """There is an engine, and it has nothing to do yet."""
-        ...
-
-    def mourn(self) -> None:
-        """The engine that had our requests is gone."""
-        ...
-
-    def fail(self, fault: Fault) -> None:
-        """There will be no engine."""
-        ...
-
-    def name_rows(self, pulse: Pulse) -> str:
-        """What a step is made of, for the log."""
-        ...
-
-
 class Connection:
-    """Listens to the newest engine process.
+    """Listens to the newest engine process, for a front.
 
     up          it has said that it is ready, and may be given requests
     loading     what it said last of how far it is
@@ -76,7 +51,7 @@ class Connection:
         folder: str | Path,
         settings: Serve,
         front: int,
-        owner: Owner,
+        owner: "Frontend",
         threads: Executor,
         work: Callable[[], bool],
     ):
@@ -102,14 +77,14 @@ class Connection:
         """Whether the engine takes requests, and nothing is to be said against it."""
         return self.up and not self._doubt and not self.vigil.silent(monotonic())
 
-    def send(self, message: ToEngine) -> None:
-        """Send to the engine; nothing happens where there is none: it is told all when it comes.
+    def send(self, message: ToEngine) -> bool:
+        """Send to the engine, if there is one; one that comes later is told all that is open.
 
         Requests that are added within one turn of the loop go as one message, so that an idle engine's first step
         has all of them.
         """
         if not self.up:
-            return
+            return False
         if isinstance(message, Add):
             if not self._added:
                 self._loop.call_soon(self._send_added)
@@ -117,6 +92,7 @@ class Connection:
         else:
             self._send_added()
             self._link.send(self._number, message)
+        return True
 
     def _send_added(self) -> None:
         if self._added:
@@ -154,7 +130,9 @@ class Connection:
             self.vigil.hear(now)
             self._hear(number, message, now)
 
-    def _hear(self, number: int, message: Pulse | Ready | Refusals | Loading | Failed, now: float) -> None:
+    def _hear(
+        self, number: int, message: Pulse | Ready | Refusals | Loading | Failed | Relay, now: float
+    ) -> None:
         """What comes seldom."""
         match message:
             case Pulse():
@@ -171,6 +149,8 @@ class Connection:
                 self.on_loading(message.doing, message.part)
                 if message.tokenizer is not None:
                     self._read_tokenizer(message.tokenizer, message.template)
+            case Relay():
+                self._owner.peers.hear(message)
             case Failed(refusal):
                 self._owner.fail(refusal.fault())
             case _:

@@ -23,23 +23,18 @@ yet is null. Latencies and rates are those of the last `window` seconds, over al
 request that runs or ended lately, `GET /debug/requests` the latest of them, `GET /debug/state` what the engine is.
 """
 
-import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from time import monotonic, time
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
-
 from headrace import __version__
-from headrace.base.errors import Fault, UnknownName
+from headrace.base.errors import Fault
 from headrace.serve.answer import Answer
 from headrace.serve.frontend import Frontend
 from headrace.serve.lines import fields
 from headrace.serve.metrics import LAYOUT, Metrics, Open, Pace
 from headrace.serve.record import Record, Watcher
-from headrace.serve.sse import encode
 from headrace.serve.window import Window, quantile
 from headrace.serve.wire import Stats
 
@@ -107,26 +102,35 @@ class History(Watcher):
         self.ended_ones[record.id] = {
             **fields(record),
             "state": "ended",
+            "time": time(),
             "timeline": timeline(record),
             "streams": streams(paces, record.arrived),
         }
         while len(self.ended_ones) > self.kept:
             self.ended_ones.popitem(last=False)
 
-    def find(self, id: str) -> Json:
-        """The timeline of a request. Raises UnknownName."""
+    def latest(self, limit: int) -> Json:
+        """So many that ended or were refused lately, and those that run."""
+        now = monotonic()
+        return {
+            "running": [row(one, now) for one in list(self.metrics.open.values())[:SHOWN]],
+            "ended": list(self.ended_ones.values())[: -limit - 1 : -1],
+            "refused": list(self.refusals)[: -limit - 1 : -1],
+        }
+
+    def find(self, id: str) -> Json | None:
+        """The timeline of a request, if it is known."""
         if (found := self.ended_ones.get(id)) is not None:
             return found
-        if (opened := self.metrics.open.get(id)) is not None:
-            now = monotonic()
-            answer = opened.answer
-            moments = timeline(answer.record())[:-1]
-            return {**row(opened, now), "timeline": moments, "streams": streams(opened.paces, answer.arrived)}
-        raise UnknownName(
-            f"no request {id[:80]!r} is running or was lately",
-            param="id",
-            hint=f"the last {self.kept} are kept",
-        )
+        if (opened := self.metrics.open.get(id)) is None:
+            return None
+        answer = opened.answer
+        moments = timeline(answer.record())[:-1]
+        return {
+            **row(opened, monotonic()),
+            "timeline": moments,
+            "streams": streams(opened.paces, answer.arrived),
+        }
 
 
 class Live(Watcher):
@@ -200,19 +204,19 @@ class Live(Watcher):
             "ready": front.ready,
             "draining": front.draining,
             "restarts": front.restarts,
-            "loading": front.loading,
+            "loading": front.connection.loading,
             "engine": facts and {name: getattr(facts, name) for name in FACTS},
             "plan": facts and facts.plan.splitlines(),
             "memory": facts and facts.memory,
             "stats": {name: getattr(front.stats, name) for name in Stats.__struct_fields__},
-            "pulse": front.vigil.pulse,
+            "pulse": front.connection.vigil.pulse,
             "front": front.front,
             "open": len(front.answers),
         }
 
 
 FACTS = (
-    *("model", "served", "path", "created", "max_len", "vocab", "device", "dtype"),
+    *("model", "served", "path", "created", "max_len", "vocab", "device", "dtype", "kv_dtype"),
     *("kv_blocks", "block", "kv_tokens", "rows", "tokens"),
 )
 """What /debug/state shows of the engine's facts beside its plan and memory."""
@@ -290,53 +294,3 @@ def streams(paces: Sequence[Pace | None], arrived: float) -> list[Json]:
         for pace in paces[:STREAMS]
         if pace is not None
     ]
-
-
-def make_router(live: Live, history: History) -> APIRouter:
-    """The routes under /debug. Who may use them is decided in auth.py."""
-    router = APIRouter(prefix="/debug", include_in_schema=False)
-
-    @router.get("/live")
-    async def feed(request: Request, every: float = 1.0) -> Response:
-        if "text/event-stream" not in request.headers.get("accept", ""):
-            return _json(live.snapshot())
-        frames = _frames(live, min(max(every, 0.2), 60.0))
-        return StreamingResponse(
-            frames, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
-
-    @router.get("/state")
-    async def state() -> Response:
-        return _json(live.state())
-
-    @router.get("/requests")
-    async def requests(limit: int = 100) -> Response:
-        now, limit = monotonic(), min(max(limit, 1), KEPT)
-        latest = list(history.ended_ones.values())[: -limit - 1 : -1]
-        running = [row(one, now) for one in list(history.metrics.open.values())[:SHOWN]]
-        return _json(
-            {"running": running, "ended": latest, "refused": list(history.refusals)[: -limit - 1 : -1]}
-        )
-
-    @router.get("/requests/{id:path}")
-    async def one(id: str) -> Response:
-        return _json(history.find(id))
-
-    @router.post("/requests/{id:path}/cancel")
-    async def cancel(id: str) -> Response:
-        if (answer := live.front.answers.get(id)) is None:
-            raise UnknownName(f"no request {id[:80]!r} is running", param="id")
-        answer.cancel()
-        return _json({"id": id, "cancelled": True})
-
-    return router
-
-
-async def _frames(live: Live, every: float) -> AsyncIterator[bytes]:
-    while not live.front.draining:
-        yield b"data: %b\n\n" % encode(live.snapshot())
-        await asyncio.sleep(every)
-
-
-def _json(body: Json) -> Response:
-    return Response(encode(body), media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -13,7 +13,7 @@ STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem}"
     "code{font-family:ui-monospace,monospace;font-size:.9em}"
     "details{border:1px solid var(--line);border-radius:6px;margin:.5rem 0;padding:.4rem .8rem}"
-    "summary{cursor:pointer}.m{display:inline-block;min-width:3.5rem;font-weight:700}"
+    "summary{cursor:pointer}.m{display:inline-block;min-width:4.5rem;font-weight:700}"
     "table{border-collapse:collapse;width:100%;display:block;overflow-x:auto}"
     "td,th{border-top:1px solid var(--line);padding:.25rem .6rem .25rem 0;text-align:left;vertical-align:top}"
 )

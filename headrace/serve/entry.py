@@ -16,10 +16,7 @@ from headrace.base.config import Config, replace_dotted
 from headrace.base.errors import Fault
 from headrace.base.log import setup
 from headrace.serve.loop import Host, Steps
-from headrace.serve.wire import Facts
-
-CANNOT_START = 78
-"""Exit code for what another start will not change (EX_CONFIG of sysexits.h); the fronts were told why."""
+from headrace.serve.wire import CANNOT_START, Facts
 
 PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>: the signal that a process gets when the thread that started it ends."""

@@ -12,18 +12,19 @@ from typing import TypeVar
 
 import msgspec
 
-from headrace.base.errors import Broken, Fault, Late, Refused, TooLong, Unreachable
+from headrace.base.errors import Broken, Busy, Fault, Late, Refused, TooLong, Unreachable
 from headrace.engine.intake import Intake
 from headrace.engine.request import Event, Request, SamplingParams
 from headrace.serve.answer import Answer
 from headrace.serve.connection import Connection
 from headrace.serve.held import Held
+from headrace.serve.peers import Peers
+from headrace.serve.places import Places
 from headrace.serve.queue import Queue
 from headrace.serve.record import Watcher
 from headrace.serve.settings import Serve
 from headrace.serve.trial import Trial
-from headrace.serve.vigil import Vigil
-from headrace.serve.wire import Add, Cancel, Events, Facts, Forget, Loading, Pulse, Refusal, Stats
+from headrace.serve.wire import Add, Cancel, Events, Facts, Pulse, Refusal, Stats
 from headrace.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Frontend:
     watchers    told of everything; see record.py
     restarts    how often an engine was lost after it had been ready
     connection  to the engine process of the moment
+    peers       the other front processes
     """
 
     def __init__(self, folder: str | Path, settings: Serve, front: int = 0):
@@ -62,12 +64,15 @@ class Frontend:
         self._trial = Trial()
         self._facts: Facts | None = None
         self._intake: Intake | None = None
+        fronts = settings.fronts
+        self._places = Places(Path(folder) / "places" if fronts > 1 else None, front, fronts)
         self._queue: Queue | None = None
         self._fault: Fault | None = None
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(2, "headrace-text")
         self.connection = Connection(folder, settings, front, self, self._threads, lambda: bool(self._live))
+        self.peers = Peers(front, fronts, self.connection.send)
 
     # -- for routes -------------------------------------------------------------------------------------------
 
@@ -75,7 +80,7 @@ class Frontend:
     def facts(self) -> Facts:
         if self._facts is None:
             raise self._fault or Unreachable(
-                f"the model is not ready yet: {self.loading.doing}", hint="ask again in a moment"
+                f"the model is not ready yet: {self.connection.loading.doing}", hint="ask again in a moment"
             )
         return self._facts
 
@@ -95,16 +100,6 @@ class Frontend:
         met = self._facts is not None
         return met and self.connection.well and not self.draining and self._fault is None
 
-    @property
-    def loading(self) -> Loading:
-        """How far an engine is that starts."""
-        return self.connection.loading
-
-    @property
-    def vigil(self) -> Vigil:
-        """What is known of the engine's progress."""
-        return self.connection.vigil
-
     def submit(
         self,
         requests: Sequence[Request],
@@ -123,10 +118,13 @@ class Frontend:
         id = requests[0].id if id is None else id
         try:
             self._screen(id, requests)
+            answer = Answer(id, requests, self.intake.tokenizer, kind, name)
+            assert self._queue is not None
+            if not self._queue.take([len(request.prompt) for request in requests]):
+                raise self._busy(len(requests))
         except Fault as fault:
             self.refuse(kind, fault)
             raise
-        answer = Answer(id, requests, self.intake.tokenizer, kind, name)
         answer.trace, answer.canceller = trace, self._end
         seconds = self.settings.timeout if timeout_ms is None else timeout_ms / 1000
         if seconds is not None:
@@ -138,16 +136,12 @@ class Frontend:
         self.connection.send(Add(mine))
         return answer
 
-    def admit(self, requests: int, tokens: int = 0) -> None:
+    def admit(self, requests: int) -> None:
         """Raise what `submit` would for so many requests, whose prompts may not be read yet."""
-        if self._fault is not None:
-            raise self._fault
-        if self.draining:
-            raise STOPS
-        _ = self.facts
+        self._check()
         assert self._queue is not None
-        if not self._queue.fits(requests, tokens):
-            raise self._queue.busy(requests, (one.load for one in self._live.values()))
+        if not self._queue.fits(requests, 0):
+            raise self._busy(requests)
 
     def refuse(self, kind: str, fault: Fault) -> None:
         """Tell the watchers of a request that was not taken; routes call it for those they refuse themselves."""
@@ -157,10 +151,6 @@ class Frontend:
     async def off_loop(self, size: int, function: Callable[[], T]) -> T:
         """Call what tokenizes or renders `size` characters: on another thread where that takes long."""
         return function() if size < LONG_TEXT else await self._loop.run_in_executor(self._threads, function)
-
-    def forget(self) -> None:
-        """Empty the engine's prefix cache."""
-        self.connection.send(Forget())
 
     # -- for whoever runs the process -------------------------------------------------------------------------
 
@@ -201,13 +191,26 @@ class Frontend:
         """End everything here and free the socket."""
         self._end_all(STOPS)
         self.connection.close()
+        self._places.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # -- requests ---------------------------------------------------------------------------------------------
 
+    def _check(self) -> None:
+        """Raise where nothing new can be taken, whatever it is."""
+        if self._fault is not None:
+            raise self._fault
+        if self.draining:
+            raise STOPS
+        _ = self.facts
+
+    def _busy(self, requests: int) -> Busy:
+        assert self._queue is not None
+        return self._queue.busy(requests, (one.load for one in self._live.values()))
+
     def _screen(self, id: str, requests: Sequence[Request]) -> None:
-        """Everything that can be said against requests before the engine has seen them."""
-        self.admit(len(requests), sum(len(request.prompt) for request in requests))
+        """Everything else that can be said against requests before the engine has seen them."""
+        self._check()
         if id in self.answers:
             raise Refused(f"request id {id!r} is in use", param="request_id")
         for request in requests:
@@ -219,10 +222,8 @@ class Frontend:
 
     def _take_in(self, answer: Answer, index: int, request: Request) -> Request:
         """Give a request an id that no other process and no earlier one had, and remember it."""
-        assert self._queue is not None
         request = msgspec.structs.replace(request, id=f"{self.front}.{getpid()}.{next(self._numbers)}")
         self._live[request.id] = Held(answer, index, request, answer.streams[index])
-        self._queue.enter(len(request.prompt))
         return request
 
     def _end(self, answer: Answer, finish: str, fault: Fault | None) -> None:
@@ -352,7 +353,7 @@ class Frontend:
                 max_logprobs=self.settings.max_logprobs,
             )
         if self._queue is None:
-            self._queue = Queue.of(facts, self.settings.queue, self.settings.queue_tokens)
+            self._queue = Queue.of(facts, self.settings.queue, self.settings.queue_tokens, self._places)
         self._queue.forget_engine()
         self._facts = facts  # last: whoever sees them may rely on the rest
         self._send_again(self._trial.release(self._live))
@@ -361,6 +362,8 @@ class Frontend:
     def mourn(self) -> None:
         """The engine is gone: what it had is sent to the next one, unless it is what kills engines."""
         self.restarts += 1
+        for watcher in self.watchers:
+            watcher.lost()
         for answer in self.answers.values():
             answer.resumes += 1
         guilty = self._trial.mourn([id for id, one in self._live.items() if one.begun])

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, time
 
+import torch
+
 from headrace.base.config import Config
 from headrace.base.errors import Broken
 from headrace.checkpoint.gguf import Gguf
@@ -46,9 +48,6 @@ class Hosted:
             self._tokens = self.tally.count([(row.start, row.stop) for row in self.engine.latest])
         return events
 
-    def forget(self) -> None:
-        self.engine.forget()
-
     def rows(self) -> list[tuple[str, int, int]]:
         return [(row.seq.request.id, row.start, row.stop) for row in self.engine.latest]
 
@@ -86,16 +85,27 @@ def warm_up(engine: Engine) -> float:
 def facts_of(started: Started, served: tuple[str, ...], tokenizer: str | None, seconds: float) -> Facts:
     """What the fronts are told."""
     plan, memory = started.plan, started.plan.memory
-    rows = {"model": plan.model, "architecture": plan.architecture, "parameters": f"{plan.parameters:,}"}
-    rows |= {
+    kept = "" if plan.kv_dtype == plan.dtype else f" in {_name(plan.kv_dtype)}"
+    rows = {
+        "model": plan.model,
+        "architecture": plan.architecture,
+        "parameters": f"{plan.parameters:,}",
         "device": str(plan.device),
-        "dtype": str(plan.dtype).removeprefix("torch."),
+        "dtype": _name(plan.dtype),
+        "quantization": plan.quantization,
         "attention": plan.attention,
+        "context": f"{plan.max_len} tokens",
+        "step": f"{plan.rows} requests, {plan.tokens} tokens",
+        "KV cache": f"{plan.kv_blocks} blocks of {plan.block} tokens{kept}",
+        "policy": plan.policy,
+        "prefix cache": "on" if plan.prefix_cache else "off",
+        "overlap": "on" if plan.overlap else "off",
+        "guesses": f"up to {plan.speculate} tokens ahead" if plan.speculate else "none",
     }
-    rows |= {"context": f"{plan.max_len} tokens", "step": f"{plan.rows} requests, {plan.tokens} tokens"}
-    rows |= {"KV cache": f"{plan.kv_blocks} blocks of {plan.block} tokens", "policy": plan.policy}
-    rows |= {"prefix cache": "on" if plan.prefix_cache else "off", "overlap": "on" if plan.overlap else "off"}
-    rows |= {"guesses": f"up to {plan.speculate} tokens ahead" if plan.speculate else "none"}
+    if plan.device.type == "cpu":
+        rows["threads"] = str(plan.threads)
+    if plan.deterministic:
+        rows["deterministic"] = "logits do not depend on what shares a step"
     return Facts(
         model=plan.model,
         served=served,
@@ -110,14 +120,19 @@ def facts_of(started: Started, served: tuple[str, ...], tokenizer: str | None, s
         rows=plan.rows,
         tokens=plan.tokens,
         kv_tokens=plan.kv_tokens,
-        plan="\n".join(f"{name:<14}{value}" for name, value in rows.items()),
+        plan="\n".join(f"{name:<15}{value}" for name, value in rows.items()),
         memory=asdict(memory),
         device=plan.device.type,
         dtype=rows["dtype"],
+        kv_dtype=_name(plan.kv_dtype),
         tokenizer=tokenizer,
         template=started.intake.tokenizer.template_source if started.intake.tokenizer else None,
         step_seconds=seconds,
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def tell_tokenizer(config: Config, folder: Path) -> str | None:

@@ -23,7 +23,7 @@ IGNORED = dialect.IGNORED | {"max_tool_calls", "prompt_cache_retention", "enable
 # The names that a chat has for what a response calls differently.
 RENAMED = {
     "messages": "input", "response_format": "text.format", "max_tokens": "max_output_tokens",
-    "reasoning_effort": "reasoning.effort", "logprobs": "top_logprobs",
+    "reasoning_effort": "reasoning.effort",
 }  # fmt: skip
 
 INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}

@@ -19,7 +19,6 @@ from headrace.serve.wire import (
     Events,
     Facts,
     Failed,
-    Forget,
     FromEngine,
     Hello,
     Loading,
@@ -27,6 +26,7 @@ from headrace.serve.wire import (
     Ready,
     Refusal,
     Refusals,
+    Relay,
     Stats,
 )
 
@@ -55,10 +55,6 @@ class Steps(Protocol):
 
     def step(self) -> list[Event]:
         """Make a step."""
-        ...
-
-    def forget(self) -> None:
-        """Empty the prefix cache."""
         ...
 
     def report(self, stats: Stats) -> None:
@@ -181,8 +177,10 @@ class Host:
                 self._boots[front] = boot
                 assert self._facts is not None
                 self.fronts.send(front, Ready(self._facts, boot))
-            case Forget():
-                engine.forget()
+            case Relay(_, to):
+                for other in range(len(self.fronts.sockets)):
+                    if other != front and to in (-1, other):
+                        self.fronts.send(other, message)
             case _:
                 assert_never(message)
 

@@ -95,7 +95,6 @@ class Metrics:
         self.open: dict[str, Open] = {}
         self._gaps: list[float] = []
         self.started = time()
-        self.restarts = 0
         self._last = Stats()
         common = {"engine": "0", "model_name": model}
         self._page = Page(LAYOUT, tuple(common.items()))
@@ -216,15 +215,13 @@ class Metrics:
         self.sheet.add(LAYOUT.at("headrace_requests_total", kind, cause))
 
     def measured(self, stats: Stats) -> None:
-        """The engine's numbers after a step. They begin again at 0 with each engine process; ours only rise."""
+        """The engine's numbers after a step."""
         self._flush()
         if self.index:
             return
         last = self._last
-        if stats.steps < last.steps:
-            last = Stats()
         for at, field in self._counted.items():
-            self.sheet.add(at, max(0, getattr(stats, field) - getattr(last, field)))
+            self.sheet.add(at, getattr(stats, field) - getattr(last, field))
         for at, field in self._shown.items():
             self.sheet.set(at, getattr(stats, field))
         self.sheet.set(self._capacity, stats.waiting)
@@ -232,6 +229,12 @@ class Metrics:
         for n, (now, then) in enumerate(zip(stats.sizes, before, strict=True)):
             self.sheet.add(self._sizes + n, now - then)
         self._last = stats
+
+    def lost(self) -> None:
+        """The engine's numbers begin again at 0; ours only rise."""
+        self._last = Stats()
+        if self.index == 0:
+            self.sheet.add(LAYOUT.at("headrace_engine_restarts_total"))
 
     def http(self, route: str, method: str, status: int, seconds: float) -> None:
         """An HTTP request was answered. `route` is the path as it was registered."""
@@ -248,7 +251,7 @@ class Metrics:
         self.facts = facts
         cache = {
             "block_size": str(facts.block),
-            "cache_dtype": facts.dtype,
+            "cache_dtype": facts.kv_dtype,
             "engine": "0",
             "model_name": self.model,
             "num_gpu_blocks": str(facts.kv_blocks),
@@ -276,9 +279,6 @@ class Metrics:
         """Take from a front process what it knows and does not tell."""
         if front.ready and front.facts is not self.facts:
             self.know(front.facts)
-        if self.index == 0 and front.restarts > self.restarts:
-            self.sheet.add(LAYOUT.at("headrace_engine_restarts_total"), front.restarts - self.restarts)
-            self.restarts = front.restarts
 
     def render(self, ready: bool = True) -> bytes:
         """The text for Prometheus. Histograms may be up to `series.LAZY` seconds old, gauges and most counters not."""

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.base.errors import Fault
-from headrace.serve import debug
+from headrace.serve import debug_routes
 from headrace.serve.answer import Answer
 from headrace.serve.auth import Door
 from headrace.serve.debug import History, Live
@@ -117,5 +117,5 @@ def make_router(front: Frontend, observers: Observers) -> APIRouter:
         observers.metrics.ask(front)
         return Response(observers.metrics.render(front.ready), media_type=CONTENT_TYPE)
 
-    router.include_router(debug.make_router(observers.live, observers.history))
+    router.include_router(debug_routes.make_router(observers.live, observers.history))
     return router

@@ -2,11 +2,12 @@
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import NamedTuple
 
 from headrace.base.errors import Busy
+from headrace.serve.places import Places
 from headrace.serve.wire import Facts, Stats
 
 FRESH = 0.25
@@ -29,69 +30,74 @@ class Load(NamedTuple):
 
 
 class Queue:
-    """Counts this front's requests against the limits.
+    """Counts requests against the limits, which are those of all fronts together.
 
-    places   requests that may be here: those one step can hold, and those that may wait
-    tokens   prompt tokens of requests that have not begun
+    most    requests that may be here: those one step can hold, and those that may wait
+    tokens  prompt tokens of requests that have not begun
     """
 
-    def __init__(self, places: int, tokens: int, rows: int, step_tokens: int, step_seconds: float = 0.0):
-        self.places, self.tokens, self.rows, self.step_tokens = places, tokens, rows, step_tokens
-        self.here = 0
-        self.waiting = 0
-        self.waiting_tokens = 0
+    def __init__(
+        self,
+        most: int,
+        tokens: int,
+        rows: int,
+        step_tokens: int,
+        step_seconds: float = 0.0,
+        places: Places | None = None,
+    ):
+        self.most, self.tokens, self.rows, self.step_tokens = most, tokens, rows, step_tokens
+        self.places = places or Places()
         self._pace = step_seconds
         self._fraction = 1.0  # of the tokens a request may have, how many it makes
         self._promised: deque[float] = deque()
         self._ends: list[float] = []
         self._looked = 0.0
         self._last: tuple[float, int] | None = None
-        self._others = 0
-        self._reported = 0
+        self._running = 0
 
     @classmethod
-    def of(cls, facts: Facts, queue: int, tokens: int | None) -> "Queue":
+    def of(cls, facts: Facts, queue: int, tokens: int | None, places: Places) -> "Queue":
         """Limits for an engine; `tokens` None is four times what its KV cache holds."""
         limit = 4 * facts.kv_tokens if tokens is None else tokens
-        return cls(facts.rows + queue, limit, facts.rows, facts.tokens, facts.step_seconds)
+        return cls(facts.rows + queue, limit, facts.rows, facts.tokens, facts.step_seconds, places)
 
     def fits(self, requests: int, prompt_tokens: int) -> bool:
         """Whether so many may come in. What is larger than a limit may come when nobody waits."""
-        if self.here + self._others + requests > self.places and self.here + self._others:
+        here, waiting, tokens = self.places.total
+        if here + requests > self.most and here:
             return False
-        return self.waiting_tokens + prompt_tokens <= self.tokens or not self.waiting
+        return tokens + prompt_tokens <= self.tokens or not waiting
 
-    def enter(self, prompt_tokens: int) -> None:
-        self.here += 1
-        self.waiting += 1
-        self.waiting_tokens += prompt_tokens
+    def take(self, prompts: Sequence[int]) -> bool:
+        """Let in requests with prompts of so many tokens: all of them, or none where they do not fit."""
+        requests, tokens = len(prompts), sum(prompts)
+        with self.places.alone():
+            if fits := self.fits(requests, tokens):
+                self.places.add(requests, requests, tokens)
+        return fits
 
     def begin(self, prompt_tokens: int) -> None:
-        """A request that had entered was heard of for the first time."""
-        self.waiting -= 1
-        self.waiting_tokens -= prompt_tokens
+        """A request that had been let in was heard of for the first time."""
+        self.places.add(0, -1, -prompt_tokens)
 
     def leave(self, begun: bool, prompt_tokens: int, part: float | None) -> None:
         """A request has ended; `part` of the tokens it might have made, where it came to an end of its own."""
-        if not begun:
-            self.begin(prompt_tokens)
-        self.here -= 1
+        self.places.add(-1, 0 if begun else -1, 0 if begun else -prompt_tokens)
         if part is not None:
             self._fraction += MEMORY * (part - self._fraction)
 
     def learn(self, stats: Stats) -> None:
-        """Take the engine's word on its speed, and on how much work other fronts have given it."""
+        """Take the engine's word on its speed."""
         now = stats.busy_seconds
         if self._last is not None and stats.steps > self._last[1]:
             seconds = (now - self._last[0]) / (stats.steps - self._last[1])
             self._pace += (MEMORY if self._pace else 1.0) * (seconds - self._pace)
         self._last = (now, stats.steps)
-        self._reported = stats.running
-        self._others = max(0, stats.running + stats.waiting - self.here)
+        self._running = stats.running
 
     def forget_engine(self) -> None:
         """A new engine process counts from zero."""
-        self._last, self._others = None, 0
+        self._last = None
 
     def busy(self, requests: int, loads: Iterable[Load]) -> Busy:
         """The refusal for whoever does not fit: when the next place not yet promised to somebody gets free."""
@@ -103,11 +109,12 @@ class Queue:
         at = self._end(len(self._promised) + requests - 1, now)
         at = min(max(at, self._promised[-1] if self._promised else at), now + LONGEST)
         self._promised.extend([at] * requests)
-        full = self.here + self._others + requests > self.places
+        here, _, tokens = self.places.total
+        full = here + requests > self.most
         return Busy(
-            f"{self.here + self._others} requests are here and {self.places} are the most"
+            f"{here} requests are here and {self.most} are the most"
             if full
-            else f"waiting prompts have {self.waiting_tokens} tokens and {self.tokens} are the most",
+            else f"waiting prompts have {tokens} tokens and {self.tokens} are the most",
             retry_after=max(at - now, 0.1),
             hint="come back after the seconds that Retry-After says",
             limit="requests" if full else "tokens",
@@ -124,9 +131,10 @@ class Queue:
                 running.append(left)
             else:
                 waiting.append(left + load.prompt / self.step_tokens * pace)
-        # Where memory is short, fewer run at once than one step could hold.
-        short = self.waiting and self._reported and self._reported < self.rows
-        slots = max(len(running), self._reported if short else self.rows, 1)
+        # Where memory is short, fewer run at once than one step could hold; other fronts have their part of them.
+        here, short, _ = self.places.total
+        slots = min(self._running, self.rows) if short and self._running else self.rows
+        slots = max(len(running), round(slots * (len(running) + len(waiting)) / max(here, 1)), 1)
         while len(running) < slots and waiting:
             running.append(waiting.pop(0))
         heapq.heapify(running)

@@ -64,5 +64,8 @@ class Watcher(Protocol):
     def measured(self, stats: "Stats") -> None:
         """The engine said how it is doing."""
 
+    def lost(self) -> None:
+        """The engine is gone; the next one counts from zero."""
+
     def ended(self, record: Record) -> None:
         """An answer is over."""

@@ -59,7 +59,7 @@ async def first(
     said, notify = told
     front = Frontend(supervisor.folder, config.serve)
     front.connection.on_stall, front.connection.on_loading = supervisor.restart, notify
-    supervisor.attach(front.connection.lose, front.fail)
+    supervisor.attach(asyncio.get_running_loop(), front.connection.lose, front.fail)
     workers.attach(front.fail)
 
     async def tell() -> None:

@@ -66,9 +66,6 @@ class Scripted:
             self._waiting = deque(one for one in self._waiting if one.id != id)
         return None
 
-    def forget(self) -> None:
-        pass
-
     def rows(self) -> list[tuple[str, int, int]]:
         return [
             (id, len(one.prompt) + made, len(one.prompt) + made + 1)
@@ -156,6 +153,7 @@ def main(words: Sequence[str]) -> None:
             memory={},
             device="script",
             dtype="none",
+            kv_dtype="none",
             tokenizer=tokenizer,
             step_seconds=given.step_seconds,
         )

@@ -8,6 +8,7 @@ import mmap
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -82,7 +83,7 @@ class Sheet:
 
     def __init__(self, layout: Layout, path: Path | None = None):
         self.layout = layout
-        self.values = _memory(layout.size, path).cast("d")
+        self.values = memory(layout.size * 8, path).cast("d")
 
     def add(self, at: int, amount: float = 1.0) -> None:
         self.values[at] += amount
@@ -155,25 +156,26 @@ def neighbours(folder: Path, layout: Layout) -> list["memoryview[float]"]:
     """The sheets that processes keep in a folder, to be read."""
     found: list[memoryview[float]] = []
     for path in sorted(folder.glob("*.sheet")):
-        with path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:  # it may be removed meanwhile
             if path.stat().st_size == layout.size * 8:
                 shared = mmap.mmap(file.fileno(), layout.size * 8, access=mmap.ACCESS_READ)
                 found.append(memoryview(shared).cast("d"))
     return found
 
 
+def memory(size: int, path: Path | None) -> memoryview:
+    """So many bytes, zero at first; with a path those of a file, which whoever maps it has in common."""
+    if path is None:
+        return memoryview(bytearray(size))
+    with path.open("a+b") as file:
+        file.truncate(size)  # new bytes are zero; old ones stay
+        return memoryview(mmap.mmap(file.fileno(), size))
+
+
 def info(name: str, help: str, labels: Mapping[str, str], value: float = 1) -> bytes:
     """The text of a gauge that says something by its labels."""
     family = Family(name, "gauge", help, (tuple(labels.items()),))
     return (_lines(family, name, ()) % _number(value)).encode()
-
-
-def _memory(size: int, path: Path | None) -> memoryview:
-    if path is None:
-        return memoryview(bytearray(size * 8))
-    with path.open("a+b") as file:
-        file.truncate(size * 8)  # new bytes are zero; old ones stay
-        return memoryview(mmap.mmap(file.fileno(), size * 8))
 
 
 class _Part:

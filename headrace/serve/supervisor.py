@@ -1,6 +1,5 @@
 """Starts the engine process, notices its death, starts it again; gives up when that happens too often. Torch-free."""
 
-import asyncio
 import json
 import logging
 import signal
@@ -10,12 +9,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Thread
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from headrace.base.config import values
 from headrace.base.errors import Broken, Fault
-from headrace.serve.entry import CANNOT_START
 from headrace.serve.folder import Folder
 from headrace.serve.settings import ServeConfig
+from headrace.serve.wire import CANNOT_START
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +33,8 @@ LAST_WORDS = 0.5
 class Supervisor:
     """Owns the engine process and the private folder where it meets the fronts.
 
-    Made before anything slow is imported: the engine starts at once. `attach` it to a loop later; what happened
-    until then is told there.
+    Made before anything slow is imported, asyncio included: the engine starts at once. `attach` it to a loop later;
+    what happened until then is told there.
 
     command     what to run instead of the engine, for tests
     number      of the process that runs now, from 0
@@ -45,7 +48,7 @@ class Supervisor:
         self._settings = config.serve
         self._stopping = False
         self._deaths: deque[float] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: AbstractEventLoop | None = None
         self._lost: Callable[[], None] = lambda: None
         self._give_up: Callable[[Fault], None] = lambda fault: None
         self._early: list[tuple[int, int]] = []
@@ -59,10 +62,11 @@ class Supervisor:
         ]
         self._start()
 
-    def attach(self, lost: Callable[[], None], give_up: Callable[[Fault], None]) -> None:
+    def attach(
+        self, loop: "AbstractEventLoop", lost: Callable[[], None], give_up: Callable[[Fault], None]
+    ) -> None:
         """Have `lost` called on this loop whenever the engine died, `give_up` when it will not be started again."""
-        self._loop = asyncio.get_running_loop()
-        self._lost, self._give_up = lost, give_up
+        self._loop, self._lost, self._give_up = loop, lost, give_up
         for number, code in self._early:
             self._mourn(number, code)
 

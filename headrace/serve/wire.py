@@ -1,12 +1,16 @@
 """What front processes and the engine process say to each other: msgspec structs as MessagePack, never pickle."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from headrace.base import errors
 from headrace.base.errors import Broken, Busy, Fault
 from headrace.engine.request import Event, Request, SamplingParams
+
+CANNOT_START = 78
+"""Exit code of an engine for what another start will not change (EX_CONFIG of sysexits.h); it has said why."""
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +41,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     memory: dict[str, int]
     device: str
     dtype: str
+    kv_dtype: str
     tokenizer: str | None = None
     template: str | None = None
     step_seconds: float = 0.0
@@ -92,11 +97,19 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     ids: list[str]
 
 
-class Forget(msgspec.Struct, frozen=True, tag="forget"):
-    """Empty the prefix cache."""
+class Relay(msgspec.Struct, frozen=True, tag="relay"):
+    """What a front asks the others (`to` is -1), or answers one of them; the engine hands it on as it is.
+
+    number  of the question, for whoever asked it
+    """
+
+    front: int
+    to: int
+    number: int
+    said: Any
 
 
-ToEngine = Hello | Add | Cancel | Forget
+ToEngine = Hello | Add | Cancel | Relay
 
 # -- from the engine ----------------------------------------------------------------------------------------------
 
@@ -174,7 +187,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     refusal: Refusal
 
 
-FromEngine = Loading | Ready | Events | Refusals | Pulse | Failed
+FromEngine = Loading | Ready | Events | Refusals | Pulse | Failed | Relay
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

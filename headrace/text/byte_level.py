@@ -95,7 +95,7 @@ def family(name: str) -> Family:
 def build(tokens: Sequence[str], merges: Sequence[str], kind: Family) -> Tokenizer:
     """A byte-level BPE tokenizer without special tokens. Raises BadCheckpoint when merges do not fit."""
     vocab = {token: index for index, token in enumerate(tokens)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=_pairs(merges, vocab), ignore_merges=kind.whole_words))
+    backend = Tokenizer(_bpe(vocab, merges, kind.whole_words))
     if kind.nfc:
         backend.normalizer = normalizers.NFC()
     words: list[pre_tokenizers.PreTokenizer] = [
@@ -109,14 +109,26 @@ def build(tokens: Sequence[str], merges: Sequence[str], kind: Family) -> Tokeniz
     return backend
 
 
-def _pairs(merges: Sequence[str], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
-    for merge in merges:
-        cut = merge.find(" ", 1)
+def _bpe(vocab: dict[str, int], merges: Sequence[str], whole_words: bool) -> models.BPE:
+    cuts = [merge.find(" ", 1) for merge in merges]
+    pairs = [(merge[:cut], merge[cut + 1 :]) for merge, cut in zip(merges, cuts, strict=True)]
+    try:  # the library looks whether both and what they make are tokens, far faster than a loop here
+        model = models.BPE(vocab=vocab, merges=pairs, ignore_merges=whole_words)
+    except Exception as error:  # it raises bare Exception
+        raise _misfit(merges, cuts, vocab) from error
+    if -1 in cuts:
+        raise _misfit(merges, cuts, vocab)
+    return model
+
+
+def _misfit(merges: Sequence[str], cuts: Sequence[int], vocab: dict[str, int]) -> BadCheckpoint:
+    def fits(merge: str, cut: int) -> bool:
         left, right = merge[:cut], merge[cut + 1 :]
-        if cut < 0 or left not in vocab or right not in vocab or left + right not in vocab:
-            raise BadCheckpoint(
-                f"merge {merge!r} in tokenizer.ggml.merges does not join two tokens into a third"
-            )
-        pairs.append((left, right))
-    return pairs
+        return cut > 0 and left in vocab and right in vocab and left + right in vocab
+
+    wrong = [merge for merge, cut in zip(merges, cuts, strict=True) if not fits(merge, cut)]
+    return BadCheckpoint(
+        f"merge {wrong[0]!r} in tokenizer.ggml.merges does not join two tokens into a third"
+        if wrong
+        else "the tokens and merges of tokenizer.ggml are no vocabulary"
+    )

@@ -233,7 +233,7 @@ def _get_list(
     listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
     value = list(cast(Iterable[Any], value)) if listed else None
     kinds = (kind, int) if kind is float else kind
-    if value is None or not all(isinstance(entry, kinds) for entry in value):
+    if value is None or not all(issubclass(found, kinds) for found in set(map(type, value))):
         raise BadCheckpoint(f"tokenizer.ggml.{key} is missing or no list of {kind.__name__}")
     return value
 

@@ -154,6 +154,7 @@ def test_ratios_are_of_rounds_and_medians_of_ratios():
 
 def test_a_warm_up_is_short():
     work = workload("mixed64", 1000, gpu=False)
-    short = peers._short(work)
-    assert max(short.outputs) == peers.WARM_TOKENS
-    assert len(short.prompts) <= peers.WARM
+    short = work.warm_up(1000)
+    assert max(short.outputs) == 8
+    assert len(short.prompts) == len(short.outputs) == 64
+    assert short.prompts[0] != work.prompts[0]

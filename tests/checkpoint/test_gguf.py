@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.base.errors import BadCheckpoint, UnknownName
-from headrace.checkpoint.gguf import Gguf
+from headrace.checkpoint.gguf import Gguf, opened
 from tests.checkpoint.files import write_gguf
 
 METADATA: dict[str, Any] = {
@@ -181,3 +181,29 @@ def test_flipped_bytes_do_no_harm(
 @given(rest=st.binary(max_size=300))
 def test_noise_behind_an_honest_opening_does_no_harm(tmp_path: Path, rest: bytes):
     attempt(tmp_path / "x.gguf", start(1, 1) + rest)
+
+
+def test_a_file_is_opened_and_a_folder_is_not(file: Path):
+    found = opened(str(file))
+    assert isinstance(found, Gguf)
+    assert found.path == file
+    assert opened(file.parent) == file.parent
+
+
+def held(file: Path) -> int:
+    """KiB that this process has of a file it maps."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    starts = [n for n, line in enumerate(lines) if line.endswith(str(file))]
+    return sum(int(next(line for line in lines[n:] if line.startswith("Rss:")).split()[1]) for n in starts)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_what_was_read_can_be_let_go_and_read_again(tmp_path: Path):
+    numbers = np.arange(1 << 20, dtype=np.float32).reshape(1024, 1024)
+    file = write_gguf(tmp_path / "large.gguf", "llama", METADATA, {"one": numbers})
+    source = Gguf(file)
+    first = source.raw("one").clone()
+    assert held(file) > 4000
+    source.release("one")
+    assert held(file) < 100
+    assert torch.equal(source.raw("one"), first)

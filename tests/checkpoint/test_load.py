@@ -1,6 +1,8 @@
 """Whatever a checkpoint is kept in, the model ends up with the same weights; what does not fit is named."""
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headrace.base.errors import BadCheckpoint
+from headrace.checkpoint import load as loading
 from headrace.checkpoint.config import read_config
 from headrace.checkpoint.gguf import Gguf
-from headrace.checkpoint.load import dummy, load, load_cache_scales, open_source
+from headrace.checkpoint.load import Source, dummy, load, load_cache_scales, open_source
 from headrace.checkpoint.save import save
+from headrace.kernels import int8
 from headrace.models import build
 from headrace.models.gemma import TINY as GEMMA
 from headrace.models.qwen import TINY as QWEN
@@ -212,3 +216,77 @@ def test_the_default_model_is_whole_and_knows_its_capitals(default_model: Path):
     with torch.no_grad():
         logits = built.logits(built(Whole(torch.tensor(ids))))
     assert vocabulary[int(logits[-1].argmax())] == "\u0120Paris"
+
+
+# -- weights that are made into something else on the way in --------------------------------------------------
+
+
+class Watched:
+    """A source that notes which thread reads what. The first two who read a matrix wait for each other, if asked to."""
+
+    def __init__(self, source: Source, readers: int = 1, broken: str = ""):
+        self.path = source.path
+        self.names, self.shape, self.packed = source.names, source.shape, source.packed
+        self._source, self._broken = source, broken
+        self._meet = threading.Barrier(readers)
+        self.threads: set[str] = set()
+        self.inner: set[int] = set()
+
+    def read(self, name: str, into: torch.Tensor | None = None) -> torch.Tensor:
+        if name == self._broken:
+            raise BadCheckpoint(f"{name} cannot be read")
+        if (me := threading.current_thread().name) not in self.threads and len(self.shape(name)) == 2:
+            self.threads.add(me)
+            self.inner.add(torch.get_num_threads())
+            self._meet.wait(20)
+        return self._source.read(name, into)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+needs_int8 = pytest.mark.skipif(int8.missing() is not None, reason="no 8-bit products on this processor")
+
+
+def prepacking(tied: bool) -> Decoder:
+    with torch.device("meta"):
+        built = build(TINY | {"tie_word_embeddings": tied}, 64)
+    built.allocate(torch.float32, "cpu", prepacks=True)
+    return built
+
+
+@needs_int8
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("in_flight", "readers"), [(1 << 28, 4), (2 * 4 * 192 * 64, 2), (1, 1)])
+def test_weights_are_prepacked_by_several_threads(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, four_threads: None, in_flight: int, readers: int, tied: bool
+):
+    monkeypatch.setattr(loading, "IN_FLIGHT", in_flight)
+    built, plain, seen = (
+        prepacking(tied),
+        empty(TINY | {"tie_word_embeddings": tied}),
+        list[tuple[int, int]](),
+    )
+    source = Watched(open_source(tiny), readers)
+    load(built, source, lambda done, total: seen.append((done, total)))
+    assert (len(source.threads), source.inner, torch.get_num_threads()) == (readers, {4 // readers}, 4)
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] > 0
+    load(plain, open_source(tiny))
+    for one in (built, plain):
+        one.prepack()
+    step = Whole(torch.tensor([1, 5, 2, 8]))
+    assert torch.equal(built.logits(built(step)), plain.logits(plain(step)))
+
+
+@needs_int8
+def test_what_cannot_be_read_by_a_thread_is_said(tiny: Path, four_threads: None):
+    broken = Watched(open_source(tiny), broken="model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(BadCheckpoint, match=r"1\.mlp\.up_proj\.weight cannot be read"):
+        load(prepacking(tied=False), broken)
+    assert torch.get_num_threads() == 4

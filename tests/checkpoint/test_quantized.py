@@ -374,6 +374,7 @@ INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
         ({"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token"}, "w8a8"),
         ({"num_bits": 8, "type": "int", "dynamic": True, "strategy": "token", "symmetric": False}, "int8"),
         ({"num_bits": 8, "type": "int", "dynamic": False, "strategy": "tensor"}, "w8a8_static"),
+        ({"num_bits": 8, "type": "int", "dynamic": False, "strategy": "tensor", "symmetric": False}, "w8a16"),
         ({"num_bits": 4, "type": "int", "dynamic": True, "strategy": "token"}, "w8a16"),
         (None, "w8a16"),
     ],
@@ -382,8 +383,11 @@ def test_int8_by_what_is_said_of_inputs(tmp_path: Path, inputs: dict[str, Any] |
     def convert(weight: Tensor) -> tuple[Tensors, Tensor]:
         values, scale = rows8(weight)
         stored = {"weight": values, "weight_scale": scale}
-        static = {"input_scale": torch.tensor([0.02])} if scheme == "w8a8_static" else {}
-        return stored | static, values.float() * scale.float()
+        static = inputs is not None and not inputs["dynamic"]
+        stored |= {"input_scale": torch.tensor([0.02])} if static else {}
+        if static and not inputs.get("symmetric", True):
+            stored["input_zero_point"] = torch.tensor([3], dtype=torch.int8)
+        return stored, values.float() * scale.float()
 
     stored, plain = converted(convert)
     said = compressed({"weights": INT8, "input_activations": inputs})

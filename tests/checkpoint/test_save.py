@@ -31,6 +31,12 @@ def test_extras_come_along(tmp_path: Path):
     assert (tmp_path / "deep" / "m" / "tokenizer.json").read_text() == "{}"
 
 
+def test_all_files_may_be_read_by_whom_the_first_may(tmp_path: Path):
+    save(tmp_path / "m", model(TINY).sources(), TINY)
+    modes = {file.stat().st_mode for file in (tmp_path / "m").iterdir()}
+    assert len(modes) == 1, modes
+
+
 def test_nothing_is_overwritten(tmp_path: Path):
     with pytest.raises(Refused, match="exists already"):
         save(tmp_path, iter(()), TINY)

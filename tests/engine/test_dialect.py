@@ -179,6 +179,8 @@ CHAT_REFUSES = [
     ("messages", {"messages": [{"content": "x"}]}),
     ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}),
     ("top_logprobs", {"top_logprobs": 2}),
+    ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
+    ("top_logprobs", {"logprobs": True, "top_logprobs": True}),
     ("logprobs", {"logprobs": 2}),
     ("chat_template_kwargs", {"chat_template_kwargs": 3}),
     ("continue_final_message", {"continue_final_message": True, "add_generation_prompt": True}),

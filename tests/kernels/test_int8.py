@@ -1,5 +1,8 @@
 """8-bit products on a CPU: what they say, and that a token has no company."""
 
+import threading
+import warnings
+
 import pytest
 import torch
 
@@ -89,3 +92,27 @@ def test_nothing_and_zeros():
     assert weight.product(torch.empty(0, 48)).shape == (0, 192)
     assert not weight.product(torch.zeros(3, 48)).any()
     assert not weight.product(torch.zeros(1, 48)).any()
+
+
+def test_threads_that_pack_leave_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    """Two at once, the first of which ends while the other has yet to pack: that one packs by the same engine."""
+    before, filters, seen = torch.backends.quantized.engine, list(warnings.filters), list[str]()
+    inside, done = threading.Barrier(2), threading.Event()
+    make = torch._make_per_channel_quantized_tensor
+
+    def slow(*args: object) -> object:
+        inside.wait(20)
+        if threading.current_thread() is not first:
+            done.wait(20)
+        seen.append(torch.backends.quantized.engine)
+        return make(*args)
+
+    monkeypatch.setattr(torch, "_make_per_channel_quantized_tensor", slow)
+    first, second = (threading.Thread(target=made, args=(48, 96)) for _ in range(2))
+    first.start()
+    second.start()
+    first.join(20)
+    done.set()
+    second.join(20)
+    assert seen == [int8.ENGINE] * 2
+    assert (torch.backends.quantized.engine, warnings.filters) == (before, filters)

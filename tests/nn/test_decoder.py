@@ -12,6 +12,7 @@ from headrace.nn.decoder import Decoder
 from headrace.nn.linear import Linear
 from headrace.nn.rope import Rope
 from headrace.nn.step import Whole
+from headrace.quant.schemes import scheme_named
 from tests.nn.test_attention import SHAPE
 
 RENAME = {"blocks.": "model.layers.", "norm.": "model.norm."}
@@ -79,6 +80,23 @@ def test_logits():
     capped = made(logits_softcap=0.7).logits(hidden)
     torch.testing.assert_close(capped, 0.7 * torch.tanh(tied.logits(hidden) / 0.7))
     assert tied.to(torch.bfloat16).logits(hidden.bfloat16()).dtype == torch.float32
+
+
+def test_a_packed_head_gets_what_its_kernels_take(monkeypatch: pytest.MonkeyPatch):
+    """On a GPU float32 would be unpacked for at each step."""
+    model, hidden, seen = made(tied=False, vocab=32, hidden=32), torch.randn(3, 32), []
+    head, scheme = model.lm_head, scheme_named("w4a16_g32")
+    assert head is not None
+    head.become([(scheme, scheme.pack(head.weight.data))])
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    exact = model.logits(hidden)
+    model.logits(hidden.bfloat16())
+    monkeypatch.setattr(decoder, "on_gpu", lambda *tensors: True)
+    near = model.logits(hidden.bfloat16())
+    model.logits(hidden)
+    assert seen == [torch.float32, torch.float32, torch.float16, torch.float32]
+    assert near.dtype == torch.float32
+    torch.testing.assert_close(near, exact, rtol=0.02, atol=0.3)
 
 
 def test_sources_are_views_that_fill_every_weight_once():

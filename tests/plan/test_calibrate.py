@@ -115,6 +115,16 @@ def test_what_a_result_does_not_say_is_what_is_planned(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("quantization", "scheme"),
+    [("none", "bf16"), ("fp8", "fp8"), ("w4a16_g128", "w4a16"), ("int8", "int8"), ("checkpoint", "nvfp4")],
+)
+def test_a_run_of_quantized_weights_is_one(tmp_path: Path, quantization: str, scheme: str):
+    said = {"model": LLAMA, "dtype": "bfloat16", "quantization": quantization}
+    (row,) = read(result(tmp_path, settings=said), option(scheme="nvfp4"), GPUS)
+    assert row.setup.scheme.name == scheme
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"benchmark": "latency"},
@@ -122,6 +132,7 @@ def test_what_a_result_does_not_say_is_what_is_planned(tmp_path: Path):
         {"measures": [Measure("mystery: time", 1.0, "s", "lower")]},
         {"measures": [Measure("single: time", 0.0, "s", "lower")]},
         {"settings": {"model": LLAMA, "scheme": "zip9"}},
+        {"settings": {"model": LLAMA, "quantization": "zip9"}},
     ],
 )
 def test_other_results_are_refused(tmp_path: Path, changes: dict[str, Any]):

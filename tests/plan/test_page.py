@@ -6,7 +6,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from headrace.plan import chart
 from headrace.plan.advice import advise
 from headrace.plan.curves import MOST, curves
 from headrace.plan.gpus import GPUS
@@ -33,10 +32,9 @@ def made(asked: Option) -> str:
 def test_it_stands_alone(name: str):
     text = made(ASKED[name])
     assert not re.search(r"https?://|<script|<link|@import|url\(|src=|\son\w+=", text)
-    tree = ElementTree.fromstring(re.sub(r"<meta[^>]*>", "", text.removeprefix("<!doctype html>\n")))
+    tree = ElementTree.fromstring(re.sub(r"<meta[^>]*>", "", text.removeprefix("<!doctype html>")))
     assert tree.tag == "html"
-    assert "nan" not in text.lower().replace("nanc", "")
-    assert "inf" not in "".join(tree.find("body").itertext()).split()  # type: ignore[union-attr]
+    assert not {"nan", "inf"} & set("".join(tree.itertext()).lower().split())
 
 
 def test_numbers_are_those_of_the_plan():
@@ -70,30 +68,3 @@ def test_lines_are_of_configurations_that_fit():
         counts = [n for n, _ in curve.points]
         assert counts == sorted(counts)
         assert all(point.rows == n for n, point in curve.points)
-
-
-@pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [0.001, 5e9], [3.0, 4.0]])
-def test_an_axis_holds_its_values(values: list[float]):
-    axis = chart.Axis(values, 100, 500)
-    assert all(100 <= axis.at(value) <= 500 for value in values)
-    ticks = axis.ticks()
-    assert ticks == sorted(ticks)
-    assert len(ticks) <= 15
-    assert all(100 <= axis.at(tick) <= 500 for tick in ticks)
-
-
-def test_a_bar_never_leaves_its_frame():
-    text = chart.bar([("a", 3.0, "x"), ("b", 3.0, "y")], 4.0)
-    widths = [float(w) for w in re.findall(r'class="fill[^>]*width="([\d.]+)"', text)]
-    assert sum(widths) <= chart.WIDTH
-
-
-@pytest.mark.parametrize(
-    ("value", "said"), [(0.05, "0.05"), (2, "2"), (1500, "1,500"), (20000, "20k"), (3e6, "3M")]
-)
-def test_labels(value: float, said: str):
-    assert chart.plain(value) == said
-
-
-def test_nothing_to_draw():
-    assert chart.lines([], "x", "y") == ""

@@ -14,6 +14,7 @@ from headrace.checkpoint.quantized import RoundedSource
 from headrace.checkpoint.save import save
 from headrace.checkpoint.write import packed_layers, packed_tensors, quantization
 from headrace.nn.decoder import Decoder
+from headrace.quant.export import config as compressed
 from headrace.quant.schemes import known
 from tests.checkpoint.test_quantized import CONFIG, IDS, checkpoint, loaded, logits, weights
 
@@ -69,3 +70,14 @@ def test_zero_points_are_read(tmp_path: Path, name: str):
         own = {k.rpartition(".")[2]: t for k, t in tensors.items() if k.startswith(f"{layer}.")}
         theirs = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
         torch.testing.assert_close(ours_scheme.unpack(packed, theirs.dtype), theirs, rtol=1e-2, atol=1e-3)
+
+
+def test_a_quantized_head_is_named():
+    """In vLLM it is no Linear."""
+    scheme, other = known()["w4a16"], known()["w8a8"]
+    layers = {"model.layers.0.mlp.up_proj": scheme, "model.layers.0.mlp.down_proj": scheme}
+    groups = compressed(layers | {"lm_head": scheme}, [])["config_groups"]
+    assert groups["group_0"]["targets"] == ["Linear", "lm_head"]
+    assert compressed(layers, ["lm_head"])["config_groups"]["group_0"]["targets"] == ["Linear"]
+    groups = compressed(layers | {"lm_head": other}, [])["config_groups"]
+    assert [group["targets"] for group in groups.values()] == [["Linear"], ["lm_head"]]

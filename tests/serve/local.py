@@ -37,7 +37,7 @@ class LocalFront:
             model="tiny", served=served, path=str(plan.path), created=1_700_000_000, max_len=plan.max_len,
             vocab=started.intake.vocab, eos_ids=started.intake.eos_ids, defaults=started.defaults,
             kv_blocks=plan.kv_blocks, block=plan.block, rows=plan.rows, tokens=plan.tokens, kv_tokens=plan.kv_tokens,
-            plan="", memory={}, device="cpu", dtype="float32",
+            plan="", memory={}, device="cpu", dtype="float32", kv_dtype="float32",
         )  # fmt: skip
         self.stats = Stats()
         self.watchers: list[Any] = []

@@ -40,7 +40,7 @@ async def running(
     front = Frontend(supervisor.folder, settings.serve)
     try:
         front.connection.on_stall = supervisor.restart
-        supervisor.attach(front.connection.lose, front.fail)
+        supervisor.attach(asyncio.get_running_loop(), front.connection.lose, front.fail)
         await asyncio.wait_for(front.until_ready(), 60)
         yield front, supervisor
     finally:

@@ -172,7 +172,7 @@ def test_a_model_goes_by_each_of_its_names(http: httpx.Client):
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 99}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 99}, "top_logprobs"),
         ({"stop": [""]}, "stop"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),

@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from headrace.base.errors import Refused, UnknownName
-from headrace.serve import debug, errors
+from headrace.base.errors import Refused
+from headrace.serve import debug, debug_routes, errors
 from headrace.serve.answer import Answer
 from headrace.serve.debug import History, Live
 from headrace.serve.metrics import Metrics
+from headrace.serve.peers import Peers
 from headrace.serve.record import Watcher
 from headrace.serve.vigil import Vigil
 from headrace.serve.wire import Loading, Stats
@@ -27,8 +29,8 @@ class Front:
         self.watchers: list[Watcher] = []
         self.stats = Stats(running=1, waiting=2, kv_used=0.25, step_rows=1, step_tokens=1, step_seconds=0.01)
         self.answers: dict[str, Answer] = {}
-        self.loading = Loading("ready", 1.0)
-        self.vigil, self.facts = Vigil(20), FACTS
+        self.connection, self.facts = SimpleNamespace(loading=Loading("ready", 1.0), vigil=Vigil(20)), FACTS
+        self.peers = Peers(0, 1, lambda message: False)
 
 
 class Server:
@@ -202,8 +204,7 @@ def test_only_the_last_are_kept(server: Server):
     assert len(server.history.refusals) == 3
     assert server.history._paces == {}
     assert server.metrics.open == {}
-    with pytest.raises(UnknownName, match="r1"):
-        server.history.find("r1")
+    assert server.history.find("r1") is None
 
 
 def ask(server: Server, method: str, path: str, **more: object) -> httpx.Response:
@@ -212,7 +213,7 @@ def ask(server: Server, method: str, path: str, **more: object) -> httpx.Respons
     async def send() -> httpx.Response:
         app = FastAPI()
         errors.install(app)
-        app.include_router(debug.make_router(server.live, server.history))
+        app.include_router(debug_routes.make_router(server.live, server.history))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client:
             return await client.request(method, path, **more)  # type: ignore[arg-type]
 
@@ -243,7 +244,7 @@ def test_routes(server: Server):
 def test_the_feed_goes_on_until_the_server_drains(server: Server):
     async def frames() -> list[bytes]:
         found: list[bytes] = []
-        async for frame in debug._frames(server.live, 0.001):
+        async for frame in debug_routes.Desk(server.live, server.history).frames(0.001):
             found.append(frame)
             server.front.draining = len(found) == 3
         return found
@@ -254,3 +255,45 @@ def test_the_feed_goes_on_until_the_server_drains(server: Server):
     server.front.draining = True
     streamed = ask(server, "GET", "/debug/live?every=5", headers={"Accept": "text/event-stream"})
     assert streamed.headers["content-type"].startswith("text/event-stream")
+
+
+def test_a_front_adds_what_the_others_know(server: Server):
+    """Two more fronts: one has a long list, one is silent about single requests."""
+    server.submit("mine")
+    rows = [{"id": f"r{n}", "age": 1.0 + n} for n in range(debug.SHOWN)]
+    ended = [{"id": "older", "time": 1.0}, {"id": "later", "time": 2e9}]
+    known = {
+        "rows": [[rows, 3], [[], 0]],
+        "requests": [{"running": rows[:1], "ended": ended, "refused": []}],
+        "find": [{"id": "theirs"}],
+        "cancel": [True],
+    }
+
+    async def asked(question: list[str]) -> list[object]:
+        return known[question[0]] if question[-1] != "nobody's" else []
+
+    server.front.peers.ask = asked  # type: ignore[method-assign,assignment]
+    live = ask(server, "GET", "/debug/live").json()
+    assert (len(live["rows"]), live["more"]) == (debug.SHOWN, 4)
+    assert [row["id"] for row in live["rows"][:2]] == ["r199", "r198"], "the oldest first"
+    listed = ask(server, "GET", "/debug/requests?limit=1").json()
+    assert [row["id"] for row in listed["running"]] == ["r0", "mine"]
+    assert [found["id"] for found in listed["ended"]] == ["later"]
+    assert ask(server, "GET", "/debug/requests/theirs").json() == {"id": "theirs"}
+    assert ask(server, "GET", "/debug/requests/mine").json()["id"] == "mine"
+    assert ask(server, "POST", "/debug/requests/theirs/cancel").json() == {"id": "theirs", "cancelled": True}
+    assert ask(server, "POST", "/debug/requests/nobody's/cancel").status_code == 404
+
+
+def test_a_front_tells_the_others_what_it_knows(server: Server):
+    one = server.submit("mine")
+    one.canceller = lambda _, finish, __: server.finish(one, finish)
+    debug_routes.Desk(server.live, server.history)
+    said = server.front.peers.reply
+    (row,), more = said(["rows"])
+    assert (row["id"], more) == ("mine", 0)
+    assert said(["find", "mine"])["state"] == "waiting"
+    assert said(["cancel", "theirs"]) is None
+    assert said(["cancel", "mine"]) is True
+    assert [found["cause"] for found in said(["requests", 10])["ended"]] == ["abort"]
+    assert said(["what"]) is None

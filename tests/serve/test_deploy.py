@@ -43,6 +43,11 @@ def test_there_are_enough_of_them():
     assert len(expressions()) >= 25
 
 
+def test_the_autoscaler_asks_for_the_deployment_s_model():
+    (name,) = re.findall(r"--served-model-name=(\S+)", (DEPLOY / "kubernetes.yaml").read_text())
+    assert set(re.findall(r'model_name="(.*?)"', (DEPLOY / "keda.yaml").read_text())) == {name}
+
+
 def test_every_flag_of_the_deployment_is_a_knob():
     flags = re.findall(r"- --([\w-]+)=", (DEPLOY / "kubernetes.yaml").read_text())
     assert len(flags) >= 4

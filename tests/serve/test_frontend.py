@@ -12,7 +12,7 @@ import pytest
 from headrace.base.errors import BadCheckpoint, Broken, Busy, Late, Refused, TooLong, Unreachable
 from headrace.engine.request import Event
 from headrace.serve.frontend import LONG_TEXT, Frontend
-from headrace.serve.record import Record
+from headrace.serve.record import Record, Watcher
 from headrace.serve.wire import Add, Cancel, Events
 from tests import tiny
 from tests.serve.scripted import ask, command, config, expected, finish, running
@@ -23,7 +23,7 @@ def go(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 120))
 
 
-class Ear:
+class Ear(Watcher):
     """A watcher that remembers."""
 
     def __init__(self) -> None:
@@ -405,7 +405,10 @@ def test_a_failure_in_the_engine_is_told():
 def test_a_front_process_never_loads_torch():
     code = "import sys, headrace.serve.run, headrace.serve.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = (
-        "import sys, headrace.serve.supervisor; sys.exit('fastapi' in sys.modules or 'torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_engine_is_started_before_anything_slow_is_imported():
+    slow = "{'asyncio', 'fastapi', 'rich', 'torch', 'zmq'}"
+    code = f"import sys, headrace.cli.main, headrace.cli.serve; sys.exit(str({slow} & set(sys.modules) or 0))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "0\n"

@@ -18,20 +18,20 @@ from headrace.serve.wire import (
     Events,
     Facts,
     Failed,
-    Forget,
     FromEngine,
     Hello,
     Loading,
     Pulse,
     Ready,
     Refusals,
+    Relay,
     Stats,
 )
 
 FACTS = Facts(
     model="m", served=("m",), path="m", created=1, max_len=100, vocab=259, eos_ids=frozenset({2}),
     defaults=SamplingParams(), kv_blocks=10, block=16, rows=4, tokens=64, kv_tokens=160, plan="", memory={},
-    device="script", dtype="none",
+    device="script", dtype="none", kv_dtype="none",
 )  # fmt: skip
 
 
@@ -49,9 +49,6 @@ class Engine(Scripted):
     def cancel(self, id: str) -> Event | None:
         self.calls.append(f"cancel {id}")
         return super().cancel(id)
-
-    def forget(self) -> None:
-        self.calls.append("forget")
 
     def step(self) -> list[Event]:
         events = super().step()
@@ -197,11 +194,23 @@ def test_hello_is_answered_and_a_new_boot_ends_what_the_old_one_had(meet):
         m.links[0].send(3, Hello(1))
         await m.turn()
         m.links[0].send(3, Hello(2))
-        m.links[0].send(3, Forget())
         await m.turn()
-        assert m.engine.calls[-5:] == ["step a b c", "cancel a", "cancel b", "forget", "step c"]
+        assert m.engine.calls[-4:] == ["step a b c", "cancel a", "cancel b", "step c"]
 
     meet(work, fronts=2)
+
+
+def test_what_a_front_asks_is_handed_on_to_the_others(meet):
+    async def work(m: Meeting) -> None:
+        question, answer = Relay(0, -1, 5, ["rows"]), Relay(2, 0, 5, [1, None])
+        m.links[0].send(3, question)
+        m.links[2].send(3, answer)
+        await m.turn()
+        assert await m.until(Relay, 1) == question
+        assert await m.until(Relay, 0) == answer
+        assert await m.until(Relay, 2) == question
+
+    meet(work, fronts=3)
 
 
 def test_the_pulse_beats_during_a_step_and_says_what_is_in_it(meet, monkeypatch):

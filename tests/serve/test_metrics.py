@@ -17,7 +17,7 @@ MODEL = {"model_name": "m", "engine": "0"}
 FACTS = Facts(
     model="m", served=("m",), path="/models/m", created=1, max_len=2048, vocab=100, eos_ids=frozenset({1}),
     defaults=SamplingParams(), kv_blocks=512, block=16, rows=8, tokens=256, kv_tokens=8192, plan="", memory={},
-    device="cpu", dtype="float32",
+    device="cpu", dtype="float32", kv_dtype="float32",
 )  # fmt: skip
 
 # What dashboards, autoscalers and routers made for vLLM ask for, as they ask for it.
@@ -255,10 +255,12 @@ def test_the_engine_s_numbers_are_shown(counted: Metrics):
 
 def test_counters_never_fall_when_the_engine_starts_again(counted: Metrics):
     sizes = [4] * len(tally.Tally().sizes)
-    counted.measured(Stats(steps=100, evictions=7, prompt_tokens=1000, sizes=sizes))
-    counted.measured(Stats(steps=2, evictions=1, prompt_tokens=10, sizes=[1] * len(sizes)))
-    counted.measured(Stats(steps=4, evictions=1, prompt_tokens=20, sizes=[2] * len(sizes)))
-    assert value(counted, "headrace_steps_total") == 104
+    counted.measured(Stats(steps=3, evictions=7, prompt_tokens=1000, sizes=sizes))
+    counted.lost()
+    counted.measured(Stats(steps=9, evictions=1, prompt_tokens=10, sizes=[1] * len(sizes)))
+    counted.measured(Stats(steps=11, evictions=1, prompt_tokens=20, sizes=[2] * len(sizes)))
+    assert value(counted, "headrace_steps_total") == 14
+    assert value(counted, "headrace_engine_restarts_total") == 1
     assert value(counted, "vllm:num_preemptions_total") == 8
     assert value(counted, "vllm:prefix_cache_queries_total") == 1020
     assert value(counted, "vllm:iteration_tokens_total_sum") == 6
@@ -278,11 +280,13 @@ def test_all_front_processes_are_counted_together(tmp_path: Path, clock: list[fl
             front.submitted(one)
             token(front, one)
         front.measured(Stats(running=3, steps=5))
+        front.lost()
     clock[0] += metrics.KEEP
     for front in fronts:
         assert value(front, "vllm:generation_tokens_total") == 3
         assert value(front, "vllm:num_requests_running") == 3, "the engine is counted once"
         assert value(front, "headrace_steps_total") == 5
+        assert value(front, "headrace_engine_restarts_total") == 1
     assert fronts[0].totals().tolist() == fronts[1].totals().tolist()
 
 

@@ -62,20 +62,6 @@ def test_the_fast_way_has_the_same_door(method: str, key: str, status: int):
     assert ask(Serve(request_log="off", api_key="right"), method, key=key).status_code == status
 
 
-def test_the_engine_s_restarts_are_counted_once():
-    front = Front()
-    observers = observe(front, Serve(request_log="off"), "m")  # type: ignore[arg-type]
-    for restarts, expected in ((0, 0), (2, 2), (2, 2), (3, 3)):
-        front.restarts = restarts
-        observers.metrics.ask(front)  # type: ignore[arg-type]
-        (found,) = [
-            line
-            for line in observers.metrics.render().decode().splitlines()
-            if line.startswith("headrace_engine_restarts_total{")
-        ]
-        assert found.endswith(f" {expected}")
-
-
 @pytest.mark.parametrize(("form", "count"), [("off", 2), ("text", 3), ("json", 3)])
 def test_the_request_log_is_a_choice(form: str, count: int):
     front = Front()

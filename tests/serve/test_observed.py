@@ -52,7 +52,6 @@ def test_counters_go_on_over_the_death_of_the_engine():
             results = await asyncio.gather(*map(finish, answers))
             assert [tokens for ((tokens, _),) in results] == [expected(request) for request in requests]
             await until(lambda: front.stats.running == 0)
-            observers.metrics.ask(front)
             after = numbers(observers)
             assert {name for name, value in before.items() if after[name] < value} == set()
             assert after["headrace_engine_restarts_total"] == 1
@@ -87,7 +86,7 @@ def test_metrics_are_there_from_the_first_moment_to_the_last():
         front = Frontend(supervisor.folder, settings.serve)
         observers = observe(front, Serve(request_log="off"), "script")
         try:
-            supervisor.attach(front.connection.lose, front.fail)
+            supervisor.attach(asyncio.get_running_loop(), front.connection.lose, front.fail)
             said = []
             while not front.ready:
                 said.append(await scraped(front, observers))
@@ -119,7 +118,7 @@ def test_a_front_that_fails_when_it_meets_the_engine_is_at_no_moment_ready(monke
         front = Frontend(supervisor.folder, settings.serve)
         observers = observe(front, Serve(request_log="off"), "script")
         try:
-            supervisor.attach(front.connection.lose, front.fail)
+            supervisor.attach(asyncio.get_running_loop(), front.connection.lose, front.fail)
             failed = asyncio.create_task(front.until_failed())
             while not failed.done():
                 assert await scraped(front, observers) == "0"

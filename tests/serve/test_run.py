@@ -3,23 +3,22 @@
 import http.client
 import json
 import os
+import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from headrace.bench.frontend import write_tokenizer
-
-ESTABLISHED = "01"
-"""A state in /proc/net/tcp."""
 
 HEADERS = {"Content-Type": "application/json", "Connection": "close"}
 ROOT = Path(__file__).parents[2]
@@ -73,7 +72,8 @@ class Server:
 
     def text(self, prompt: str, tokens: int) -> str:
         """What the model says; whoever is asked may not be ready yet."""
-        for _ in range(200):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
             answer = self.ask(prompt, tokens)
             body = json.loads(answer.read())
             if answer.status == 200:
@@ -92,10 +92,17 @@ class Server:
 
     def metrics(self) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-        connection.close()
+        connection.request("GET", "/metrics", headers=HEADERS)
+        response = connection.getresponse()
+        text = response.read().decode()
+        assert response.status == 200, text
         return text
+
+    def count(self, name: str, label: str = "") -> float:
+        """What /metrics says of a series, found by a part of its labels."""
+        found = re.search(rf"^{name}{{[^}}]*{label}[^}}]*}} (\S+)$", self.metrics(), re.MULTILINE)
+        assert found is not None
+        return float(found[1])
 
     def children(self) -> list[int]:
         """Processes this one has started."""
@@ -195,34 +202,104 @@ def test_several_front_processes_answer_on_one_port(folder: Path):
         children = one.children()
         assert len(children) == 3, "the engine and two further fronts"
         fronts = [one.process.pid, *(pid for pid in children if pid != one.engine)]
-        said = set()
-        connections: list[socket.socket] = []
-        for _ in range(500):
-            connections.append(socket.create_connection(("127.0.0.1", one.port)))
-            said.add(one.text("x", 20))
-            if all(holds_connection(pid, one.port) for pid in fronts):
-                break
-        else:
-            pytest.fail("one of them takes no connections")
-        assert len(said) == 1
-        assert f'finished_reason="length"}} {len(connections)}' in one.metrics().replace(".0\n", "\n")
-        for connection in connections:
-            connection.close()
+        said = []
+        for pid in fronts:
+            with alone(pid, fronts):
+                said.append(one.text("x", 20))
+        assert len(set(said)) == 1
+        assert one.count("vllm:request_success_total", "length") == 3
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(30) == 0
         assert all(gone(pid) for pid in children)
 
 
-def holds_connection(pid: int, port: int) -> bool:
-    """Whether a process has accepted a connection to the port that is still open."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    inodes = {
-        f"socket:[{line[9]}]" for line in lines if line[1].endswith(f":{port:04X}") and line[3] == ESTABLISHED
-    }
+@contextmanager
+def alone(pid: int, fronts: Iterable[int]) -> Iterator[None]:
+    """Only this front takes connections: the others are stopped meanwhile."""
+    others = [other for other in fronts if other != pid]
     try:
-        return any(str(link.readlink()) in inodes for link in Path(f"/proc/{pid}/fd").iterdir())
-    except FileNotFoundError:  # a file that was closed meanwhile
-        return False
+        for other in others:
+            os.kill(other, signal.SIGSTOP)
+        yield
+    finally:
+        for other in others:
+            os.kill(other, signal.SIGCONT)
+
+
+def test_the_queue_is_one_for_all_fronts(folder: Path):
+    """Two of them get 15 requests each, where 20 have a place."""
+    limits = {"serve__workers": 2, "schedule__rows": 4, "serve__queue": 16}
+    with server(folder, 0.02, **limits) as one, ExitStack() as open_ones:
+        fronts = [one.process.pid, *(pid for pid in one.children() if pid != one.engine)]
+        for pid in fronts:
+            with alone(pid, fronts):
+                one.text("x", 1)  # it is ready
+        for pid, (streams, refused) in zip(fronts, ((15, 0), (20, 10)), strict=True):
+            with alone(pid, fronts):
+                asked = [open_ones.enter_context(endless(one.port)) for _ in range(15)]
+                until(lambda n=refused: one.count("vllm:admission_rejections_total", "queued_reqs") == n)
+                until(lambda n=streams: one.count("headrace_streams") == n)
+                said = [sock.recv(4096) for sock in select.select(asked, [], [], 0)[0]]
+                told = [
+                    re.search(rb"retry-after: (\d+)\r\n", answer) for answer in said if b" 429 " in answer
+                ]
+                assert len(told) == refused
+                assert all(match and int(match[1]) >= 1 for match in told)
+
+
+def test_a_front_shows_and_cancels_what_another_one_answers(folder: Path):
+    with server(folder, 0.02, serve__workers=2) as one, ExitStack() as open_ones:
+        fronts = [one.process.pid, *(pid for pid in one.children() if pid != one.engine)]
+        with alone(fronts[1], fronts):
+            one.text("x", 1)
+            theirs = open_ones.enter_context(endless(one.port))
+            until(lambda: one.count("headrace_streams") == 1)
+        ours = open_ones.enter_context(closing(http.client.HTTPConnection("127.0.0.1", one.port, timeout=60)))
+        with alone(fronts[0], fronts):
+            ours.connect()
+            assert debug(ours, "GET", "/debug/live")["rows"] == [], "the one that has it is stopped"
+        (row,) = debug(ours, "GET", "/debug/live")["rows"]
+        assert debug(ours, "GET", f"/debug/requests/{row['id']}")["state"] == "decode"
+        assert debug(ours, "POST", f"/debug/requests/{row['id']}/cancel")["cancelled"]
+        until(lambda: one.count("headrace_streams") == 0)
+        (ended,) = [
+            found for found in debug(ours, "GET", "/debug/requests")["ended"] if found["id"] == row["id"]
+        ]
+        assert ended["cause"] == "abort"
+        assert b'"finish_reason":"abort"' in everything(theirs)
+
+
+def debug(connection: http.client.HTTPConnection, method: str, path: str) -> Any:
+    """What a path says on a connection that stays open."""
+    connection.request(method, path)
+    return json.loads(connection.getresponse().read())
+
+
+def everything(sock: socket.socket) -> bytes:
+    """What comes on a connection until the end of a stream."""
+    said = b""
+    while not said.endswith(b"0\r\n\r\n"):
+        said += sock.recv(65536)
+    return said
+
+
+def endless(port: int) -> socket.socket:
+    """A connection on which a long stream was asked for."""
+    body = json.dumps({"prompt": "abc", "max_tokens": 4000, "ignore_eos": True, "stream": True})
+    sock = socket.create_connection(("127.0.0.1", port), timeout=60)
+    sock.sendall(
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    return sock
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for it."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_front_process_that_dies_is_replaced(folder: Path):
@@ -287,7 +364,7 @@ def test_sixty_four_readers_notice_nothing_but_a_pause_when_the_engine_is_killed
         calm = texts(one, 64, 200)
         assert all(calm)
         assert texts(one, 64, 200, lambda: os.kill(one.engine, signal.SIGKILL)) == calm
-        assert "headrace_engine_restarts_total" in one.metrics()
+        assert one.count("headrace_engine_restarts_total") == 1
         assert one.children() != [one.engine]
 
 

@@ -118,8 +118,9 @@ def test_a_process_goes_on_where_the_one_before_it_stopped(layout: Layout, tmp_p
     assert neighbours(tmp_path, layout)[0][0] == 5
 
 
-def test_sheets_of_another_layout_are_left_alone(layout: Layout, tmp_path: Path):
+def test_sheets_of_another_layout_or_gone_are_left_alone(layout: Layout, tmp_path: Path):
     (tmp_path / "other.sheet").write_bytes(b"\0" * 24)
+    (tmp_path / "removed.sheet").symlink_to(tmp_path / "nothing")
     assert neighbours(tmp_path, layout) == []
 
 

@@ -100,3 +100,8 @@ def test_merges_that_do_not_fit_are_refused(metadata: dict[str, Any], merge: str
     merges = [*metadata["tokenizer.ggml.merges"], merge]
     with pytest.raises(BadCheckpoint, match="merge"):
         Tokenizer.from_gguf(metadata | {"tokenizer.ggml.merges": merges})
+
+
+def test_a_merge_of_one_part_is_refused_though_its_pieces_would_do() -> None:
+    with pytest.raises(BadCheckpoint, match="merge 'aa'"):
+        byte_level.build(["a", "aa", "aaa"], ["a a", "aa"], byte_level.Family())

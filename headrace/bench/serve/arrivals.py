@@ -40,11 +40,13 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         if self.streams is not None:
             return f"{self.streams} streams"
         if self.replay:
-            return "trace"
+            return "trace" if self.rate in (1.0, float("inf")) else f"trace, {self.rate:g} times as fast"
         if self.rate == float("inf"):
             return "all at once"
         said = f"{self.rate:.4g}/s"
-        return said if self.pattern == "poisson" and self.burstiness == 1 else f"{said} {self.pattern}"
+        if self.pattern != "poisson":
+            return f"{said} {self.pattern}"
+        return said if self.burstiness == 1 else f"{said} burstiness {self.burstiness:g}"
 
 
 def times(load: Load, seed: int) -> list[float]:

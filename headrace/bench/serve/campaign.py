@@ -9,6 +9,7 @@ import msgspec
 
 from headrace.bench.serve import crew, steady
 from headrace.bench.serve.arrivals import Load, times
+from headrace.bench.serve.client import LOST
 from headrace.bench.serve.connection import Target
 from headrace.bench.serve.crew import Progress
 from headrace.bench.serve.data import Prompts, Source, trace
@@ -54,6 +55,12 @@ class Level(NamedTuple):
     def invalid(self) -> bool:
         """Whether the client was so late that the numbers say nothing about the server."""
         return any(warning.startswith("invalid") for warning in self.warnings)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the server was gone at the end: the last requests to be over had no connection, or lost it."""
+        last = sorted(self.samples, key=lambda sample: sample.ended)[-3:]
+        return bool(last) and all(sample.reason.startswith(LOST) for sample in last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +170,12 @@ def _warnings(level: Level) -> list[str]:
         found.append(
             f"the server did not count the tokens of {whole.inexact} answers: chunks were counted instead"
         )
-    bad = sum(count for outcome, count in whole.outcomes.items() if outcome in ("error", "unfinished"))
-    if bad:
-        found.append(f"{bad} of {whole.sent} requests failed: {next(iter(whole.reasons), '')}")
+    if whole.reasons:
+        bad = sum(whole.reasons.values())
+        most = "; ".join(f"{count} x {reason}" for reason, count in list(whole.reasons.items())[:3])
+        found.append(f"{bad} of {whole.sent} requests failed or were refused: {most}")
+    if level.dead:
+        found.append("the server was gone at the end; nothing is measured after this")
     if level.window is None and whole.duration:
         found.append("no steady part was found: the run is too short or its load changes all the time")
     return found

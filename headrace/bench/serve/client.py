@@ -17,6 +17,8 @@ PAUSE = 0.1
 """Seconds that a stream of a closed loop waits after an error, so that a dead server is not flooded."""
 
 REFUSALS = frozenset({429, 503})
+LOST = "connection: "
+"""What the reason begins with where there was no connection, or none any more."""
 
 
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -159,7 +161,6 @@ class Client:
         self.streamed = 0
         self._random = Random(seed)
         self._path = PATHS[ask.endpoint]
-        self._numbers = 0
 
     async def open_loop(self, due: Sequence[tuple[float, Conversation]], until: float) -> None:
         """Begin each conversation at its moment, whatever became of those before; at `until` all is given up."""
@@ -226,7 +227,6 @@ class Client:
             limit = self._random.randint(1, max(1, (most or 64) - 1))
         reading = Reading(sample, self.start, self.ask.stream, keep, limit)
         self.running += 1
-        self._numbers += 1
         try:
             async with asyncio.timeout(self.timeout):
                 await self._exchange(self.ask.body(prompt, most), reading)
@@ -237,7 +237,7 @@ class Client:
         except Malformed as fault:
             sample.reason = f"malformed: {fault}"
         except OSError as fault:
-            sample.reason = f"connection: {fault.strerror or str(fault) or type(fault).__name__}"
+            sample.reason = f"{LOST}{fault.strerror or str(fault) or type(fault).__name__}"
         except asyncio.CancelledError:
             sample.outcome, sample.reason = "unfinished", "not over when the run was"
             raise

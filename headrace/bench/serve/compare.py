@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.base.errors import Refused
-from headrace.bench.serve.measures import FLOORS, KNOWN
+from headrace.bench import files
+from headrace.bench.serve.measures import FLOORS, KNOWN, read_terms
 
 GATE = re.compile(r"\s*([a-z0-9_]+)\s*([+-])\s*([0-9.]+)\s*(%|)\s*")
 PART = re.compile(r"(ttft|tpot|itl|e2e)_(mean|p\d+)")
+TIMES = ("ttft_", "tpot_", "itl_", "e2e_")
 SHOWN = ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "itl_p99", "e2e_p99", "output_per_second", "goodput")
 Json = dict[str, Any]
 
@@ -43,33 +45,20 @@ class Row(NamedTuple):
 
 def read_gates(texts: Sequence[str]) -> list[Gate]:
     """`tpot_p99 +5%` as gates; several may be in one text, with commas. Raises Refused."""
-    found: list[Gate] = []
-    for part in [part for text in texts for part in text.split(",")]:
-        match = GATE.fullmatch(part)
-        try:
-            if match is None or match[1] not in KNOWN:
-                raise ValueError(part)
-            size = float(match[3])
-            found.append(Gate(match[1], match[2] == "+", size / 100 if match[4] else size, bool(match[4])))
-        except ValueError:
-            raise Refused(
-                f"{part.strip()!r} is no limit of change; expected such as 'tpot_p99 +5%' or 'output_per_second -3%'",
-                param="fail-if",
-                hint=f"known names: {', '.join(KNOWN)}",
-            ) from None
-    return found
+    what = "limit of change; expected such as 'tpot_p99 +5%' or 'output_per_second -3%'"
+    matches = [match for text in texts for match in read_terms(text, GATE, what, "fail-if")]
+    return [Gate(m[1], m[2] == "+", float(m[3]) / (100 if m[4] else 1), bool(m[4])) for m in matches]
 
 
 def read(path: Path) -> Json:
     """An earlier result. Raises Refused for a file that is not one."""
+    raw = files.read(path, "compare")
     try:
-        found: Any = json.loads(path.read_text())
+        found: Any = json.loads(raw)
         if found["benchmark"] != "serve":
             raise KeyError("benchmark")
-        _ = [(level["name"], level["whole"]) for level in found["levels"]]
-    except OSError as fault:
-        raise Refused(f"{path} cannot be read: {fault.strerror}", param="compare") from fault
-    except (ValueError, TypeError, KeyError) as fault:
+        _ = [(level["name"], [value(level, name) for name in KNOWN]) for level in found["levels"]]
+    except (ValueError, TypeError, KeyError, AttributeError) as fault:
         raise Refused(
             f"{path} is not a result of `headrace bench serve`: {fault}", param="compare"
         ) from fault
@@ -91,6 +80,13 @@ def value(level: Json, name: str) -> float | None:
     return whole.get(name)
 
 
+def said(name: str, number: float | None) -> str:
+    """A number for people; times in milliseconds."""
+    if number is None:
+        return ""
+    return f"{number * 1000:.5g} ms" if name.startswith(TIMES) else f"{number:.5g}"
+
+
 def compare(before: Json, after: Json, gates: Sequence[Gate] = ()) -> list[Row]:
     """Rows for all levels that both have, by name. Raises Refused where they have none in common.
 
@@ -106,7 +102,8 @@ def compare(before: Json, after: Json, gates: Sequence[Gate] = ()) -> list[Row]:
             hint="repeat the run with the flags of the earlier one",
         )
     names = [*SHOWN, *(gate.name for gate in gates if gate.name not in SHOWN)]
-    return [_row(old[level["name"]], level, name, gates) for level in common for name in dict.fromkeys(names)]
+    rows = [_row(old[level["name"]], level, name, gates) for level in common for name in dict.fromkeys(names)]
+    return [row for row in rows if row.before is not None or row.after is not None]
 
 
 def _row(old: Json, new: Json, name: str, gates: Sequence[Gate]) -> Row:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from headrace.base.errors import Refused
+from headrace.bench import files
 from headrace.bench.serve import lengths
 from headrace.bench.serve.client import Conversation, Turn
 
@@ -131,10 +132,7 @@ def _read(source: Prompts, seed: int) -> list[Conversation]:
 
 def _entries(source: Prompts) -> list[Any]:
     """The file's objects: one per line, or one list. Raises Refused."""
-    try:
-        raw = Path(source.path).read_bytes()
-    except OSError as fault:
-        raise Refused(f"{source.path} cannot be read: {fault.strerror}", param="data") from fault
+    raw = files.read(Path(source.path), "data")
     try:
         if raw.lstrip().startswith(b"["):
             return msgspec.json.decode(raw, type=list[Any])

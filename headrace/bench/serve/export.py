@@ -5,10 +5,11 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
-from headrace.base.errors import Refused
+from headrace.bench.files import write
 from headrace.bench.result import commit, versions
 from headrace.bench.serve.campaign import Campaign, Level
 from headrace.bench.serve.measures import PERCENTILES, Definitions, Spread, Summary, itls, summarize
@@ -39,11 +40,11 @@ def document(campaign: Campaign, levels: Sequence[Level], settings: Json, found:
     }
 
 
-def level_json(level: Level, samples: bool = True) -> Json:
+def level_json(level: Level) -> Json:
     """One level. Its own keys are nested; those at the top are vLLM's, in vLLM's units, of the whole run."""
     load, whole = level.load, level.whole
     ok = [sample for sample in level.samples if sample.outcome == "ok"]
-    found: Json = {
+    return {
         "name": load.name,
         "load": {name: _plain(getattr(load, name)) for name in load.__struct_fields__},
         **vllm_keys(level),
@@ -55,18 +56,14 @@ def level_json(level: Level, samples: bool = True) -> Json:
         "server_points": [[round(point.at - level.start, 3), point.values] for point in level.points],
         "client_cpu_seconds": level.cpu,
         "warnings": level.warnings,
+        "input_lens": [sample.prompt_tokens for sample in ok],
+        "output_lens": [sample.output_tokens for sample in ok],
+        "ttfts": [_round((sample.first or 0.0) - sample.scheduled) for sample in ok],
+        "itls": [[_round(gap) for gap in itls(sample)] for sample in ok],
+        "start_times": [_round(sample.scheduled) for sample in ok],
+        "ends": [_round(sample.ended) for sample in ok],
+        "lags": [_round(sample.sent - sample.scheduled) for sample in ok],
     }
-    if samples:
-        found |= {
-            "input_lens": [sample.prompt_tokens for sample in ok],
-            "output_lens": [sample.output_tokens for sample in ok],
-            "ttfts": [_round((sample.first or 0.0) - sample.scheduled) for sample in ok],
-            "itls": [[_round(gap) for gap in itls(sample)] for sample in ok],
-            "start_times": [_round(sample.scheduled) for sample in ok],
-            "ends": [_round(sample.ended) for sample in ok],
-            "lags": [_round(sample.sent - sample.scheduled) for sample in ok],
-        }
-    return found
 
 
 def vllm_keys(level: Level) -> Json:
@@ -138,7 +135,7 @@ def _by_definition(level: Level) -> Json:
 
 def write_json(path: Path, said: Json) -> None:
     """Raises Refused for a path that cannot be written."""
-    _write(path, json.dumps(said, indent=1, allow_nan=False) + "\n")
+    write(path, json.dumps(said, indent=1, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, levels: Sequence[Level]) -> None:
@@ -150,13 +147,11 @@ def write_csv(path: Path, levels: Sequence[Level]) -> None:
             {"name": level.load.name, **vllm_keys(level), **{f"server_{k}": v for k, v in server.items()}}
         )
     names = list(dict.fromkeys(name for row in rows for name in row))
-    try:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as fault:
-        raise _unwritable(path, fault) from fault
+    text = StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue(), "csv")
 
 
 def write_samples(path: Path, levels: Sequence[Level]) -> None:
@@ -166,18 +161,7 @@ def write_samples(path: Path, levels: Sequence[Level]) -> None:
         for level in levels
         for sample in level.samples
     ]
-    _write(path, "\n".join(lines) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as fault:
-        raise _unwritable(path, fault) from fault
-
-
-def _unwritable(path: Path, fault: OSError) -> Refused:
-    return Refused(f"{path} cannot be written: {fault.strerror}", param="output")
+    write(path, "\n".join(lines) + "\n", "samples")
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ For a request with n tokens, due at d, sent at s, tokens at t_1 ... t_n, over at
 `d` is when the request should have been sent: a client that comes too late makes a server look slow, never fast.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import sqrt
@@ -164,6 +165,11 @@ class Summary(NamedTuple):
     inexact: int
     reasons: dict[str, int]
 
+    @property
+    def failed(self) -> int:
+        """Requests that ended badly; those that were refused are not among them."""
+        return self.outcomes.get("error", 0) + self.outcomes.get("unfinished", 0)
+
     def value(self, name: str) -> float | None:
         """A number by the name it has in limits: `ttft_p99`, `tpot_mean`, `output_per_second`, `error_rate`..."""
         head, _, tail = name.rpartition("_")
@@ -173,9 +179,7 @@ class Summary(NamedTuple):
                 return None
             return spread.mean if tail == "mean" else spread.percentiles[int(tail[1:])][0]
         if name in ("error_rate", "refusal_rate"):
-            counted = self.outcomes.get("refused", 0)
-            if name == "error_rate":
-                counted = self.outcomes.get("error", 0) + self.outcomes.get("unfinished", 0)
+            counted = self.failed if name == "error_rate" else self.outcomes.get("refused", 0)
             return counted / self.sent if self.sent else None
         found = getattr(self, name)
         return None if found is None else float(found)
@@ -191,6 +195,23 @@ KNOWN = (
     *RATES,
 )
 """Names of numbers that limits and comparisons may speak of."""
+
+
+def read_terms(text: str, form: re.Pattern[str], what: str, param: str) -> list[re.Match[str]]:
+    """The parts of `a<1,b<2`: group 1 of `form` is a name of KNOWN, group 3 a number. Raises Refused."""
+    found: list[re.Match[str]] = []
+    for part in text.split(","):
+        match = form.fullmatch(part)
+        try:
+            if match is None or match[1] not in KNOWN:
+                raise ValueError(part)
+            float(match[3])
+        except ValueError:
+            raise Refused(
+                f"{part.strip()!r} is no {what}", param=param, hint=f"known names: {', '.join(KNOWN)}"
+            ) from None
+        found.append(match)
+    return found
 
 
 def summarize(
@@ -228,8 +249,15 @@ def summarize(
         goodput=None if good is None else good / seconds,
         attained=None if good is None or not meant else good / meant,
         inexact=sum(not sample.counted for sample in ok),
-        reasons=dict(sorted(reasons.items(), key=lambda item: -item[1])[:20]),
+        reasons=_often(reasons),
     )
+
+
+def _often(reasons: dict[str, int], most: int = 20) -> dict[str, int]:
+    """The most frequent first; beyond `most`, what they differ in (an id, a time) is not worth a line each."""
+    ordered = sorted(reasons.items(), key=lambda item: -item[1])
+    rest = sum(count for _, count in ordered[most:])
+    return dict(ordered[:most]) | ({"other reasons": rest} if rest else {})
 
 
 def _spreads(ok: Sequence[Sample], definitions: Definitions) -> dict[str, Spread | None]:

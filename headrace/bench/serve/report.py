@@ -10,8 +10,9 @@ import numpy as np
 from headrace.bench.chart import Line, draw
 from headrace.bench.page import definitions, opening, settings, table
 from headrace.bench.serve.campaign import Level
-from headrace.bench.serve.compare import Row
+from headrace.bench.serve.compare import Row, said
 from headrace.bench.serve.measures import OF_ONE, Spread, itls
+from headrace.bench.serve.scrape import shown
 from headrace.bench.serve.steady import running
 
 DEFINITIONS = (
@@ -27,23 +28,23 @@ DEFINITIONS = (
     ("small numbers", "95% confidence interval: order statistics for requests, batch means for tokens"),
 )
 MS = 1000.0
-TIMES = ("ttft_", "tpot_", "itl_", "e2e_")
 
 
-def html(said: dict[str, Any], levels: Sequence[Level], rows: Sequence[Row] = ()) -> str:
-    """The whole page. `said` is the result as JSON has it, `rows` a comparison with an earlier one."""
-    title = f"{escape(str(said['model_id']))} under load"
+def html(found: dict[str, Any], levels: Sequence[Level], rows: Sequence[Row] = ()) -> str:
+    """The whole page. `found` is the result as JSON has it, `rows` a comparison with an earlier one."""
+    title = f"{escape(str(found['model_id']))} under load"
     parts = [
         opening(title),
-        f'<p class="sub">{escape(str(said["url"]))}, {escape(str(said["date"]))}, times in milliseconds,'
-        f" definitions: {escape(str(said['definitions']))}</p>",
-        _search(said.get("search")),
+        f'<p class="sub">{escape(str(found["url"]))}, {escape(str(found["date"]))}, times in milliseconds,'
+        f" definitions: {escape(str(found['definitions']))}</p>",
+        _search(found.get("search")),
         _levels(levels),
         _curves(levels),
         _comparison(rows),
         *(_level(level, open_=n == len(levels) - 1) for n, level in enumerate(levels)),
         definitions(DEFINITIONS),
-        _settings(said),
+        _others(found["definitions"]),
+        _settings(found),
         "</html>",
     ]
     return "\n".join(part for part in parts if part)
@@ -52,10 +53,10 @@ def html(said: dict[str, Any], levels: Sequence[Level], rows: Sequence[Row] = ()
 def _search(found: dict[str, Any] | None) -> str:
     if not found:
         return ""
-    limits = escape(str(found.get("limits")))
-    holds, fails = found.get("holds"), found.get("fails")
-    edge = f"fails at {fails:.4g}/s" if isinstance(fails, float) else "no rate that fails was found"
-    return f"<h2>{limits}</h2><p>holds at <b>{holds or 0:.4g} requests per second</b>, {edge}</p>"
+    holds, fails = found["holds"], found["fails"]
+    held = f"holds at <b>{holds:.4g} requests per second</b>" if holds else "no rate that holds was found"
+    edge = "no rate that fails was found" if fails is None else f"fails at {fails:.4g}/s"
+    return f"<h2>{escape(str(found['limits']))}</h2><p>{held}, {edge}</p>"
 
 
 # -- all levels -------------------------------------------------------------------------------------------------
@@ -71,8 +72,7 @@ def _levels(levels: Sequence[Level]) -> str:
 
 def _level_row(level: Level) -> list[str]:
     whole, server = level.whole, level.server
-    bad = whole.outcomes.get("error", 0) + whole.outcomes.get("unfinished", 0)
-    spreads = whole.spreads
+    bad, spreads = whole.failed, whole.spreads
     wanted = (("ttft", 50), ("ttft", 99), ("tpot", 50), ("tpot", 99), ("itl", 99), ("e2e", 99))
     invalid = level.invalid
     return [
@@ -100,7 +100,8 @@ def _cell(spread: Spread | None, part: int) -> str:
 
 
 def _curves(levels: Sequence[Level]) -> str:
-    """Latency against load: what a level's name does not tell."""
+    """Latency against load: what a level's name does not tell. Levels that say nothing of the server are left out."""
+    levels = [level for level in levels if level.samples and not level.invalid]
     if len(levels) < 2:
         return ""
     ordered = sorted(levels, key=lambda level: level.whole.output_per_second)
@@ -139,11 +140,10 @@ def _comparison(rows: Sequence[Row]) -> str:
         style = "" if row.better is None else "good" if row.better else "warn"
         change = "" if row.change is None else f'<span class="{style}">{row.change:+.1%}</span>'
         gates = ", ".join(map(escape, row.broken))
-        scale = MS if row.name.startswith(TIMES) else 1.0
         return [
             escape(row.level),
             row.name,
-            *("" if number is None else f"{number * scale:.5g}" for number in (row.before, row.after)),
+            *(said(row.name, number) for number in (row.before, row.after)),
             change,
             f'<span class="bad">past {gates}</span>' if gates else "",
         ]
@@ -169,15 +169,10 @@ def _level(level: Level, open_: bool) -> str:
         )
     parts.append(f'<div class="charts">{_percentiles(level)}{_timelines(level)}</div>')
     if level.whole.reasons:
-        rows = [[escape(reason), str(count)] for reason, count in level.whole.reasons.items()]
-        parts.append(table(("what went wrong", "requests"), rows))
+        rows = [[str(count), escape(reason)] for reason, count in level.whole.reasons.items()]
+        parts.append(table(("requests", "what went wrong"), rows, words=True))
     if level.server is not None:
-        rows = [
-            [name.replace("_", " "), f"{value:.5g}"]
-            for name, value in level.server._asdict().items()
-            if value is not None
-        ]
-        parts.append("<h3>By the server's own numbers</h3>" + table(("", "value"), rows))
+        parts.append("<h3>By the server's own numbers</h3>" + table((), shown(level.server)))
     return "".join(parts) + "</details>"
 
 
@@ -247,5 +242,17 @@ def _timelines(level: Level) -> str:
     return "".join(charts)
 
 
-def _settings(said: dict[str, Any]) -> str:
-    return settings({**said.get("settings", {}), **said.get("versions", {}), "commit": said.get("commit")})
+def _others(whose: str) -> str:
+    """Said where the numbers of tables and curves do not mean what the list above says."""
+    if whose in ("headrace", "mlperf"):
+        return ""
+    return (
+        f"<p class='warn'>TTFT, TPOT, ITL and E2E of all levels are here as {whose} defines them;"
+        " those in the charts of a single level are as above.</p>"
+    )
+
+
+def _settings(found: dict[str, Any]) -> str:
+    said = dict(found["settings"])
+    client = {f"client: {name.replace('_', ' ')}": f"{v:.4g}" for name, v in said.pop("client", {}).items()}
+    return settings({**said, **client, **found["versions"], "commit": found["commit"]})

@@ -34,4 +34,3 @@ class Sample(msgspec.Struct, array_like=True):
     status: int = 0
     reason: str = ""
     turn: int = 0
-    name: str = ""

@@ -60,6 +60,30 @@ class Server(NamedTuple):
     generated: float | None
 
 
+def shown(server: Server) -> list[tuple[str, str]]:
+    """For people: what is known, under short names."""
+
+    def level(mean: float | None, most: float | None, form: str) -> str:
+        return "" if mean is None or most is None else f"{mean:{form}}, at most {most:{form}}"
+
+    def one(value: float | None, form: str, unit: str = "", scale: float = 1.0) -> str:
+        return "" if value is None else f"{value * scale:{form}}{unit}"
+
+    rows = [
+        ("running", level(server.running_mean, server.running_most, ".1f")),
+        ("waiting", level(server.waiting_mean, server.waiting_most, ".1f")),
+        ("KV in use", level(server.kv_usage_mean, server.kv_usage_most, ".1%")),
+        ("prefix hits", one(server.prefix_hit_rate, ".1%")),
+        ("preemptions", one(server.preemptions, ".0f")),
+        ("queue, mean", one(server.queue, ",.1f", " ms", 1000)),
+        ("prefill, mean", one(server.prefill, ",.1f", " ms", 1000)),
+        ("TTFT, mean", one(server.ttft, ",.1f", " ms", 1000)),
+        ("tokens per step", one(server.tokens_per_step, ",.1f")),
+        ("tokens generated", one(server.generated, ",.0f")),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
 def read(text: str) -> dict[str, float]:
     """Values of the series we know, those of several labels added up; the fullest of KV caches."""
     found: dict[str, float] = {}

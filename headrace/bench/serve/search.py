@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Literal, NamedTuple
 
-from headrace.base.errors import Refused
 from headrace.bench.serve.arrivals import Load
 from headrace.bench.serve.campaign import Level, grown
-from headrace.bench.serve.measures import KNOWN, Summary
+from headrace.bench.serve.measures import Summary, read_terms
 
 LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*([<>])=?\s*([0-9.eE+-]+)\s*")
 POINTS = 8
@@ -57,27 +56,15 @@ class Found(NamedTuple):
 
 def read_limits(text: str) -> list[Limit]:
     """`ttft_p99<0.5,tpot_p99<0.05` as limits. Raises Refused."""
-    found: list[Limit] = []
-    for part in text.split(","):
-        match = LIMIT.fullmatch(part)
-        try:
-            if match is None or match[1] not in KNOWN:
-                raise ValueError(part)
-            found.append(Limit(match[1], match[2] == ">", float(match[3])))
-        except ValueError:
-            raise Refused(
-                f"{part.strip()!r} is no limit; expected such as ttft_p99<0.5 or attained>0.99",
-                param="find-slo",
-                hint=f"known names: {', '.join(KNOWN)}",
-            ) from None
-    return found
+    what = "limit; expected such as ttft_p99<0.5 or attained>0.99"
+    return [Limit(m[1], m[2] == ">", float(m[3])) for m in read_terms(text, LIMIT, what, "find-slo")]
 
 
 def judge(limits: Sequence[Limit], level: Level) -> Verdict:
     """All limits of a level. What fails, or was never answered, is a failure of the level: 1% may."""
     whole = level.whole
     lost = sum(count for outcome, count in whole.outcomes.items() if outcome not in ("ok", "cancelled"))
-    if not whole.sent or lost > 0.01 * whole.sent:
+    if lost > 0.01 * whole.sent:
         return "fails"
     found = {limit.judge(whole) for limit in limits}
     return "fails" if "fails" in found else "unclear" if "unclear" in found else "holds"
@@ -88,7 +75,8 @@ def search(limits: Sequence[Limit], begin: float, duration: float, load: Load, p
 
     The rate is doubled until it fails, then the middle (in ratio) of what held and what failed is tried. A level
     that leaves it unclear is played once more for twice as long; if that does not tell either, it counts as failed.
-    Where the client itself comes too late, twice, the search ends with what is known.
+    Where the client itself comes too late, twice, where the server is gone, or where the rate is too low to send a
+    request at all, the search ends with what is known.
     """
     holds, fails = 0.0, inf
     steps: list[tuple[float, Verdict]] = []
@@ -96,10 +84,10 @@ def search(limits: Sequence[Limit], begin: float, duration: float, load: Load, p
     while len(steps) < LONGEST:
         level = play(_at(load, rate, duration))
         verdict = judge(limits, level)
-        if verdict == "unclear" or level.invalid:
+        if (verdict == "unclear" or level.invalid) and not level.dead:
             level = play(_at(load, rate, 2 * duration))
             verdict = judge(limits, level)
-        if level.invalid:  # it is the client that fails: nothing more can be found out from here
+        if level.invalid or level.dead or not level.samples:  # nothing more can be found out from here
             yield Found(holds, fails, [*steps, (rate, "unclear")])
             return
         steps.append((rate, verdict))

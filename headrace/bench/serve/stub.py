@@ -93,7 +93,7 @@ class Stub:
 class Stream(asyncio.Protocol):
     """A connection; answers its requests one after the other."""
 
-    TROUBLE = ("busy", "error", "cut", "garbage", "no-end", "late-error", "empty", "silent")
+    TROUBLE = ("busy", "error", "cut", "garbage", "no-end", "late-error", "empty", "silent", "dead")
 
     def __init__(self, stub: Stub):
         self.stub = stub
@@ -148,6 +148,8 @@ class Stream(asyncio.Protocol):
         stub = self.stub
         stub.requests += 1
         self.trouble = stub.trouble if stub.requests % stub.every == 0 else ""
+        if self.trouble == "dead":
+            os._exit(1)
         if self.trouble == "busy":
             self.transport.write(answer(429, {"error": {"message": "full"}}, "retry-after: 1\r\n"))
             return

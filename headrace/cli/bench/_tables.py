@@ -8,19 +8,23 @@ from rich.table import Table
 from rich.text import Text
 
 from headrace.bench.serve.campaign import Level
-from headrace.bench.serve.compare import Row
+from headrace.bench.serve.compare import Row, said
 from headrace.bench.serve.measures import NAMES, PERCENTILES, Spread, Summary
+from headrace.bench.serve.scrape import shown as server_rows
 
 NAMED = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 
 
 def shown(level: Level, found: dict[str, Any] | None = None) -> Group:
     """A level: counts and rates, percentiles, the server's side, and what to mind."""
-    parts: list[Table | Text] = [_rates(level), _latencies(level.whole)]
+    parts: list[Table | Text] = [_rates(level)]
+    if level.whole.outcomes.get("ok"):
+        parts.append(_latencies(level.whole))
     parts += [Text(f"note: {warning}", style="yellow") for warning in level.warnings]
     if found is not None:
         fails = "nothing fails yet" if found["fails"] is None else f"{found['fails']:.4g}/s does not"
-        parts.append(Text(f"{found['limits']}: {found['holds']:.4g}/s holds, {fails}", style="bold"))
+        holds = f"{found['holds']:.4g}/s holds" if found["holds"] else "nothing holds yet"
+        parts.append(Text(f"{found['limits']}: {holds}, {fails}", style="bold"))
     return Group(*parts)
 
 
@@ -52,29 +56,14 @@ def _rates(level: Level) -> Table:
     if whole.lag is not None and level.load.streams is None:
         rows.append(("client late, p99", f"{whole.lag.percentiles[99][0] * 1000:.2f} ms"))
     if server is not None:
-        rows += [
-            (f"server: {name}", form.format(value))
-            for name, value, form in (
-                ("running, mean", server.running_mean, "{:.1f}"),
-                ("waiting, most", server.waiting_most, "{:.0f}"),
-                ("KV in use, most", server.kv_usage_most, "{:.1%}"),
-                ("prefix hits", server.prefix_hit_rate, "{:.1%}"),
-                ("preemptions", server.preemptions, "{:.0f}"),
-            )
-            if value is not None
-        ]
-        rows += [
-            (f"server: {name}", f"{value * 1000:.1f} ms")
-            for name, value in (("queue, mean", server.queue), ("TTFT, mean", server.ttft))
-            if value is not None
-        ]
+        rows += [(f"server: {name}", value) for name, value in server_rows(server)]
     for row in rows:
         table.add_row(*row)
     return table
 
 
 def _latencies(summary: Summary) -> Table:
-    table = Table(caption="milliseconds; in brackets 95% confidence intervals")
+    table = Table(caption="milliseconds; below them 95% confidence intervals")
     table.add_column("")
     for heading in ("mean", *(f"p{part}" for part in PERCENTILES), "max"):
         table.add_column(heading, justify="right")
@@ -89,7 +78,8 @@ def _interval(spread: Spread, part: int) -> str:
     value, low, high = spread.percentiles[part]
     if low is None or high is None:
         return _ms(value)
-    return f"{_ms(value)} [dim]({_ms(low)}, {_ms(high)})[/]"
+    bounds = "-".join(f"{b * 1000:.3g}" if b < 1 else f"{b * 1000:,.0f}" for b in (low, high))
+    return f"{_ms(value)}\n[dim]{bounds}[/]"
 
 
 def _ms(seconds: float) -> str:
@@ -107,12 +97,13 @@ def comparison(rows: Sequence[Row]) -> Group:
         table.add_row(
             row.level,
             row.name,
-            *("" if number is None else f"{number:.5g}" for number in (row.before, row.after)),
+            *(said(row.name, number) for number in (row.before, row.after)),
             f"[{colour}]{change}[/]" if colour and change else change,
         )
     failed = [
         Text(
-            f"fails: {row.level}, {row.name} went from {row.before} to {row.after}, past {gate}",
+            f"fails: {row.level}, {row.name} went from {said(row.name, row.before)} to"
+            f" {said(row.name, row.after) or 'nothing'}, past {gate}",
             style="bold red",
         )
         for row in rows

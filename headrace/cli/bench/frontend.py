@@ -3,6 +3,7 @@
 import os
 
 from headrace.base.errors import Refused
+from headrace.cli.bench._checks import at_least
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
 
@@ -29,11 +30,8 @@ def run(
     repeats
         how often it is measured; the table shows medians
     """
-    for name, value in (("streams", streams), ("tokens", tokens), ("repeats", repeats)):
-        if value < 1:
-            raise Refused(f"--{name} is {value}; expected at least 1", param=name)
-    if rate < 0:
-        raise Refused(f"--rate is {rate}; expected 0 or more", param="rate")
+    at_least(1, streams=streams, tokens=tokens, repeats=repeats)
+    at_least(0, rate=rate)
     if not hasattr(os, "sched_setaffinity"):
         raise Refused("processes cannot be kept on one core here", hint="run it on Linux")
     from headrace.bench.frontend import Work, measure

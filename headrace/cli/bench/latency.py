@@ -1,8 +1,8 @@
 """Times one stream at a time: the wait for the first token, and between tokens."""
 
-from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
+from headrace.cli.bench._checks import at_least
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
 
@@ -28,9 +28,7 @@ def run(
     temperature
         of the sampling; 0 takes the likeliest token
     """
-    for name, value in (("tokens-in", tokens_in), ("tokens-out", tokens_out), ("repeats", repeats)):
-        if value < 1:
-            raise Refused(f"--{name} is {value}; expected at least 1", param=name)
+    at_least(1, tokens_in=tokens_in, tokens_out=tokens_out, repeats=repeats)
     from headrace.bench.latency import measure
 
     llm = load(engine.config)

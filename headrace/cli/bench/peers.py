@@ -14,6 +14,7 @@ from rich.table import Table
 from headrace.base.config import Config, values
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli.bench._checks import at_least
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def run(
     temperature
         of the sampling; 0 takes the likeliest token, which is all that llama.cpp is asked for
     """
-    if rounds < 1:
-        raise Refused(f"--rounds is {rounds}; expected at least 1", param="rounds")
+    at_least(1, rounds=rounds)
     _check_peers(vllm, llama_cpp, greedy_gguf=shape is None and not temperature)
     options = _options(vllm_options)
     with ExitStack() as open_things:

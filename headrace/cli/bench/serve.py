@@ -124,6 +124,12 @@ def run(
     if gates and judgement.compare is None:
         raise Refused("--fail-if is given without --compare", param="fail-if", hint="give the earlier file")
     before = None if judgement.compare is None else read(judgement.compare)
+    if before is not None and (theirs := before.get("definitions")) != judgement.definitions:
+        raise Refused(
+            f"{judgement.compare} has its numbers as {theirs} defines them, and this run as {judgement.definitions}",
+            param="definitions",
+            hint=f"give --definitions {theirs}",
+        )
     campaign = _campaign(server, traffic, prompts, judgement, told)
     settings = {
         **asdict(server),
@@ -138,13 +144,13 @@ def run(
         settings["client"] = _test_self(told)
     levels, found = _play(campaign, traffic, prompts, judgement, console, told)
     said = document(campaign, levels, settings, found)
-    rows = _against(before, said, gates, console)
-    _write(said, levels, rows, judgement)
-    return (
-        1
-        if any(row.broken for row in rows) or not any(level.whole.outcomes.get("ok") for level in levels)
-        else 0
-    )
+    rows: list[Row] = []
+    try:
+        rows = _against(before, said, gates, console)
+    finally:  # what was measured is kept, even if it cannot be compared
+        _write(said, levels, rows, judgement)
+    nothing = not any(level.whole.outcomes.get("ok") for level in levels)
+    return int(nothing or any(row.broken for row in rows))
 
 
 # -- what is asked for ----------------------------------------------------------------------------------------
@@ -162,15 +168,13 @@ def _campaign(
     from headrace.bench.serve.measures import read_limits
     from headrace.bench.serve.probe import find_model
 
-    if not 0 <= traffic.cancel < 1:
-        raise Refused(f"--cancel is {traffic.cancel}; expected a part from 0 to 1", param="cancel")
+    _check(traffic, prompts, judgement)
     key = server.api_key or os.environ.get(KEY)
     target = Target.of(server.url, {"Authorization": f"Bearer {key}"} if key else {}, server.verify)
     try:
         extra = msgspec.json.decode(server.extra, type=dict[str, Any]) if server.extra else {}
     except msgspec.DecodeError as fault:
         raise Refused(f"--extra is no JSON object: {fault}", param="extra") from fault
-    _check(traffic, judgement)
     model, longest = find_model(target, server.model)
     ask = Ask(
         endpoint=server.endpoint, model=model, stream=server.stream, ignore_eos=server.ignore_eos,
@@ -187,16 +191,24 @@ def _campaign(
     )  # fmt: skip
 
 
-def _check(traffic: Traffic, judgement: Judgement) -> None:
-    """Refuse loads and limits that make no sense before anything is sent."""
+def _check(traffic: Traffic, prompts: Prompts, judgement: Judgement) -> None:
+    """Refuse what makes no sense before anything is sent."""
     from headrace.bench.serve.arrivals import times
     from headrace.bench.serve.search import read_limits
+    from headrace.cli.bench._checks import check
 
+    usual = {**asdict(Traffic()), **asdict(Prompts()), **asdict(Judgement())}
+    check({**asdict(traffic), **asdict(prompts), **asdict(judgement)}, usual)
     for load in _loads(traffic):
         if load.streams is None and not load.replay:
             times(load, 0)
-    if judgement.find_slo is not None:
-        read_limits(judgement.find_slo)
+    limits = read_limits(judgement.find_slo) if judgement.find_slo else []
+    if judgement.goodput is None and any(limit.name in ("goodput", "attained") for limit in limits):
+        raise Refused(
+            f"--find-slo {judgement.find_slo} needs to know what a good request is",
+            param="find_slo",
+            hint="say it with --goodput, such as ttft=0.5,tpot=0.05",
+        )
 
 
 def _processes() -> int:
@@ -239,8 +251,6 @@ def _loads(traffic: Traffic) -> "list[Load]":
     """The levels that the flags name."""
     from headrace.bench.serve.arrivals import Load
 
-    if traffic.rate is not None and traffic.concurrency is not None:
-        raise Refused("--rate and --concurrency are both given", param="rate", hint="leave one of them out")
     duration = traffic.duration
     if duration is None and traffic.requests is None and traffic.replay is None:
         duration = 30.0
@@ -255,7 +265,7 @@ def _loads(traffic: Traffic) -> "list[Load]":
     if base.replay:
         return [base]
     streams = _numbers(traffic.concurrency or "8", "concurrency")
-    if any(number != int(number) for number in streams):
+    if not all(number.is_integer() for number in streams):
         raise Refused(
             f"--concurrency is {traffic.concurrency!r}; expected whole numbers", param="concurrency"
         )
@@ -308,6 +318,8 @@ def _play(
             for one in _steps(campaign, traffic, judgement, levels):
                 found = one or found
                 console.print(shown(levels[-1], found))
+                if levels[-1].dead:
+                    break
         except KeyboardInterrupt:
             if not levels:
                 raise
@@ -363,7 +375,7 @@ def _against(
 
 
 def _write(said: dict[str, Any], levels: "list[Level]", rows: "list[Row]", judgement: Judgement) -> None:
-    from headrace.bench import page
+    from headrace.bench import files
     from headrace.bench.serve import export, report
 
     if judgement.output is not None:
@@ -373,4 +385,4 @@ def _write(said: dict[str, Any], levels: "list[Level]", rows: "list[Row]", judge
     if judgement.samples is not None:
         export.write_samples(judgement.samples, levels)
     if judgement.html is not None:
-        page.write(judgement.html, report.html(said, levels, rows))
+        files.write(judgement.html, report.html(said, levels, rows), "html")

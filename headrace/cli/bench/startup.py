@@ -1,8 +1,8 @@
 """Times what happens before the first token, in fresh interpreters."""
 
 from headrace.base.config import Config, values
-from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli.bench._checks import at_least
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
 
@@ -19,8 +19,7 @@ def run(
     repeats
         how many interpreters are started, one after the other
     """
-    if repeats < 1:
-        raise Refused(f"--repeats is {repeats}; expected at least 1", param="repeats")
+    at_least(1, repeats=repeats)
     from headrace.bench.startup import measure
 
     given = values(engine.config)

@@ -12,6 +12,7 @@ from headrace.base.config import Config
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
+from headrace.cli.bench._checks import at_least
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def run(
     temperature
         of the sampling; 0 takes the likeliest token
     """
-    if repeats < 1:
-        raise Refused(f"--repeats is {repeats}; expected at least 1", param="repeats")
+    at_least(1, repeats=repeats)
     if requests is not None and workloads:
         raise Refused(
             "both workloads and --requests are given", param="requests", hint="leave one of them out"
@@ -89,6 +89,7 @@ def _facts(plan: "Plan", shape: str | None) -> dict[str, Any]:
     return {
         "model": shape or plan.model,
         "dtype": str(plan.dtype).removeprefix("torch."),
+        "quantization": plan.quantization,
         "kv_dtype": str(plan.kv_dtype).removeprefix("torch."),
         "kv_tokens": plan.kv_tokens,
         "deterministic": plan.deterministic,

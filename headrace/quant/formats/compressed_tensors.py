@@ -147,6 +147,7 @@ def _integers(layer: Layer, weights: Arguments) -> Stored:
         "weight_zero_point",
         "weight_g_idx",
         "input_scale",
+        "input_zero_point",
     }
 
     def convert() -> tuple[Scheme, dict[str, Tensor]]:

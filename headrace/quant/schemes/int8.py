@@ -3,7 +3,7 @@
 What a CPU multiplies fastest (headrace/kernels/int8.py). The inputs' zero point costs nothing there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,10 @@ from torch.nn import functional
 from headrace.quant.scheme import Axes, Packed, Scheme, Spec
 
 LARGEST, LEVELS = 127, 255
-PIECE = 1 << 20
-"""Elements rounded at once, so that what is in between stays in the cache."""
+PIECE = 1 << 17
+"""Elements rounded at once, so that what is in between stays in the cache of a core."""
+TOGETHER = 64
+"""Rows of a piece are a whole number of so many."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class Int8(Scheme):
         """See Scheme."""
         return {"weight": Axes(), "scale": Axes(1, 0)}
 
-    def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
-        """See Scheme."""
+    def pack(self, weight_NK: Tensor, made: Callable[[Tensor], Tensor] = Tensor.float) -> dict[str, Tensor]:
+        """See Scheme. `made` gives the numbers, in float32, that some rows of the weight are rounded as."""
         values = torch.empty(weight_NK.shape, dtype=torch.int8, device=weight_NK.device)
         scale = torch.empty(len(weight_NK), 1, device=weight_NK.device)
-        step = max(1, PIECE // max(1, weight_NK.shape[1]))
+        step = max(1, PIECE // TOGETHER // max(1, weight_NK.shape[1])) * TOGETHER
         for start in range(0, len(weight_NK), step):
             rows = slice(start, start + step)
-            piece = weight_NK[rows].float()
+            piece = made(weight_NK[rows])
             scale[rows] = piece.abs().amax(1, keepdim=True).div_(LARGEST)
             scale[rows].masked_fill_(scale[rows] == 0, 1.0)
             values[rows] = (piece / scale[rows]).round_().clamp_(-LARGEST, LARGEST)

@@ -75,7 +75,9 @@ def test_a_load_without_end_is_refused(load: Load):
         (Load(rate=2.5), "2.5/s"),
         (Load(rate=2.5, pattern="ramp"), "2.5/s ramp"),
         (Load(), "all at once"),
+        (Load(rate=2.5, burstiness=0.3), "2.5/s burstiness 0.3"),
         (Load(replay=True), "trace"),
+        (Load(replay=True, rate=2.0), "trace, 2 times as fast"),
     ],
 )
 def test_a_load_has_a_name(load: Load, name: str):

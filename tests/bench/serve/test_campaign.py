@@ -67,9 +67,19 @@ def test_what_failed_and_what_was_guessed_is_said():
     guessed = samples()
     for sample in guessed[:5]:
         sample.counted = False
-    said = " ".join(level(found=[*guessed, *bad]).warnings)
-    assert "3 of 203 requests failed: HTTP 500: it broke" in said
+    refused = Sample(0.5, 0.5, ended=0.6, outcome="refused", reason="HTTP 429: full")
+    said = " ".join(level(found=[*guessed, *bad, refused]).warnings)
+    assert "4 of 204 requests failed or were refused: 3 x HTTP 500: it broke; 1 x HTTP 429: full" in said
     assert "did not count the tokens of 5 answers" in said
+
+
+def test_a_server_that_dies_is_told_from_one_that_fails_now_and_then():
+    lost = [Sample(n, n, ended=30 + n, outcome="error", reason="connection: reset") for n in range(3)]
+    assert level(found=[*samples(), *lost]).dead
+    assert "nothing is measured after this" in level(found=lost).warnings[1]
+    lost[1].ended = 0.1
+    assert not level(found=[*samples(), *lost]).dead
+    assert not level(found=[]).dead
 
 
 def test_nothing_at_all_is_no_traceback():

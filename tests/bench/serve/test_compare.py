@@ -69,7 +69,12 @@ def test_a_file_survives_its_writing(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"benchmark": "throughput"}', '{"benchmark": "serve"}', "null"]
+    "content",
+    ["{", "[]", '{"benchmark": "throughput"}', '{"benchmark": "serve"}', "null"]
+    + [
+        f'{{"benchmark": "serve", "levels": [{{"name": "a", "whole": {whole}}}]}}'
+        for whole in ("null", '{"ttft": 3}')
+    ],
 )
 def test_another_file_is_refused(tmp_path: Path, content: str):
     (tmp_path / "x").write_text(content)

@@ -37,6 +37,9 @@ def page() -> str:
     bad = Sample(1.0, 1.0, ended=2.0, outcome="error", reason="HTTP 500: <b>oops</b>")
     levels = [
         level(found=[*samples(), bad], of=campaign(limits={"ttft": 0.1})),
+        level(Load(streams=1, duration=20.0), samples(rate=2.0, ttft=0.05)),
+        level(Load(streams=4, duration=20.0), samples(rate=15.0, ttft=0.3)),
+        level(Load(rate=0.1, duration=5.0), []),
         level(Load(rate=20.0, duration=10.0), samples(rate=20.0, ttft=0.2)),
     ]
     said = document(
@@ -66,12 +69,28 @@ def test_it_has_what_was_measured():
         "Against the baseline",
         "10/s",
         "20/s",
+        "TTFT p99, by rate",
+        "TTFT p99, by streams",
         "by the server",
         "What the numbers",
     ):
         assert word.lower() in text.lower(), word
     assert text.count("<svg") >= 10
     assert "holds at <b>9 requests per second</b>" in text
+
+
+def test_a_level_of_a_late_client_is_listed_but_no_point_of_a_curve():
+    levels = [level(), level(Load(rate=20.0, duration=10.0), samples(rate=20.0, lag=0.05))]
+    text = html(document(campaign(), levels, {}), levels)
+    assert "20/s (invalid)" in text
+    assert "Latency against load" not in text
+
+
+def test_a_page_says_when_its_numbers_are_not_as_it_explains_them():
+    levels = [level(of=campaign(definitions="guidellm"))]
+    text = html(document(campaign(definitions="guidellm"), levels, {}), levels)
+    assert "as guidellm defines them" in text
+    assert "defines them" not in page()
 
 
 def test_a_run_of_nothing_has_a_report():

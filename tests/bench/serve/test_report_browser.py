@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 
 from headrace.bench.report_optimize import html
+from headrace.plan.advice import advise
+from headrace.plan.gpus import GPUS
+from headrace.plan.page import page as plan
+from headrace.plan.search import Wanted, cheapest
 from tests.bench.made_story import story
 from tests.bench.serve.test_report import page
+from tests.plan.options import option
 from tests.serve.page.browser import PHONE, Browser, chromium
 
 pytestmark = pytest.mark.slow
@@ -20,18 +25,35 @@ def browser() -> Iterator[Browser]:
         yield opened
 
 
-@pytest.fixture(params=["load", "optimization"])
-def driver(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+def planned() -> str:
+    asked = option()
+    return plan(
+        asked, advise(asked), cheapest(asked, [GPUS["h200"]], ["bf16", "fp8"], Wanted([], 10)), "cost"
+    )
+
+
+REPORTS = {"load": page, "optimization": lambda: html(story()), "plan": planned}
+CHARTS = {"load": 10, "optimization": 7, "plan": 2}
+"""That are open to be seen at first."""
+
+
+@pytest.fixture(params=list(REPORTS))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def driver(browser: Browser, tmp_path: Path, name: str) -> Any:
     file = tmp_path / "report.html"
-    file.write_text(page() if request.param == "load" else html(story()))
+    file.write_text(REPORTS[name]())
     browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.driver.get(file.as_uri())
     return browser.driver
 
 
-def test_charts_and_tables_are_drawn(driver: Any):
+def test_charts_and_tables_are_drawn(driver: Any, name: str):
     charts = driver.find_elements("css selector", "figure svg")
-    assert sum(chart.size["height"] > 100 for chart in charts if chart.is_displayed()) >= 7
+    assert sum(chart.size["height"] > 100 for chart in charts if chart.is_displayed()) >= CHARTS[name]
     lines = driver.find_elements("css selector", "polyline.c0")
     assert lines[0].value_of_css_property("stroke") == "rgb(40, 103, 201)"
     assert driver.get_log("browser") == []

@@ -3,7 +3,7 @@
 import pytest
 
 from headrace.bench.serve.connection import Target
-from headrace.bench.serve.scrape import Point, Scraper, join, read
+from headrace.bench.serve.scrape import Point, Scraper, join, read, shown
 from headrace.bench.serve.selftest import stub
 
 TEXT = """# HELP vllm:num_requests_running x
@@ -45,6 +45,17 @@ def test_two_moments_make_rates_and_means():
     assert found.preemptions == 1
     assert found.kv_usage_mean is None
     assert found.ttft is None
+
+
+def test_what_is_known_is_shown_with_its_unit():
+    points = [
+        Point(1.0, {"running": 0, "queue_sum": 1.0, "queue_count": 2}),
+        Point(2.0, {"running": 2, "queue_sum": 1.5, "queue_count": 4}),
+        Point(3.0, {"running": 4, "queue_sum": 2.0, "queue_count": 6}),
+    ]
+    found = join(points)
+    assert found is not None
+    assert shown(found) == [("running", "3.0, at most 4.0"), ("queue, mean", "250.0 ms")]
 
 
 @pytest.mark.parametrize("points", [[], [Point(1.0, {"running": 1})]])

@@ -90,6 +90,20 @@ def test_a_client_that_cannot_keep_up_ends_the_search():
     assert found.steps[-1] == (4.0, "unclear")
 
 
+@pytest.mark.parametrize("found", [[], [Sample(0.0, 0.0, ended=1.0, reason="connection: refused")]])
+def test_a_server_that_is_gone_and_a_rate_of_nothing_end_the_search(found: list[Sample]):
+    played: list[Load] = []
+
+    def play(load: Load) -> Level:
+        played.append(load)
+        return level(load, samples(count=600, rate=load.rate) if load.rate < 3 else found)
+
+    *_, last = search(TTFT, 1.0, 10.0, Load(), play)
+    assert [load.rate for load in played] == [1.0, 2.0, 4.0]
+    assert (last.holds, last.fails) == (2.0, float("inf"))
+    assert last.steps[-1] == (4.0, "unclear")
+
+
 def test_few_good_answers_among_many_failures_do_not_hold():
     bad = [Sample(n, n, ended=n, outcome="refused") for n in range(20)]
     assert judge(TTFT, level(found=samples(100))) == "holds"

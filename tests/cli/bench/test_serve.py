@@ -10,7 +10,7 @@ import pytest
 from headrace.bench.serve.selftest import stub
 from headrace.cli.main import run
 
-QUICK = ["--no-self-test", "--tokens-in", "20", "--tokens-out", "6", "--warmup", "0"]
+QUICK = ["--no-self-test", "--tokens-out", "6", "--warmup", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,25 @@ def test_several_levels_and_a_comparison(url: str, tmp_path: Path, capsys: pytes
     assert "fails: 1 streams, output_per_second went from" in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_what_cannot_be_compared_is_refused_before_or_kept_after(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    old, new = tmp_path / "a.json", tmp_path / "b.json"
+    assert bench(url, "--rate", "50", "--requests", "4", "--output", str(old)) == 0
+    words = ("--compare", str(old), "--output", str(new))
+    assert bench(url, *words, "--definitions", "vllm") == 2
+    assert "give --definitions headrace" in capsys.readouterr().err
+    assert not new.exists()
+    assert bench(url, *words, "--rate", "60", "--requests", "4") == 2
+    assert "no level of load is in both" in capsys.readouterr().err.replace("\n", " ")
+    assert json.loads(new.read_text())["levels"][0]["completed"] == 4
+
+
 def test_a_search_says_what_holds(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("headrace.bench.serve.search.LONGEST", 1)
+    monkeypatch.setattr("headrace.bench.serve.campaign.LATE", 60.0)  # this machine may be busy
     output = tmp_path / "s.json"
     limit = "ttft_p50<30"
     assert bench(url, "--find-slo", limit, "--rate", "200", "--duration", "0.3", "--output", str(output)) == 0
@@ -106,6 +121,16 @@ def test_a_server_where_everything_fails_gives_numbers_and_an_exit_code(capsys: 
         (["--replay", "none.jsonl"], "cannot be read"),
         (["--extra", "["], "--extra"),
         (["--rate", "inf", "--duration", "1"], "needs --requests"),
+        (["--concurrency", "inf"], "whole numbers"),
+        (["--rate", "1", "--burstiness", "0"], "--burstiness is 0.0; expected at least 0.001"),
+        (["--duration", "nan"], "--duration is nan"),
+        (["--processes", "0"], "--processes is 0; expected at least 1"),
+        (["--rate", "1", "--burst", "3"], "--burst is given, and --pattern poisson, not burst"),
+        (["--rate", "1", "--sweep"], "--rate and --sweep are both given"),
+        (["--find-slo", "ttft_p99<1", "--requests", "3"], "--requests and --find-slo are both given"),
+        (["--data", "x.jsonl", "--tokens-in", "9"], "--tokens-in and --data are both given"),
+        (["--find-slo", "attained>0.9"], "what a good request is"),
+        (["--html", "no/such/folder.html"], "cannot be written: no/such is no folder"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_sent(
@@ -113,6 +138,17 @@ def test_bad_flags_are_refused_before_anything_is_sent(
 ):
     assert bench(url, *words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_server_that_dies_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    output = tmp_path / "o.json"
+    with stub("--interval", "0.002", "--trouble", "dead", "--every", "6") as address:
+        code = bench(address, "--concurrency", "1,2,4", "--duration", "0.6", "--output", str(output))
+    assert code == 0
+    (only,) = json.loads(output.read_text())["levels"]
+    assert only["completed"] == 5
+    assert only["failed"] >= 3
+    assert "the server was gone" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str]):

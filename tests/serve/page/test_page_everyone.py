@@ -22,6 +22,7 @@ def test_a_phone_scrolls_in_one_direction(browser: Browser, stub: Stub, view: st
     assert browser.js("return innerWidth") == width
     assert browser.audit("wide") == []
     assert browser.js("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.js("return document.documentElement.scrollHeight <= innerHeight"), "only the view scrolls"
     sideways = "const view = document.querySelector(arguments[0]); return view.scrollWidth - view.clientWidth"
     assert browser.js(sideways, "#live-view" if view == "#live" else "#scroll") == 0
 
