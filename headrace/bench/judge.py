@@ -11,14 +11,14 @@ from headrace.api.llm import LLM
 from headrace.base.config import Config
 from headrace.base.hardware import probe
 from headrace.bench import divergence, latency, texts
-from headrace.bench.page import write
+from headrace.bench.files import write
 from headrace.bench.plain import as_judged, forget, open_plain
 from headrace.bench.report_optimize import Point, Speed, Story, document, html
 from headrace.bench.result import Result, commit, versions
 from headrace.engine.resolve import pick_device
-from headrace.optimize.outcome import Outcome
+from headrace.optimize.outcome import REPORT, Outcome
 
-HTML, JSON = "report.html", "report.json"
+HTML = "report.html"
 
 Notify = Callable[[str, float], None]
 """Told what is being done, and which part of it is done, 0 to 1."""
@@ -69,9 +69,12 @@ def judge(
 
 
 def save(story: Story, folder: Path) -> None:
-    """Raises Refused."""
-    write(folder / HTML, html(story))
-    write(folder / JSON, json.dumps(document(story), indent=1, allow_nan=False) + "\n")
+    """Each file as a whole, JSON last: what it lacks has not been measured. Raises Refused."""
+    texts = {HTML: html(story), REPORT: json.dumps(document(story), indent=1, allow_nan=False) + "\n"}
+    for name, text in texts.items():
+        fresh = folder / f".{name}.new"
+        write(fresh, text)
+        fresh.replace(folder / name)
 
 
 def _quality(outcome: Outcome, config: Config, trial: Trial, notify: Notify) -> list[divergence.Divergence]:

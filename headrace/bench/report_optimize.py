@@ -12,10 +12,7 @@ from headrace.bench.divergence import Divergence
 from headrace.bench.estimate import Estimate
 from headrace.bench.page import definitions, opening, settings, table
 from headrace.bench.result import Result, as_json
-from headrace.optimize.outcome import Layer, Outcome
-
-FORMAT = 1
-"""Of report.json; changes when a name in it gets another meaning or goes."""
+from headrace.optimize.outcome import FORMAT, Layer, Outcome
 
 DEFINITIONS = (
     (
@@ -44,7 +41,7 @@ DEFINITIONS = (
     ),
     (
         "bits per weight",
-        "stored bits of all weights of linear layers, scales and zero points included, over their number",
+        "stored bits of all weights of the blocks' linear layers, scales and zero points included, over their number",
     ),
 )
 

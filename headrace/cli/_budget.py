@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from headrace.base.config import from_names, knob
+from headrace.base.config import knob
 from headrace.base.errors import Refused
+from headrace.cli._making import Asked, finished, judged, look_ahead, made
 
 if TYPE_CHECKING:
-    from headrace.bench.judge import Trial
     from headrace.bench.report_optimize import Point, Story
     from headrace.optimize.budget import Budget, Chosen, Pace
     from headrace.optimize.losses import Sensitivity
-    from headrace.optimize.outcome import Outcome
-    from headrace.optimize.recipe import Recipe
 
 TRIES = 4
 """Times that a model is made for a KL, each time with a smaller foreseen one."""
@@ -41,9 +38,9 @@ class Search:
     )
     max_latency_ms: float | None = knob(
         None,
-        "ms per token of one stream on --gpu, as `headrace plan` foresees it: the least loss for so many",
+        "ms per token of one stream on --device, as `headrace plan` foresees it: the least loss for so many;"
+        f" {GPU} where --device names no GPU",
     )
-    gpu: str | None = knob(None, f"the device that --max-latency-ms is for; {GPU} if left out")
     schemes: str | None = knob(
         None,
         "schemes to pick from, with commas; w4a16,w4a16_g64,w4a16_g32_asym,w8a16 if left out, and fp8 for a latency."
@@ -70,7 +67,6 @@ class Search:
         """Raises Refused for flags that do nothing together."""
         if not self.budgets:
             given = {
-                "--gpu": self.gpu,
                 "--schemes": self.schemes,
                 "--sensitivity-tokens": self.sensitivity_tokens,
                 "--sensitivity": self.sensitivity,
@@ -86,25 +82,9 @@ class Search:
             raise Refused("--sensitivity was measured already", param="sensitivity_tokens")
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What else the command was asked; `show` shows a preflight, `bar` opens a progress bar."""
-
-    model: str
-    out: Path
-    base: "Recipe"
-    device: str
-    fresh: bool
-    dry_run: bool
-    trial: "Trial"
-    console: Console
-    show: Callable[[Console, Any], None]
-    bar: Callable[[Console], Any]
-
-
 def run(asked: Asked, search: Search) -> "Story | None":
     """Measure, pick, make and check. None where it was only to be said what would be done."""
-    from headrace.optimize.budget import Budget, choose
+    from headrace.optimize.budget import Budget, choose, chosen_for, forget
 
     budget = Budget(search.target_bits, search.max_kl, search.max_latency_ms)
     if asked.base.scheme is not None:
@@ -113,18 +93,27 @@ def run(asked: Asked, search: Search) -> "Story | None":
             param="scheme",
             hint="leave out either; --schemes says what to pick from",
         )
-    pace = _pace(asked, search)
-    found = _sensitivity(asked, search, budget)
-    chosen = choose(found, budget, asked.base, pace)
-    _say(asked.console, chosen)
+    asked, gpu = _where(asked)
+    pace = _pace(asked.model, gpu) if gpu is not None or budget.ms is not None else None
+    chosen = chosen_for(asked.out, budget, asked.base, pace)
+    if chosen is None or finished(asked, chosen.recipe, asked.out) is None:
+        chosen = choose(_sensitivity(asked, search, budget), budget, asked.base, pace)
+        _say(asked.console, chosen)
     if asked.dry_run:
-        _preflight(asked, chosen, asked.out)
+        look_ahead(asked, chosen.recipe, asked.out)
         return None
     if budget.kl is not None and asked.trial.texts:
         return _kept(asked, chosen, budget.kl, pace)
     story = _made(asked, chosen, asked.out)
-    _keep(chosen, asked.out)
+    forget(asked.out)
     return story
+
+
+def _where(asked: Asked) -> tuple[Asked, str | None]:
+    """Where it is computed, and the GPU that times are for: --device says either."""
+    if asked.device in ("auto", "cpu") or asked.device.startswith("cuda"):
+        return asked, None
+    return replace(asked, device="auto"), asked.device
 
 
 def _sensitivity(asked: Asked, search: Search, budget: "Budget") -> "Sensitivity":
@@ -171,10 +160,8 @@ def _checked(asked: Asked, found: "Sensitivity") -> "Sensitivity":
     return found
 
 
-def _pace(asked: Asked, search: Search) -> "Pace | None":
-    """How fast the device is, where it matters."""
-    if search.max_latency_ms is None and search.gpu is None:
-        return None
+def _pace(model: str, device: str | None) -> "Pace":
+    """How fast a GPU is."""
     from headrace.checkpoint.config import read_config
     from headrace.checkpoint.hub import find
     from headrace.optimize.budget import Pace
@@ -185,9 +172,9 @@ def _pace(asked: Asked, search: Search) -> "Pace | None":
     from headrace.plan.options import Option
     from headrace.plan.workload import Workload
 
-    anatomy = dissect(asked.model, {**read_config(find(asked.model)), "quantization_config": None})
+    anatomy = dissect(model, {**read_config(find(model)), "quantization_config": None})
     work = Workload(min(1000, anatomy.max_len // 2), min(300, anatomy.max_len // 4), 1)
-    made = mixed(Option(anatomy, gpu(search.gpu or GPU), engine("headrace"), work))
+    made = mixed(Option(anatomy, gpu(device or GPU), engine("headrace"), work))
 
     def milliseconds(scheme: str, weights: int, size: int) -> float:
         return 1e3 * made.seconds(scheme, weights, size)
@@ -217,42 +204,12 @@ def _say(console: Console, chosen: "Chosen") -> None:
     console.print(f"of {len(chosen.taken.schemes)} layers {said}", highlight=False)
 
 
-def _preflight(asked: Asked, chosen: "Chosen", out: Path) -> tuple[Any, Any]:
-    from headrace.optimize.job import look
-    from headrace.optimize.preflight import preflight
-
-    job = look(asked.model, out, chosen.recipe, asked.device, asked.console.print)
-    ahead = preflight(job)
-    asked.show(asked.console, ahead)
-    return job, ahead
-
-
 def _made(asked: Asked, chosen: "Chosen", out: Path) -> "Story":
     """The model in `out`, with its report."""
-    from headrace.optimize.run import execute
+    from headrace.optimize.budget import beside
 
-    job, ahead = _preflight(asked, chosen, out)
-    with asked.bar(asked.console) as bar:
-        outcome = execute(job, ahead, asked.fresh, bar.tell)
-    return _judged(asked, chosen, outcome, job.device.type)
-
-
-def _judged(asked: Asked, chosen: "Chosen", outcome: "Outcome", device: str) -> "Story":
-    from headrace.bench.judge import judge
-    from headrace.cli._load import Meter
-
-    meter = Meter(asked.console)
-    try:
-        return judge(
-            outcome,
-            from_names(device=device),
-            asked.trial,
-            meter.tell,
-            sensitivity=chosen.found.table(),
-            frontier=_points(chosen),
-        )
-    finally:
-        meter.stop()
+    outcome = made(asked, chosen.recipe, out, beside(chosen))
+    return judged(asked, outcome, chosen.found.table(), _points(chosen))
 
 
 def _points(chosen: "Chosen") -> "list[Point]":
@@ -267,12 +224,6 @@ def _points(chosen: "Chosen") -> "list[Point]":
     return [*points, Point(taken.bits, taken.kl, True)] if taken.kl > 0 else points
 
 
-def _keep(chosen: "Chosen", out: Path) -> None:
-    from headrace.optimize.budget import keep
-
-    keep(chosen, out)
-
-
 # -- a KL that must be kept ---------------------------------------------------------------------------------------
 
 
@@ -282,7 +233,7 @@ def _kept(asked: Asked, first: "Chosen", most: float, pace: "Pace | None") -> "S
     It comes to its place once it is. What was tried is remembered, so that a killed search does not try it again.
     """
     from headrace.bench.judge import save
-    from headrace.optimize.budget import Budget, choose
+    from headrace.optimize.budget import Budget, choose, forget
     from headrace.optimize.sensitivity import folder_for
     from headrace.optimize.work import folder_of, write_json
 
@@ -294,18 +245,19 @@ def _kept(asked: Asked, first: "Chosen", most: float, pace: "Pace | None") -> "S
         bound = _bound(tries, most)
         chosen = first if not tries else choose(first.found, Budget(kl=bound), asked.base, pace)
         at = folder / f"try-{len(tries)}"
-        shutil.rmtree(at, ignore_errors=True)
-        story = _made(asked, chosen, at)
+        if finished(asked, chosen.recipe, at) is None:
+            shutil.rmtree(at, ignore_errors=True)
+        story = _made(asked, replace(chosen, budget=first.budget), at)
         kl = story.quality[-1].kl
         said = (
             f"foreseen {chosen.taken.kl:.4g}, measured {kl}, allowed {most:g}, {chosen.taken.bits:.3f} bits"
         )
         asked.console.print(f"KL: {said}", highlight=False)
         if kl.value <= most:
-            at.rename(asked.out)
             story = replace(story, outcome=replace(story.outcome, out=asked.out))
-            save(story, asked.out)
-            _keep(replace(chosen, budget=first.budget), asked.out)
+            save(story, at)
+            at.rename(asked.out)
+            forget(asked.out)
             return story
         shutil.rmtree(at)
         tries.append([chosen.taken.kl, kl.value])

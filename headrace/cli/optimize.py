@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from headrace.base.config import from_names
 from headrace.base.errors import Refused
 from headrace.cli import _budget
+from headrace.cli._making import Asked, judged, look_ahead, made
 
 if TYPE_CHECKING:
     from headrace.bench.judge import Trial
@@ -48,7 +48,8 @@ def run(
     for each that keeps the budget at least loss, and shows what other sizes would have cost.
 
     Says first what will be done to which layer and why, and what it takes. Stopped at any time and started again with
-    the same words, it goes on where it stood. Ends by comparing the result with the model, in report.html beside it.
+    the same words, it goes on where it stood. Ends by comparing the result with the model, in report.html beside it;
+    of a folder that is finished but not compared yet only that is done.
 
     Parameters
     ----------
@@ -73,7 +74,8 @@ def run(
     text
         files to calibrate with, or agents, gsm8k, humaneval, comedy, which are fetched with pip (6 MB in all)
     device
-        where it is computed: cpu, cuda; auto: on a GPU where there is one
+        where it is computed: cpu, cuda; auto: on a GPU where there is one. With a budget it may be the GPU that
+        --max-latency-ms is for, as `headrace plan` calls it: h200, a100, l4, ...; then auto
     fresh
         throw away what an unfinished run left behind
     dry_run
@@ -88,32 +90,22 @@ def run(
     if out is None and not dry_run:
         raise Refused("no folder to write to", param="out", hint="add -o FOLDER, or --dry-run")
     console = Console(stderr=True)
-    with console.status("starting"):
-        from headrace.optimize.job import look
-        from headrace.optimize.preflight import preflight
     given = {"samples": samples, "tokens": tokens, "seed": seed, "texts": tuple(text) if text else None}
     changes = {name: value for name, value in given.items() if value is not None}
     chosen = _recipe(scheme, algorithm, recipe, changes)
     search.check()
     goal = out or Path(f"{Path(model).name}-optimized")
+    trial = _trial(windows, eval)
+    asked = Asked(model, goal, chosen, device, fresh, dry_run, trial, console, _show, _Bar, _say)
     if search.budgets:
-        trial = _trial(windows, eval)
-        asked = _budget.Asked(model, goal, chosen, device, fresh, dry_run, trial, console, _show, _Bar)
-        if (story := _budget.run(asked, search)) is not None:
-            _say(console, story.outcome)
-            _conclude(console, story)
+        story = _budget.run(asked, search)
+    elif dry_run:
+        look_ahead(asked, chosen, goal)
         return
-    job = look(model, goal, chosen, device, console.print)
-    ahead = preflight(job)
-    _show(console, ahead)
-    if dry_run:
-        return
-    from headrace.optimize.run import execute
-
-    with _Bar(console) as bar:
-        outcome = execute(job, ahead, fresh, bar.tell)
-    _say(console, outcome)
-    _judge(console, outcome, job.device.type, windows, eval)
+    else:
+        story = judged(asked, made(asked, chosen, goal))
+    if story is not None:
+        _conclude(console, story)
 
 
 def _recipe(
@@ -198,27 +190,16 @@ def _alike(ahead: "Preflight") -> "list[tuple[str, list]]":
 
 
 def _say(console: Console, outcome: "Outcome") -> None:
-    worst = sorted(outcome.layers, key=lambda layer: -layer.error)[:3]
+    rounded = [layer for layer in outcome.layers if layer.scheme != "none"]
+    worst = sorted(rounded, key=lambda layer: -layer.error)[:3]
     console.print(
-        f"{outcome.out}: {_mb(outcome.before)} became {_mb(outcome.after)}, {outcome.bits:.2f} bits per weight of its "
-        f"layers, in {_time(outcome.seconds)}",
+        f"{outcome.out}: {_mb(outcome.before)} became {_mb(outcome.after)}, {outcome.bits:.2f} bits per weight of "
+        f"its blocks' layers, in {_time(outcome.seconds)}",
         highlight=False,
     )
-    names = ", ".join(f"{layer.name} {layer.error:.1%}" for layer in worst)
-    console.print(f"outputs that changed most: {names}", highlight=False)
-
-
-def _judge(console: Console, outcome: "Outcome", device: str, windows: int, measure: bool) -> None:
-    """Write the report, with quality and speed where they are to be measured."""
-    from headrace.bench.judge import judge
-    from headrace.cli._load import Meter
-
-    meter = Meter(console)
-    try:
-        story = judge(outcome, from_names(device=device), _trial(windows, measure), meter.tell)
-    finally:
-        meter.stop()
-    _conclude(console, story)
+    if worst:
+        names = ", ".join(f"{layer.name} {layer.error:.1%}" for layer in worst)
+        console.print(f"outputs that changed most: {names}", highlight=False)
 
 
 def _trial(windows: int, measure: bool) -> "Trial":

@@ -27,7 +27,8 @@ class Batch:
     what is sampled there. Host copies end in _np.
 
     `table` [G, slots + 1, B] and `last` [slots + 1] are kept over steps: block ids and the newest token of each
-    slot. The slot after the last one is nobody's; rows that pad a graph use it.
+    slot; `stays` on the host alone: how often the slot was given away. The slot after the last one is nobody's; rows
+    that pad a graph use it.
     """
 
     def __init__(self, max_rows: int, max_tokens: int, max_blocks: int, cache: KVCache, backend: Backend):
@@ -50,6 +51,7 @@ class Batch:
         }
         self.staging = Staging(fields, device)
         self.table_np = np.zeros((groups, max_rows + 1, max_blocks), np.int32)
+        self.stays = np.zeros(max_rows + 1, np.int64)
         self.table = torch.from_numpy(self.table_np)
         if device.type != "cpu":
             self.table = self.table.to(device)
@@ -143,6 +145,8 @@ class Batch:
         at, to = [], []
         for row in news:
             assert row.new is not None
+            if row.new.at == 0:
+                self.stays[row.slot] += 1
             for g, ids in enumerate(row.new.ids):
                 self.table_np[g, row.slot, row.new.at : row.new.at + len(ids)] = ids
                 first = (g * self.table_np.shape[1] + row.slot) * width + row.new.at

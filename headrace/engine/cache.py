@@ -25,11 +25,11 @@ class KVCache:
     ):
         shape = (blocks + 1, block_size, kv_heads, head_dim)
         self.layout = layout
-        self.k: list[Tensor] = [_zeros(shape, dtype, device) for _ in range(layout.depth)]
-        self.v: list[Tensor] = [_zeros(shape, dtype, device) for _ in range(layout.depth)]
+        self.k: list[Tensor] = [untouched(shape, dtype, device) for _ in range(layout.depth)]
+        self.v: list[Tensor] = [untouched(shape, dtype, device) for _ in range(layout.depth)]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def untouched(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros; on a CPU of memory that is not touched yet, which torch.zeros would do."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -5,6 +5,7 @@ second one per padded count of rows and tokens and per form of the attention, fr
 """
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,21 +19,24 @@ from headrace.kernels.sample import Plan, draw
 from headrace.nn.decoder import Decoder
 
 
-class Key(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Key:
     """`plan` None: the graph ends with logits, for rows that ask for more than a draw."""
 
     rows: int
     plan: Plan | None
 
 
-class Masked(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Masked:
     """From the logits of a `Key` without plan to tokens, by masks."""
 
     rows: int
     plan: Plan
 
 
-class Mixed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Mixed:
     """Of a step with prompts. `form` is what the attention's recording is made for."""
 
     rows: int

@@ -61,18 +61,19 @@ NO_BIAS = torch.empty(0, device="cpu")
 
 def bunches(
     starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, block_size: int, kv_heads: int, width: int
-) -> Iterator[Bunch]:
-    """Rows with one query: those with a beginning in common together, the others each alone.
+) -> tuple[list[Bunch], np.ndarray]:
+    """(rows with one query that have a beginning in common, all other rows).
 
     starts [R + 1] and context [R] of all rows of the step; width: numbers per key and kv head.
     """
-    rows = np.flatnonzero(np.diff(starts) == 1)
-    if len(rows) == 1:
-        yield _alone(starts, context, table_RB, rows[0], block_size)
-        return
+    sizes = np.diff(starts)
+    rows, left = np.flatnonzero(sizes == 1), np.flatnonzero(sizes > 1)
+    if len(rows) < 2:
+        return [], np.sort(np.concatenate((rows, left)))
+    found = []
     for some, shared in _families(rows, context, table_RB, block_size):
         if not shared:
-            yield from (_alone(starts, context, table_RB, row, block_size) for row in some)
+            left = np.sort(np.concatenate((left, some)))
             continue
         order = some[np.argsort(-context[some], kind="stable")]
         common = Keys.of(table_RB[order[0]], shared, block_size)
@@ -82,10 +83,11 @@ def bunches(
             part = order[done : done + max(1, BUNCH // (keys * kv_heads * width))]
             done += len(part)
             cells, bias = _own(table_RB[part], context[part], shared, block_size, kv_heads)
-            yield Bunch(torch.from_numpy(starts[part].astype(np.int64)), common, cells, bias)
+            found.append(Bunch(torch.from_numpy(starts[part].astype(np.int64)), common, cells, bias))
+    return found, left
 
 
-def _alone(starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, row: int, block_size: int) -> Bunch:
+def alone(starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, row: int, block_size: int) -> Bunch:
     """One row: its keys need no padding, hence no copy where they lie one behind the other."""
     query = torch.from_numpy(starts[row : row + 1].astype(np.int64))
     return Bunch(query, Keys.of(table_RB[row], int(context[row]), block_size), NONE, NO_BIAS)
@@ -128,10 +130,9 @@ def _own(
     return torch.from_numpy(cells.reshape(-1)), torch.from_numpy(np.tile(bias, (kv_heads, 1))).unsqueeze(1)
 
 
-def stretches(
-    starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, block_size: int
-) -> Iterator[Stretch]:
-    """Rows with several queries, in order."""
-    for row in np.flatnonzero(np.diff(starts) > 1).tolist():
-        start, stop, keys = int(starts[row]), int(starts[row + 1]), int(context[row])
-        yield Stretch(start, stop, Keys.of(table_RB[row], keys, block_size))
+def stretch(
+    starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, row: int, block_size: int
+) -> Stretch:
+    """A row with several queries."""
+    keys = Keys.of(table_RB[row], int(context[row]), block_size)
+    return Stretch(int(starts[row]), int(starts[row + 1]), keys)

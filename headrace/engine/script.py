@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from headrace.engine.batch import Batch
-from headrace.engine.reach import bunches, stretches
+from headrace.engine.lanes import Lanes
+from headrace.engine.reach import alone, bunches, stretch
 from headrace.kernels.activation import silu_mul
+from headrace.kernels.hadamard import factors
 from headrace.kernels.int8 import LIFT
 from headrace.kernels.rotate import Turns
 from headrace.nn.decoder import Block, Decoder
@@ -28,18 +30,25 @@ BLOCK = 64
 SOURCE = """
 def product(
     x: Tensor, factor: Tensor, packed: __torch__.torch.classes.quantized.LinearPackedParamsBase, sums: Tensor,
-    levels: int,
+    levels: int, inverse: Tensor, centre: Tensor,
 ) -> Tensor:
-    # As Int8Weight.product, times a factor per token, which includes what inputs are lifted by.
+    # As Int8Weight.product, times a factor per token, which includes what inputs are lifted by. `inverse` and `centre`
+    # are tensors: plain numbers are made into some at every call.
     if x.size(0) == 1:
         return torch.ops.quantized.linear_dynamic(x * factor, packed, levels == 127)
-    middle = levels // 2 + 1
     low = x.amin(-1, True).clamp_(max=0)
-    step = x.amax(-1, True).clamp_(min=0).sub_(low).mul_(1 / levels).clamp_(min=1e-30)
-    shift = low.div_(step).round_().add_(middle).neg_()
-    whole = torch.addcdiv(shift, x, step)
-    out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(whole, 1.0, middle, packed)
-    return out.addcmul_(shift, sums, value=-1).mul_(step.mul_(factor))
+    step = x.amax(-1, True).clamp_(min=0).sub_(low).mul_(inverse).clamp_(min=1e-30)
+    shift = low.div_(step).round_().add_(centre)
+    # addcdiv and addcmul go number by number where two of their tensors have one column: up to six times slower.
+    whole = x.div(step).sub_(shift)
+    out = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(whole, 1.0, levels // 2 + 1, packed)
+    return out.addcmul_(shift, sums).mul_(step.mul_(factor))
+
+
+def turn(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    # Neighbours by the Hadamard matrix left (x) right: two small products for one large.
+    y = torch.mm(x.view(-1, right.size(0)), right).view(-1, left.size(0), right.size(0))
+    return torch.bmm(left.unsqueeze(0).expand(y.size(0), -1, -1), y).view(x.size(0), -1)
 
 
 def shrink(x: Tensor, eps: Tensor, part: float) -> Tensor:
@@ -106,15 +115,49 @@ def stretch(
     return out.view(kv_heads, tokens, -1).transpose(0, 1).reshape(tokens, -1)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, kv_heads: int, tensors: List[Tensor], bunches: List[int], stretches: List[int],
-    hidden: Tensor,
+def among(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_heads: int, k_lanes: Tensor, v_lanes: Tensor, queries: Tensor,
+    source: Tensor, target: Tensor, bias: Tensor,
 ) -> Tensor:
-    # tensors: per bunch queries, slots, cells, bias; per stretch slots. bunches: first, last. stretches: start, stop,
-    # first, last.
+    # See Load: [R N, H D].
+    size, rows, most, keys = q.size(2), bias.size(0), bias.size(2), bias.size(4)
+    k_lanes.view(-1, size).index_copy_(0, target, k_cache.view(-1, size).index_select(0, source))
+    v_lanes.view(-1, size).index_copy_(0, target, v_cache.view(-1, size).index_select(0, source))
+    if queries.numel() > 0:
+        q = q.index_select(0, queries)
+    q = q.reshape(rows, most, kv_heads, -1)
+    if most > 1:
+        q = q.transpose(1, 2)
+    pairs = rows * kv_heads
+    scores = torch.bmm(q.reshape(pairs, -1, size), k_lanes[:pairs, :keys].transpose(1, 2))
+    scores.view(rows, kv_heads, most, -1, keys).add_(bias)
+    out = torch.bmm(scores.softmax(-1), v_lanes[:pairs, :keys])
+    if most > 1:
+        out = out.view(rows, kv_heads, most, -1).transpose(1, 2)
+    return out.reshape(rows * most, -1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, kv_heads: int, layer: int, loads: List[Tensor], tensors: List[Tensor],
+    bunches: List[int], stretches: List[int], hidden: Tensor,
+) -> Tensor:
+    # loads: as in Load. tensors: per bunch queries, slots, cells, bias; per stretch slots. bunches: first, last.
+    # stretches: start, stop, first, last.
+    if len(tensors) == 0 and len(loads) == 5 and loads[1].numel() == 0:
+        lanes = loads[0]
+        return among(
+            q, k, v, kv_heads, lanes[2 * layer], lanes[2 * layer + 1], loads[1], loads[2], loads[3], loads[4]
+        )
     if len(bunches) == 2 and len(stretches) == 0 and q.size(0) == 1:
         return decode(q, k, v, kv_heads, tensors[1], bunches[0], bunches[1], tensors[2], tensors[3])
     out = q.new_zeros(q.size(0), q.size(1) * q.size(2))
+    for i in range(0, len(loads), 5):
+        lanes, queries = loads[i], loads[i + 1]
+        made = among(
+            q, k, v, kv_heads, lanes[2 * layer], lanes[2 * layer + 1], queries, loads[i + 2], loads[i + 3],
+            loads[i + 4],
+        )
+        out.index_copy_(0, queries, made)
     for i in range(len(bunches) // 2):
         queries, slots, cells, bias = tensors[4 * i], tensors[4 * i + 1], tensors[4 * i + 2], tensors[4 * i + 3]
         first, last = bunches[2 * i], bunches[2 * i + 1]
@@ -133,12 +176,12 @@ def attend(
 
 
 def step(
-    x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, tensors: List[Tensor], bunches: List[int],
-    stretches: List[int],
+    x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, loads: List[Tensor], tensors: List[Tensor],
+    bunches: List[int], stretches: List[int],
     packed: List[__torch__.torch.classes.quantized.LinearPackedParamsBase], sums: List[Tensor],
     biases: List[Tensor], head_norms: List[Tensor], k_caches: List[Tensor], v_caches: List[Tensor],
-    eps: Tensor, part: float, head_eps: Tensor, lift: Tensor, matrix: Tensor,
-    heads: int, kv_heads: int, levels: int, biased: bool, hidden: Tensor,
+    eps: Tensor, part: float, head_eps: Tensor, lift: Tensor, left: Tensor, right: Tensor,
+    heads: int, kv_heads: int, levels: int, inverse: Tensor, centre: Tensor, biased: bool, hidden: Tensor,
 ) -> Tensor:
     # x [T, E], written over: the hidden states before the last norm.
     # `eps` and `part` make that a norm lifts what it gives, too.
@@ -146,7 +189,7 @@ def step(
     both, half = heads + kv_heads, cos.size(-1) // 2
     for i in range(len(k_caches)):
         k_cache, v_cache = k_caches[i], v_caches[i]
-        y = product(x, shrink(x, eps, part), packed[4 * i], sums[4 * i], levels)
+        y = product(x, shrink(x, eps, part), packed[4 * i], sums[4 * i], levels, inverse, centre)
         if biased:
             y.add_(biases[4 * i])
         y = y.view(tokens, both + kv_heads, -1)
@@ -156,18 +199,17 @@ def step(
         qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin)
         k_cache.index_copy_(0, slots, qk[:, heads:])
         v_cache.index_copy_(0, slots, v)
-        y = attend(qk[:, :heads], k_cache, v_cache, kv_heads, tensors, bunches, stretches, hidden)
-        y = product(y, lift, packed[4 * i + 1], sums[4 * i + 1], levels)
+        y = attend(qk[:, :heads], k_cache, v_cache, kv_heads, i, loads, tensors, bunches, stretches, hidden)
+        y = product(y, lift, packed[4 * i + 1], sums[4 * i + 1], levels, inverse, centre)
         if biased:
             y.add_(biases[4 * i + 1])
         x.add_(y)
-        y = product(x, shrink(x, eps, part), packed[4 * i + 2], sums[4 * i + 2], levels)
+        y = product(x, shrink(x, eps, part), packed[4 * i + 2], sums[4 * i + 2], levels, inverse, centre)
         if biased:
             y.add_(biases[4 * i + 2])
         inner = y.size(1) // 2
         y = torch.ops.aten.silu(y[:, :inner]).mul_(y[:, inner:])
-        y = torch.mm(y.view(-1, matrix.size(0)), matrix).view(tokens, -1)
-        y = product(y, lift, packed[4 * i + 3], sums[4 * i + 3], levels)
+        y = product(turn(y, left, right), lift, packed[4 * i + 3], sums[4 * i + 3], levels, inverse, centre)
         if biased:
             y.add_(biases[4 * i + 3])
         x.add_(y)
@@ -201,13 +243,16 @@ class Script:
             1 / (model.shape.hidden * LIFT**2),
             torch.full((1, 1, 1), head_eps, device="cpu"),
             torch.full((1, 1), LIFT, device="cpu"),
-            packed[3].matrix,
+            *factors(packed[3].matrix),
             attention.heads,
             attention.kv_heads,
             packed[0].weight.levels,
+            torch.full((1, 1), 1 / packed[0].weight.levels, device="cpu"),
+            torch.full((1, 1), float(packed[0].weight.middle), device="cpu"),
             any(layer.bias is not None for layer in layers),
             torch.full((BLOCK, BLOCK), float("-inf"), device="cpu").triu(1).unsqueeze(1),
         )
+        self._lanes = Lanes(batch.cache)
         self._step = torch.jit.CompilationUnit(SOURCE).step
 
     def __call__(self) -> Tensor:
@@ -220,20 +265,25 @@ class Script:
         )
         return self._model.norm(x_TE)
 
-    def _keys(self) -> tuple[list[Tensor], list[int], list[int]]:
+    def _keys(self) -> tuple[list[Tensor], list[Tensor], list[int], list[int]]:
         """What `attend` takes after the caches."""
         batch = self._batch
-        starts, context, table_RB = batch.starts_np, batch.context_np, batch.tables[0].numpy()
+        where = batch.starts_np, batch.context_np, batch.tables[0].numpy()
         tensors: list[Tensor] = []
         one: list[int] = []
         several: list[int] = []
-        for bunch in bunches(starts, context, table_RB, batch.block_size, *self._sizes):
+        found, rows = bunches(*where, batch.block_size, *self._sizes)
+        loads, rows = self._lanes.load(batch, rows)
+        single = batch.starts_np[rows + 1] - batch.starts_np[rows] == 1
+        found += [alone(*where, row, batch.block_size) for row in rows[single].tolist()]
+        for bunch in found:
             tensors += (bunch.queries, bunch.common.slots, bunch.cells, bunch.bias)
             one += (bunch.common.first, bunch.common.last)
-        for row in stretches(starts, context, table_RB, batch.block_size):
+        for n in rows[~single].tolist():
+            row = stretch(*where, n, batch.block_size)
             tensors.append(row.keys.slots)
             several += (row.start, row.stop, row.keys.first, row.keys.last)
-        return tensors, one, several
+        return [tensor for load in loads for tensor in load], tensors, one, several
 
     @property
     def _sizes(self) -> tuple[int, int]:

@@ -6,18 +6,19 @@ Losses of layers rounded alone are added up; what they make together is measured
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from headrace.base.errors import Refused
-from headrace.optimize.losses import FILE, Group, Sensitivity
+from headrace.base.json_file import read_json
+from headrace.optimize.losses import FILE, Group, Sensitivity, read
 from headrace.optimize.passes.rtn import Rtn
 from headrace.optimize.recipe import NONE, Choice, Recipe
 from headrace.optimize.search import Option, Pick, best, sweep
 from headrace.optimize.sensitivity import folder_for
-from headrace.optimize.work import folder_of, room, write_json
+from headrace.optimize.work import folder_of
 from headrace.quant.schemes import scheme_named
 
 BUDGET = "budget.json"
@@ -59,6 +60,10 @@ class Budget:
             if isinstance(value, bool) or not (isfinite(value) and value > 0):
                 raise Refused(f"{name} is {value}; expected a number above 0", param=name)
 
+    def as_object(self) -> dict[str, float]:
+        """For JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
     @property
     def said(self) -> str:
         """For people."""
@@ -97,11 +102,10 @@ class Chosen:
         def row(spot: Spot) -> dict[str, Any]:
             return {"bits": spot.bits, "kl": spot.kl, "ms": spot.ms}
 
-        budget = {"bits": self.budget.bits, "kl": self.budget.kl, "ms": self.budget.ms}
         labels = [group.label for group in self.found.groups]
         return {
             "format": 1,
-            "budget": {name: value for name, value in budget.items() if value is not None},
+            "budget": self.budget.as_object(),
             "taken": row(self.taken),
             "schemes": dict(zip(labels, self.taken.schemes, strict=True)),
             "frontier": [row(spot) for spot in self.frontier],
@@ -117,7 +121,7 @@ def choose(found: Sensitivity, budget: Budget, base: Recipe, pace: Pace | None =
     """
     by_time = budget.ms is not None
     if by_time and pace is None:
-        raise Refused("a budget in ms needs a device", param="gpu", hint="say which: --gpu h200")
+        raise Refused("a budget in ms needs a device", param="device", hint="say which: --device h200")
     groups = [_options(group, pace if by_time else None) for group in found.groups]
     if budget.kl is not None:
         turned = [[Option(o.name, o.loss, o.cost) for o in group] for group in groups]
@@ -216,7 +220,7 @@ def _unreachable(
         f"{budget.said} cannot be reached on {pace.where}: with these schemes {spot.ms:.3g} is the least foreseen, of "
         f"which {pace.rest:.3g} go for what is not the blocks' weights",
         param="max_latency_ms",
-        hint=f"ask for --max-latency-ms {_above(spot.ms):g} or more, another --gpu, or faster --schemes",
+        hint=f"ask for --max-latency-ms {_above(spot.ms):g} or more, another --device, or faster --schemes",
     )
 
 
@@ -250,12 +254,20 @@ def shown(chosen: Chosen, rows: int = 12) -> list[Spot]:
     return sorted({*near, chosen.taken}, key=lambda spot: (spot.bits, -spot.kl))
 
 
-def keep(chosen: Chosen, out: Path) -> None:
-    """Write beside the weights what was measured and chosen, and throw away the work that it came from.
+def beside(chosen: Chosen) -> dict[str, dict[str, Any]]:
+    """The files that lie beside the weights and say what was measured and chosen, by name."""
+    return {FILE: chosen.found.as_object(), BUDGET: chosen.as_object()}
 
-    Raises Refused where the disk is full.
-    """
-    with room(out, 0):
-        write_json(out / FILE, chosen.found.as_object())
-        write_json(out / BUDGET, chosen.as_object())
+
+def chosen_for(out: Path, budget: Budget, base: Recipe, pace: Pace | None = None) -> Chosen | None:
+    """What a search for the same budget chose that has finished `out`; None where none has."""
+    try:
+        same = read_json(out / BUDGET)["budget"] == budget.as_object()
+        return choose(read(out), budget, base, pace) if same else None
+    except (Refused, KeyError):  # no such files, or others
+        return None
+
+
+def forget(out: Path) -> None:
+    """Throw away the work of measuring."""
     shutil.rmtree(folder_of(folder_for(out)), ignore_errors=True)

@@ -7,12 +7,14 @@ from headrace.optimize.calibrate import KNOWN
 from headrace.optimize.job import Job
 from headrace.optimize.outcome import Outcome
 from headrace.optimize.passes import options_of
+from headrace.optimize.recipe import NONE
 from headrace.quant.export import VERSION
 
 
 def card(job: Job, outcome: Outcome) -> str:
     """README.md, with nothing in it that differs between two runs of the same recipe."""
     name, recipe = job.path.stem if job.path.suffix else job.path.name, job.recipe
+    rounded = [layer for layer in outcome.layers if layer.scheme != NONE]
     kinds = Counter(each.scheme.name if each.scheme else "as it is" for each in job.plan.values())
     lines = [
         "---",
@@ -26,7 +28,7 @@ def card(job: Job, outcome: Outcome) -> str:
         f"Made from `{job.model}` by headrace {__version__}. Weights are in the layout of compressed-tensors "
         f"{VERSION}, which headrace, vLLM and transformers read.",
         "",
-        f"{_mb(outcome.before)} became {_mb(outcome.after)}; weights of the layers below have "
+        f"{_mb(outcome.before)} became {_mb(outcome.after)}; weights of the blocks' linear layers have "
         f"{outcome.bits:.2f} bits each, scales included.",
         "",
         "## What was done",
@@ -56,7 +58,7 @@ def card(job: Job, outcome: Outcome) -> str:
         "",
         "| layer | scheme | pass | bits | change |",
         "|---|---|---|---:|---:|",
-        *(f"| {a.name} | {a.scheme} | {a.rounding} | {a.bits:.2f} | {a.error:.4f} |" for a in outcome.layers),
+        *(f"| {a.name} | {a.scheme} | {a.rounding} | {a.bits:.2f} | {a.error:.4f} |" for a in rounded),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from headrace.base.errors import Refused
 from headrace.optimize import passes
-from headrace.optimize.budget import Budget, choose, keep
+from headrace.optimize.budget import Budget, beside, choose, forget
 from headrace.optimize.calibrate import Calibration
+from headrace.optimize.job import look
 from headrace.optimize.outcome import Outcome
+from headrace.optimize.preflight import preflight
 from headrace.optimize.recipe import Recipe
-from headrace.optimize.run import run
+from headrace.optimize.run import execute, run
 from headrace.optimize.sensitivity import TOKENS, measure, study
 from headrace.optimize.walk import Report
 
@@ -59,8 +61,9 @@ def optimize(  # noqa: PLR0913 - all but two are settings with names
         budget = Budget(bits=target_bits, kl=max_kl)
         asked = study(str(model), str(out), made, schemes=schemes, tokens=sensitivity_tokens, device=device)
         chosen = choose(measure(asked, fresh, progress), budget, made)
-        outcome = run(str(model), str(out), chosen.recipe, device=device, fresh=fresh, progress=progress)
-        keep(chosen, outcome.out)
+        job = look(str(model), str(out), chosen.recipe, device)
+        outcome = execute(job, preflight(job), fresh, progress, beside(chosen))
+        forget(outcome.out)
         return outcome
     return run(str(model), str(out), made, device=device, fresh=fresh, progress=progress)
 

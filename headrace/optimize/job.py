@@ -93,7 +93,7 @@ def look(
         raise Refused(
             f"{out} exists already", param="out", hint="give the path of a folder that does not exist yet"
         )
-    where = _device(device)
+    where = device_named(device)
     path = find(model)
     settings = read_config(path)
     _check_complete(_meta(settings, 16), open_source(path))
@@ -132,7 +132,8 @@ def _meta(settings: dict[str, Any], longest: int) -> Decoder:
         return models.build(settings, longest)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Where to compute; "auto": on a GPU where there is one. Raises Refused for what is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -174,8 +175,8 @@ class _Names:
     def linears(self) -> Iterator[tuple[list[str], Linear]]:
         return self._model.linears()
 
-    def pending(self) -> Iterator[tuple[list[str], Callable[[Tensor], None]]]:
-        return iter(())
+    def pending(self) -> tuple[()]:
+        return ()
 
 
 def _check_complete(model: Decoder, source: Source) -> None:

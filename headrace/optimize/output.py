@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from headrace.checkpoint.config import read_tokenizer
 from headrace.checkpoint.hub import SAMPLING
 from headrace.optimize.card import card
 from headrace.optimize.job import Job
-from headrace.optimize.outcome import Outcome
+from headrace.optimize.outcome import FORMAT, REPORT, Outcome
 from headrace.optimize.recipe import HEAD
 from headrace.optimize.work import RESULT, Work, sync
 from headrace.quant.export import config as quantization_config
@@ -48,8 +49,10 @@ def write_shards(work: Work, parts: list[str]) -> int:
     return sum((result / name).stat().st_size for name in names)
 
 
-def write_rest(job: Job, result: Path, outcome: Outcome) -> None:
-    """All that is not weights."""
+def write_rest(job: Job, result: Path, outcome: Outcome, beside: Mapping[str, Any]) -> None:
+    """All that is not weights, a report of what is known without evaluation among it."""
+    for name, value in {**beside, REPORT: {"format": FORMAT, "outcome": outcome.as_object()}}.items():
+        (result / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     _write_json(result / "config.json", config(job))
     _write_tokenizer(job, result)
     (result / "recipe.yaml").write_text(job.recipe.to_yaml(), encoding="utf-8")

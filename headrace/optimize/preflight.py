@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from headrace.base.errors import Refused
 from headrace.base.hardware import probe
 from headrace.checkpoint.rows import stored_bytes
@@ -39,6 +41,8 @@ class Preflight:
 
 
 AS_IS = "as it is"
+WORTH = 0.95
+"""What is as large as this share of what it was is not worth what it loses."""
 
 
 def preflight(job: Job) -> Preflight:
@@ -52,7 +56,7 @@ def preflight(job: Job) -> Preflight:
     )
     after = sum(row.after for row in rows) + others
     found = Preflight(
-        tuple(rows), files_size(job.path), after, cost(job, model, after), tuple(_notes(job, model))
+        tuple(rows), files_size(job.path), after, cost(job, model, after), tuple(_notes(job, model, rows))
     )
     _check_room(job, found)
     return found
@@ -92,11 +96,18 @@ def _rows(job: Job, model: Decoder) -> Iterator[Row]:
             )
 
 
-def _notes(job: Job, model: Decoder) -> Iterator[str]:
+def _notes(job: Job, model: Decoder, rows: list[Row]) -> Iterator[str]:
     if job.path.suffix == ".gguf":
         yield "the source is quantized already: what is lost is counted from its unpacked weights"
     elif job.settings.get("quantization_config"):
         yield "the source is quantized already and is unpacked first: better start from the original"
+    rounded = [row for row in rows if row.becomes != AS_IS]
+    before, after = (8 * sum(sizes) for sizes in ([r.before for r in rounded], [r.after for r in rounded]))
+    if after >= WORTH * before and (weights := sum(row.shape[0] * row.shape[1] for row in rounded)):
+        yield (
+            f"the layers to be rounded have {before / weights:.2f} bits per weight in the source and would have "
+            f"{after / weights:.2f}; they lose, and save next to nothing"
+        )
     for names, _ in model.linears():
         kinds = {str(job.plan[name].scheme and job.plan[name].scheme) for name in names}
         if len(kinds) > 1:
@@ -121,8 +132,8 @@ def _check_room(job: Job, found: Preflight) -> None:
             param="out",
             hint="write to another disk, or make room",
         )
-    memory = probe().free_bytes
-    if job.device.type == "cpu" and found.cost.memory > memory:
+    memory = probe().free_bytes if job.device.type == "cpu" else torch.cuda.mem_get_info(job.device)[0]
+    if found.cost.memory > memory:
         raise Refused(
             f"about {found.cost.memory / 1e9:.1f} GB of memory are needed; {memory / 1e9:.1f} GB are free",
             param="device",

@@ -1,16 +1,18 @@
 """A whole run: decide, look ahead, walk, write."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from headrace.checkpoint.rows import stored_bytes
 from headrace.optimize.cost import Cost
 from headrace.optimize.job import Job, look
 from headrace.optimize.outcome import Layer, Outcome
 from headrace.optimize.output import write_rest, write_shards
 from headrace.optimize.preflight import Preflight, files_size, preflight
-from headrace.optimize.recipe import Recipe
+from headrace.optimize.recipe import NONE, Recipe
 from headrace.optimize.walk import Report, Walk
 from headrace.optimize.work import RESULT, Work, folder_of, room
 
@@ -36,15 +38,21 @@ def run(
     return execute(job, preflight(job), fresh, progress)
 
 
-def execute(job: Job, ahead: Preflight, fresh: bool = False, progress: Report | None = None) -> Outcome:
-    """What `run` does once it is decided."""
+def execute(
+    job: Job,
+    ahead: Preflight,
+    fresh: bool = False,
+    progress: Report | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """What `run` does once it is decided. beside: more JSON files to lie in the folder, by name."""
     folder = folder_of(job.out)
     with room(folder, ahead.cost.disk), Work(job.out, job.identity(), fresh) as work:
         with _threads(work.journal.setdefault("threads", torch.get_num_threads())):
             layers, seconds = _walked(job, work, ahead.cost, progress)
         after = write_shards(work, work.journal["parts"])
         found = _outcome(job, tuple(layers), after, seconds, work.resumed)
-        write_rest(job, work.folder / RESULT, found)
+        write_rest(job, work.folder / RESULT, found, beside or {})
         work.finish()
     return found
 
@@ -70,7 +78,18 @@ def _walked(job: Job, work: Work, cost: Cost, progress: Report | None) -> tuple[
     return walk.layers, walk.seconds
 
 
-def _outcome(job: Job, layers: tuple[Layer, ...], after: int, seconds: float, resumed: bool) -> Outcome:
+def _outcome(job: Job, rounded: tuple[Layer, ...], after: int, seconds: float, resumed: bool) -> Outcome:
+    found, source, width = {layer.name: layer for layer in rounded}, job.open(), job.dtype.itemsize
+    sizes = {
+        name: rows * layer.inputs
+        for names, layer in job.build().linears()
+        for name, rows in zip(names, layer.outputs, strict=True)
+    }
+    layers = tuple(
+        found.get(name)
+        or Layer(name, NONE, "", 8 * width, stored_bytes(source, f"{name}.weight"), count * width, 0.0, 0.0)
+        for name, count in sizes.items()
+    )
     tokens = 0 if job.ids_ST is None else job.ids_ST.numel()
     return Outcome(
         job.model,

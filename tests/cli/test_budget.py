@@ -25,7 +25,7 @@ from tests.optimize import small
 
 Command = Callable[..., tuple[int, str, str]]
 SCHEMES = "w4a16_g32,w8a16"
-MEASURE = ["--schemes", SCHEMES, "--sensitivity-tokens=256", "--algorithm=rtn", "--device=cpu"]
+MEASURE = ["--schemes", SCHEMES, "--sensitivity-tokens=256", "--algorithm=rtn"]
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +79,12 @@ def test_bits(command: Command, at: Path, tmp_path: Path):
 
 
 def test_latency(command: Command, at: Path, tmp_path: Path):
-    ask = words(at, tmp_path / "out", *MEASURE, "--dry-run")
-    code, _, err = command(*ask, "--max-latency-ms=0.001", "--gpu=l4")
+    ask = words(at, tmp_path / "out", *MEASURE, "--dry-run", "--device=l4")
+    code, _, err = command(*ask, "--max-latency-ms=0.001")
     assert code == 2
     assert "0.001 ms per token cannot be reached on l4" in err
     least = float(err.split("hint: ask for --max-latency-ms ")[1].split()[0])
-    code, _, err = command(*ask, f"--max-latency-ms={least}", "--gpu=l4")
+    code, _, err = command(*ask, f"--max-latency-ms={least}")
     assert code == 2  # so small a model is all overhead: nothing needs to be rounded
     assert "kept by the model as it is" in err
 
@@ -96,11 +96,11 @@ def test_latency(command: Command, at: Path, tmp_path: Path):
         (["--target-bits=5", "--max-kl=1", *MEASURE], "2 budgets are given"),
         (["--target-bits=5", "--scheme=w8a16"], "a scheme for all layers and --target-bits are both given"),
         (["--target-bits=-5", *MEASURE], "target_bits is -5.0"),
-        (["--gpu=h200"], "--gpu is for a search, and there is no budget"),
+        (["--device=h200"], "device 'h200' is not known"),
         (["--schemes=w8a16"], "--schemes is for a search"),
         (["--target-bits=5", "--sensitivity=x", "--sensitivity-tokens=512"], "was measured already"),
         (["--target-bits=5", "--sensitivity=nowhere"], "holds no measured sensitivity"),
-        (["--max-latency-ms=5", "--gpu=h2000"], "h2000"),
+        (["--max-latency-ms=5", "--device=h2000"], "h2000"),
     ],
 )
 def test_refused(command: Command, at: Path, tmp_path: Path, more: list[str], said: str):
@@ -108,6 +108,30 @@ def test_refused(command: Command, at: Path, tmp_path: Path, more: list[str], sa
     assert code == 2
     assert said in " ".join(err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_killed_while_it_is_compared_it_goes_on_there(
+    at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, search = tmp_path / "out", Search(target_bits=7, schemes=SCHEMES, sensitivity_tokens=256)
+    monkeypatch.setattr(judging, "judge", lambda *words, **known: [][0])
+    with pytest.raises(IndexError):
+        run(asked(at, out), search)
+    hashes = small.hashes(out)
+    assert {"sensitivity.json", "budget.json", "model.safetensors"} <= set(hashes)
+    monkeypatch.undo()
+    monkeypatch.setattr("headrace.optimize.sensitivity.measure", lambda *asked: pytest.fail("measured twice"))
+    with pytest.raises(Refused, match="exists already"):
+        run(asked(at, out), replace(search, target_bits=6))  # is another result
+    story = run(asked(at, out), search)
+    assert story is not None
+    assert small.hashes(out) == hashes
+    report = json.loads((out / "report.json").read_text())
+    assert report["quality"][0]["tokens"] == 80
+    assert report["frontier"]
+    assert not folder_of(folder_for(out)).exists()
+    with pytest.raises(Refused, match="exists already"):
+        run(asked(at, out), search)
 
 
 # -- a KL that must be kept: the first try measures too much ------------------------------------------------------
@@ -122,7 +146,8 @@ def asked(at: Path, out: Path) -> Asked:
 
     console = Console(stderr=True)
     recipe = Recipe(None, base.passes, (), base.calibration, "float32")
-    return Asked(str(at / "m"), out, recipe, "cpu", False, False, trial, console, lambda *shown: None, bar)
+    show, say = lambda *shown: None, lambda *said: None
+    return Asked(str(at / "m"), out, recipe, "cpu", False, False, trial, console, show, bar, say)
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, factors: list[float]) -> None:
@@ -163,13 +188,17 @@ def test_a_killed_search_tries_nothing_twice(at: Path, tmp_path: Path, monkeypat
     assert not out.exists()
     monkeypatch.undo()
     tried: list[str] = []
-    true = _budget._made
+    true = _budget.made
 
-    def made(asked: Any, chosen: Any, at: Path) -> Any:
+    def made(asked: Any, recipe: Any, at: Path, beside: Any) -> Any:
         tried.append(at.name)
-        return true(asked, chosen, at)
+        return true(asked, recipe, at, beside)
 
-    monkeypatch.setattr(_budget, "_made", made)
+    def execute(*job: Any) -> None:
+        raise AssertionError("it was made already, and had only to be measured")
+
+    monkeypatch.setattr(_budget, "made", made)
+    monkeypatch.setattr("headrace.optimize.run.execute", execute)
     measured(monkeypatch, [0.5])
     assert run(asked(at, out), SEARCH) is not None
     assert tried == ["try-1"]

@@ -1,14 +1,21 @@
 """The command: what it says before it begins, what it refuses, what it makes."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from headrace.cli import optimize
 from tests.cli.conftest import Done
 from tests.optimize import small
 
 Command = Callable[..., Done]
+
+
+class Killed(BaseException):
+    """What the tests interrupt a run with."""
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +143,28 @@ def test_a_folder_that_exists_stays(command: Command, model: Path, text: Path, t
     done = command(*words(model, text, "-o", str(tmp_path / "out")))
     assert done.code == 2
     assert "exists already" in done.err
+
+
+def test_killed_while_it_is_compared_it_goes_on_there(
+    command: Command, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    ask = words(model, text, "-o", str(out), "--windows=1", "--algorithm=rtn")
+    trial = replace(optimize._trial(1, True), texts=(str(text),), tokens=40, generated=0)
+    monkeypatch.setattr(optimize, "_trial", lambda windows, measure: trial)
+    with monkeypatch.context() as killed:
+        killed.setattr("headrace.bench.judge._quality", lambda *asked: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            command(*ask)
+    made = small.hashes(out)
+    done = command(*ask[:-1], "--algorithm=gptq")
+    assert done.code == 2
+    assert "exists already" in done.err, "what another recipe made is not judged as this one's"
+    done = command(*ask)
+    assert done.code == 0, done.err
+    assert "is finished; what is left is to compare it" in " ".join(done.err.split())
+    assert "40 tokens: perplexity" in " ".join(done.err.split())
+    assert small.hashes(out) == made
+    assert json.loads((out / "report.json").read_text())["quality"][0]["tokens"] == 40
+    assert "Quality" in (out / "report.html").read_text()
+    assert command(*ask).code == 2, "nothing is left to do"

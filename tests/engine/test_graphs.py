@@ -78,3 +78,23 @@ def test_masks_come_between_two_graphs(llama_folder: Path, without_gpu: None, mo
             kinds = {type(key) for key in recordings.captured}
             assert kinds == {Key, Masked} or (more and kinds == {Key})
     assert found[0] == found[1]
+
+
+def test_a_draw_by_masks_is_no_step_without_them(llama_folder: Path, without_gpu: None):
+    """As many rows that draw in the same way, first without grammars: their recording is another one."""
+    started = start(tiny.config(llama_folder, **{"schedule.overlap": "on", "max_num_seqs": 16}))
+    recordings = recorded(started.engine.executor.runner, 16)
+    for wanted in (None, form(regex="[ab]{20}")):
+        streams: dict[str, Stream] = {}
+        for n in range(4):
+            params = SamplingParams(
+                max_tokens=20, seed=n, temperature=0.8, ignore_eos=True, structured_outputs=wanted
+            )
+            (request,) = started.intake.requests(f"{wanted is None} {n}", "hello", params)
+            streams[request.id] = Stream(request, started.intake.tokenizer)
+            started.engine.add(request)
+        while started.engine.busy:
+            for event in started.engine.step():
+                streams[event.id].take(event)
+        assert wanted is None or all(set(stream.text) <= {"a", "b"} for stream in streams.values())
+    assert {type(key) for key in recordings.captured} == {Key, Masked}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from headrace.engine.pace import Pace
-from headrace.engine.reach import SHARED, bunches, stretches
+from headrace.engine.reach import SHARED, alone, bunches, stretch
 from headrace.engine.request import SamplingParams
 from headrace.engine.script import BLOCK, unfit
 from headrace.engine.start import Started, start
@@ -73,15 +73,12 @@ def test_rows_that_begin_alike(tmp_path: Path):
     begun.engine.add(ask("other", [8, 8, 8, 8], SamplingParams(max_tokens=6)))
     compare(begun, 2)
     batch = begun.engine.executor.runner.batch
-    found = list(
-        bunches(batch.starts_np, batch.context_np, batch.tables[0].numpy(), 16, 2, batch.cache.k[0].shape[3])
+    found, others = bunches(
+        batch.starts_np, batch.context_np, batch.tables[0].numpy(), 16, 2, batch.cache.k[0].shape[3]
     )
-    assert sorted(len(bunch.queries) for bunch in found) == [1, 3]
-    assert (
-        max(bunch.common.last - bunch.common.first for bunch in found if len(bunch.queries) == 3)
-        == 64
-        >= SHARED
-    )
+    assert [len(bunch.queries) for bunch in found] == [3]
+    assert len(others) == 1
+    assert found[0].common.last - found[0].common.first == 64 >= SHARED
 
 
 def test_steps_have_the_threads_that_are_found_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -101,10 +98,9 @@ def test_steps_have_the_threads_that_are_found_faster(tmp_path: Path, monkeypatc
 def test_keys_that_do_not_lie_in_a_row():
     starts, context = np.array([0, 1, 4, 5], np.int32), np.array([20, 33, 5], np.int32)
     table = np.array([[4, 2, 0], [7, 8, 9], [3, 0, 0]], np.int32)
-    alone = {int(bunch.queries[0]): bunch.common for bunch in bunches(starts, context, table, 16, 2, 8)}
-    assert alone[0].slots.tolist() == [*range(64, 80), *range(32, 36)]
-    assert alone[4][1:] == (48, 53)
-    (several,) = stretches(starts, context, table, 16)
+    assert alone(starts, context, table, 0, 16).common.slots.tolist() == [*range(64, 80), *range(32, 36)]
+    assert alone(starts, context, table, 2, 16).common[1:] == (48, 53)
+    several = stretch(starts, context, table, 1, 16)
     assert (several.start, several.stop, several.keys.first, several.keys.last) == (1, 4, 112, 145)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headrace.kernels.fixed import place_is_free
-from headrace.kernels.hadamard import hadamard, largest, turned
+from headrace.kernels.hadamard import factors, hadamard, largest, turned
 
 
 @pytest.mark.parametrize("size", [1, 8, 64])
@@ -37,3 +37,10 @@ def test_a_row_has_its_bits_in_any_company():
     together = turned(x, matrix, deterministic=True)
     for n in (0, 9, 36):
         assert torch.equal(turned(x[n : n + 1], matrix, deterministic=True)[0], together[n])
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 128])
+def test_two_small_matrices_for_one_large(size: int):
+    left, right = factors(hadamard(size))
+    torch.testing.assert_close(torch.kron(left, right), hadamard(size))
+    assert len(right) <= 2 * len(left) or size < 4

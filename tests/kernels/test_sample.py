@@ -384,3 +384,12 @@ def test_hash_wraps_like_32_bit_arithmetic():
         x = (x * np.uint64(factor)) & mask
     x ^= x >> np.uint64(15)
     assert int(sample._mix(torch.tensor([0x12345678], dtype=torch.int32))[0]) & 0xFFFFFFFF == int(x)
+
+
+@pytest.mark.parametrize("vocab", [2 * sample.PIECE, 2 * sample.PIECE + 3])
+def test_the_first_of_the_largest_is_found_in_any_piece(vocab: int):
+    logits = torch.zeros(4, vocab)
+    logits[1, vocab - 1] = logits[2, 7] = logits[2, vocab - 2] = 1.0
+    logits[3] = -torch.inf
+    greedy = Plan(greedy=True, cuts=False, floors=False)
+    assert draw_ref(logits, None, greedy).tolist() == [0, vocab - 1, 7, 0]

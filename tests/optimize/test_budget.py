@@ -7,10 +7,11 @@ import pytest
 
 import headrace
 from headrace.base.errors import Refused
+from headrace.base.json_file import read_json
 from headrace.models.llama import TINY
 from headrace.optimize.budget import BUDGET, Budget, Pace, choose, shown
 from headrace.optimize.calibrate import Calibration
-from headrace.optimize.losses import FILE, Group, Loss, Sensitivity, read
+from headrace.optimize.losses import Group, Loss, Sensitivity, read
 from headrace.optimize.passes.rtn import Rtn
 from headrace.optimize.recipe import Choice, Recipe
 from headrace.optimize.sensitivity import folder_for
@@ -90,7 +91,7 @@ def test_the_frontier_falls():
         (Budget(bits=16), None, "kept by the model as it is, with 16 bits", "--scheme"),
         (Budget(ms=30), PACE, "kept by the model as it is", "--scheme"),
         (Budget(kl=1e-9), None, "lets no layer be rounded: the least that one costs is 3e-05", "--max-kl"),
-        (Budget(ms=2), None, "needs a device", "--gpu"),
+        (Budget(ms=2), None, "needs a device", "--device"),
     ],
 )  # fmt: skip
 def test_budgets_that_make_no_sense(budget: Budget, pace: Pace | None, message: str, hint: str):
@@ -135,12 +136,24 @@ def test_from_python(tmp_path: Path, text: Path):
         model, tmp_path / "out", target_bits=7, algorithm="rtn", calibration=texts, sensitivity_tokens=256,
         schemes=["w4a16_g32", "w8a16"],
     )  # fmt: skip
-    sizes = {each.name: each.after for each in outcome.layers}
-    found = read(tmp_path / "out")
-    assert sum(sizes.values()) * 8 <= 7 * found.weights
-    assert {each.scheme for each in outcome.layers} == {"w4a16_g32", "w8a16"}
-    assert (tmp_path / "out" / BUDGET).is_file()
-    assert (tmp_path / "out" / FILE).is_file()
+    assert {each.scheme for each in outcome.layers[:-1]} == {"w4a16_g32", "w8a16"}
+    assert read(tmp_path / "out").groups
+    taken = read_json(tmp_path / "out" / BUDGET)["taken"]
+    assert outcome.bits == pytest.approx(taken["bits"])
+    assert taken["bits"] <= 7
     assert not folder_of(folder_for(tmp_path / "out")).exists()
     with pytest.raises(Refused, match="not both"):
         headrace.optimize(model, tmp_path / "other", target_bits=7, scheme="w8a16")
+
+
+def test_bits_are_the_budgets_where_layers_stay_as_they_are(tmp_path: Path, text: Path):
+    model = small.model(tmp_path / "m", num_hidden_layers=2)
+    texts = Calibration(4, 24, 0, (str(text),))
+    outcome = headrace.optimize(
+        model, tmp_path / "out", target_bits=12, calibration=texts, sensitivity_tokens=256, schemes=["w8a16"],
+        recipe={"passes": ["rtn"], "dtype": "bfloat16"},
+    )  # fmt: skip
+    assert {each.scheme for each in outcome.layers} == {"none", "w8a16"}
+    taken = read_json(tmp_path / "out" / BUDGET)["taken"]
+    assert outcome.bits == pytest.approx(taken["bits"])
+    assert 8.5 < taken["bits"] <= 12

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from headrace.checkpoint import shards
+from headrace.checkpoint.export_gguf import export_gguf
 from headrace.optimize.cost import staged
 from headrace.optimize.job import blocks_of, look
 from headrace.optimize.preflight import AS_IS, Preflight, preflight
@@ -66,6 +67,16 @@ def test_notes_say_what_to_think_of(tmp_path: Path, model: Path, text: Path):
     run(str(model), str(tmp_path / "a"), small.recipe(None))
     again = ahead(tmp_path / "a", tmp_path / "b", small.recipe(text))
     assert any("quantized already" in note for note in again.notes)
+
+
+def test_a_source_that_is_as_small_already(tmp_path: Path, model: Path):
+    export_gguf(model, tmp_path / "m.gguf", "q8_0")
+    same = ahead(
+        tmp_path / "m.gguf", tmp_path / "out", small.recipe(None, scheme="w8a16_g32", dtype="float16")
+    )
+    assert any("have 8.50 bits per weight in the source and would have 8.50" in note for note in same.notes)
+    less = ahead(tmp_path / "m.gguf", tmp_path / "out", small.recipe(None))
+    assert not any("save next to nothing" in note for note in less.notes)
 
 
 def test_layers_are_watched_one_by_one_where_there_are_hessians(tmp_path: Path, model: Path, text: Path):

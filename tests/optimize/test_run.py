@@ -10,6 +10,7 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from headrace.checkpoint import shards
 from headrace.engine.start import load_model, look
 from headrace.nn.packed import PackedRows
 from headrace.optimize import work
-from headrace.optimize.outcome import Outcome
+from headrace.optimize.outcome import Outcome, read_report
 from headrace.optimize.recipe import Recipe
 from headrace.optimize.run import run
 from headrace.optimize.work import Work, folder_of
@@ -37,6 +38,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "smoothquant": {"scheme": "w8a8", "passes": ["smoothquant", "rtn"]},
     "rotation": {"passes": ["rotation", "gptq"]},
     "sparse": {"scheme": "sparse24", "passes": ["sparsegpt"]},
+    "sparse_fp8": {"scheme": "sparse24_fp8", "passes": ["sparsegpt"]},
+    "wanda": {"scheme": "sparse24_fp8", "passes": ["wanda"]},
     "static": {"scheme": "fp8_static", "passes": ["gptq"]},
     "mixed": {
         "passes": ["gptq"],
@@ -72,13 +75,25 @@ def test_what_is_written_runs_and_is_near(tmp_path: Path, text: Path, name: str,
     base = tiny.logits(tiny.decoder(model), IDS)
     change = float((logits(tmp_path / "out") - base).norm() / base.norm())
     assert (
-        0 < change < {"w8a8": 0.1, "fp8_static": 0.25, "sparse24": 1.3}.get(outcome.recipe.scheme or "", 0.7)
+        0
+        < change
+        < {"w8a8": 0.1, "fp8_static": 0.25, "sparse24": 1.3, "sparse24_fp8": 1.3}.get(
+            outcome.recipe.scheme or "", 0.7
+        )
     )
     assert outcome.after == sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     assert outcome.tokens == 6 * 24
-    assert {layer.name for layer in outcome.layers} == {
-        layer for layer, one in outcome.recipe.plan(tiny.decoder(model)).items() if one.scheme is not None
+    schemes = {
+        layer: "none" if one.scheme is None else one.scheme.name
+        for layer, one in outcome.recipe.plan(tiny.decoder(model)).items()
     }
+    if outcome.layers[-1].name != "lm_head":  # it is the embedding
+        del schemes["lm_head"]
+    assert {layer.name: layer.scheme for layer in outcome.layers} == schemes
+    assert all(layer.bits == 32 and layer.error == 0 for layer in outcome.layers if layer.scheme == "none")
+    found = read_report(tmp_path / "out")
+    assert found is not None
+    assert found[0] == replace(outcome, out=tmp_path / "out")
     assert not folder_of(tmp_path / "out").exists()
     said = json.loads((tmp_path / "out" / "config.json").read_text())
     assert said["tie_word_embeddings"] == (tied and name not in ("rotation", "mixed", "head"))
@@ -93,7 +108,7 @@ def test_without_calibration(tmp_path: Path, model: Path, base: torch.Tensor):
     outcome = made(model, tmp_path / "out", small.recipe(None, scheme="w8a16"))
     assert outcome.tokens == 0
     assert float((logits(tmp_path / "out") - base).norm() / base.norm()) < 0.05
-    assert all(0 < layer.error < 0.02 for layer in outcome.layers)
+    assert all(0 < layer.error < 0.02 for layer in outcome.layers if layer.scheme != "none")
 
 
 def test_gptq_sees_what_the_layers_before_give(tmp_path: Path, model: Path, text: Path):
@@ -105,7 +120,7 @@ def test_gptq_sees_what_the_layers_before_give(tmp_path: Path, model: Path, text
         small.recipe(text, passes=["gptq"], layers={"*": "none", "*.2.mlp.*": "w4a16_g32"}),
     )
     errors = {layer.name: layer.error for layer in first.layers}
-    assert all(layer.error != errors[layer.name] for layer in alone.layers)
+    assert all(layer.error != errors[layer.name] for layer in alone.layers if layer.scheme != "none")
 
 
 # -- interrupted ------------------------------------------------------------------------------------------------

@@ -39,9 +39,10 @@ class Seam:
         return self._reduced(value_K, "mean")
 
     def _reduced(self, value_K: Tensor, how: str) -> Tensor:
-        channel_K = self.channel_K.to(value_K.device)
-        out = value_K.new_zeros(int(channel_K.max()) + 1)
-        return out.scatter_reduce_(0, channel_K, value_K, how, include_self=False)
+        # On a CPU: a GPU adds up in whichever order its threads come.
+        out = torch.zeros(int(self.channel_K.max()) + 1, dtype=value_K.dtype, device="cpu")
+        out.scatter_reduce_(0, self.channel_K, value_K.cpu(), how, include_self=False)
+        return out.to(value_K.device)
 
     def columns(self, scale_C: Tensor) -> Tensor:
         """The scale of each column: [K]."""
