@@ -120,7 +120,7 @@ class Supervisor:
         self._lost()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if code == CANNOT_START:  # it has said why, through the socket; this is for a message that got lost
-            self._loop.call_later(1.0, self._give_up, Broken("the engine cannot start; its log says why"))
+            self._loop.call_later(5.0, self._give_up, Broken("the engine cannot start; its log says why"))
             return
         now = monotonic()
         self._deaths.append(now)
