@@ -109,9 +109,8 @@ def unpack(
         [],
         [32, 64],
     )
-    w = w_s.load(words_l).reshape(
-        [4, 2, 4, 2, 4, 2, 2, 2]
-    )  # block, tile, row 4, row 2, pair, half, row 8, one of two
+    # block, tile, row 4, row 2, pair, half, row 8, one of two
+    w = w_s.load(words_l).reshape([4, 2, 4, 2, 4, 2, 2, 2])
     w = gl.convert_layout(w.permute([0, 6, 2, 3, 1, 5, 4, 7]).reshape([64, 32]), numbers_l)
     scale = spread(scale_R, more_R, GROUP, numbers_l).to(DTYPE)
     if ZERO:
