@@ -131,6 +131,9 @@ SKINNY_TOKENS: dict[Capability, int] = {(8, 0): 32, (8, 9): 32, (9, 0): 64, (10,
 # Tokens up to which the norm before a projection is computed inside it.
 FUSED_NORM_TOKENS: dict[Capability, int] = {(8, 0): 1, (8, 9): 1, (9, 0): 1, (10, 0): 1}
 
+# Versions of Triton whose Gluon our kernels in it are compiled with; others get the plain kernels.
+GLUON = ((3, 6), (3, 7), (3, 8))
+
 # Tile for batch-invariant products: (BLOCK_M, n, k, warps, stages). k and the instruction shape never vary.
 INVARIANT_WIDE = (128, Skinny(128, 64, 1, 8, 3))
 INVARIANT_NARROW = (64, Skinny(32, 64, 1, 4, 5))
@@ -151,6 +154,14 @@ def capability(device: torch.device) -> Capability:
 def pdl(device: torch.device) -> bool:
     """Whether launches on this device may overlap the end of the kernel before."""
     return PDL.get(capability(device), False)
+
+
+@cache
+def gluon() -> bool:
+    """Whether this is a Triton that our kernels in Gluon are written for."""
+    import triton  # only GPU builds of torch bring it
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) in GLUON
 
 
 def gemv_rule(n: int, k: int, gated: bool, multiprocessors: int = 132) -> Gemv:
@@ -216,7 +227,7 @@ INT4_FETCHED: dict[Capability, tuple[int, int]] = {(9, 0): (5, 1024)}
 def fetches4(cap: Capability, tokens: int) -> bool:
     """Whether gpu/w4a16_wide.py comes first for this many tokens, whatever the table says."""
     least, most = INT4_FETCHED.get(cap, (1, 0))
-    return least <= tokens <= most
+    return least <= tokens <= most and gluon()
 
 
 def int4_one_rule(k: int) -> Int4One:

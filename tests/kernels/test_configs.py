@@ -141,3 +141,20 @@ def test_measured_rows_for_4_bit_weights_win_over_rules(measure):
         found[0][1], found[1][1], found[1][1], None, None,
     ]  # fmt: skip
     assert configs.int4((9, 9), 65, 16, 64) == configs.int4_tile_rule(65, 16, 64, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [("3.6.0", True), ("3.7.1", True), ("3.8.0+git", True), ("3.9.0", False), ("4.0", False)],
+)
+def test_kernels_in_gluon_are_for_versions_that_are_known(
+    monkeypatch: pytest.MonkeyPatch, said: str, known: bool
+):
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", said)
+    configs.gluon.cache_clear()
+    try:
+        assert configs.gluon() == known
+        assert configs.fetches4((9, 0), 32) == known
+        assert not configs.fetches4((8, 0), 32)
+    finally:
+        configs.gluon.cache_clear()

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headrace.kernels import configs
 from headrace.kernels.choices import PagedPrefill
 from headrace.kernels.gpu.paged_decode import LOG2_E
 from headrace.kernels.gpu.widen import widen
@@ -149,7 +150,7 @@ def prefill(
     q_THD and out_THD may be parts of wider tensors (any stride of tokens, heads next to each other). `fresh` are
     this step's own k and v [T, K, D]: read instead of the pages, for rows that have no keys from earlier steps.
     """
-    if config.fetched and fresh is None:
+    if config.fetched and fresh is None and configs.gluon():
         from headrace.kernels.gpu import paged_prefill_hopper as hopper
 
         if config.rows == hopper.ROWS and hopper.fits(q_THD, pages):

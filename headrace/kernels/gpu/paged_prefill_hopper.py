@@ -23,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from headrace.kernels import configs
+from headrace.kernels.gpu.gluon import barrier, reinterpret
 from headrace.kernels.gpu.paged_decode import LOG2_E
 from headrace.kernels.paged import Pages, Scores
 
@@ -94,7 +95,7 @@ def keep_values(
         values = place.load(layout)
         place.store(gl.where((row >= first) & (row < last), values, gl.zeros_like(values)))
     fence_async_shared()
-    gl.thread_barrier()
+    barrier()
 
 
 @gluon.jit
@@ -201,7 +202,7 @@ def turns(
         mbarrier.wait(v_ready.index(before), (turn - 1) // STAGES & 1)
         low, high = weigh(p, v_tiles, before * HALVES, low, high, HALVES, values_l)
         score = warpgroup_mma_wait(HALVES, deps=[scores])
-        gl.thread_barrier()
+        barrier()
         mbarrier.arrive(k_free.index(stage), count=1)
         weight, sum_M, peak_M, fade_M = soften(
             score, peak_M, position_M, tile, window, score_scale, softcap, N, MASKED, SOFTCAP, WINDOW, scores_l
@@ -213,7 +214,7 @@ def turns(
             high = high * fade_M[:, None]
         else:
             low = warpgroup_mma_wait(0, deps=[low])
-        gl.thread_barrier()
+        barrier()
         mbarrier.arrive(v_free.index(before), count=1)
         low = low * fade_M[:, None]
         p = weight.to(p.dtype)
@@ -252,7 +253,7 @@ def attend(
             mbarrier.wait(k_ready.index(stage), turn // STAGES & 1)
             scores = begin_scores(q_tiles, k_tiles, first_q, stage * HALVES, zero, HALVES)
             score = warpgroup_mma_wait(0, deps=[scores])
-            gl.thread_barrier()
+            barrier()
             mbarrier.arrive(k_free.index(stage), count=1)
             peak_M = gl.full([M], float("-inf"), gl.float32, gl.SliceLayout(1, scores_l))
             weight, mass_M, peak_M, _fade = soften(
@@ -299,7 +300,7 @@ def attend(
                 low, high = warpgroup_mma_wait(0, deps=[low, high])
             else:
                 low = warpgroup_mma_wait(0, deps=[low])
-            gl.thread_barrier()
+            barrier()
             mbarrier.arrive(v_free.index(stage), count=1)
             mbarrier.arrive(q_free.index(place), count=1)
             share_M = gl.convert_layout(
@@ -335,9 +336,9 @@ def prefill_kernel(
     q_tiles = gl.allocate_shared_memory(dtype, [4 * HALVES, M, HALF], layout)
     k_tiles = gl.allocate_shared_memory(dtype, [STAGES * HALVES, N, HALF], layout)
     v_tiles = gl.allocate_shared_memory(dtype, [STAGES * HALVES, N, HALF], layout)
-    q_s = q_tiles._reinterpret(dtype, [4 * HALVES, M // GROUP, GROUP, HALF], rows_l)
-    k_s = k_tiles._reinterpret(dtype, [STAGES * HALVES * PAGES, BLOCK, HALF], layout)
-    v_s = v_tiles._reinterpret(dtype, [STAGES * HALVES * PAGES, BLOCK, HALF], layout)
+    q_s = reinterpret(q_tiles, dtype, [4 * HALVES, M // GROUP, GROUP, HALF], rows_l)
+    k_s = reinterpret(k_tiles, dtype, [STAGES * HALVES * PAGES, BLOCK, HALF], layout)
+    v_s = reinterpret(v_tiles, dtype, [STAGES * HALVES * PAGES, BLOCK, HALF], layout)
     q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], barrier_l)
     q_free = gl.allocate_shared_memory(gl.int64, [2, 1], barrier_l)
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_l)

@@ -25,6 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from headrace.kernels import configs
+from headrace.kernels.gpu.gluon import barrier, reinterpret
 from headrace.kernels.gpu.product import MOST_TILES, split_counters
 from headrace.kernels.w4a16 import Int4Weight
 
@@ -191,7 +192,7 @@ def multiply(
             if ZERO:
                 z, z_more = load_groups(zero_ptr, row_R, step + 1, steps - 1, G, GROUP)
             acc = warpgroup_mma_wait(0, deps=[acc])
-            gl.thread_barrier()
+            barrier()
             mbarrier.arrive(free.index(stage), count=1)
             turn += 1
         row = tile // m_tiles * 128 + own_M
@@ -202,7 +203,7 @@ def multiply(
             # A program has two places: for the tile that it enters inside, and for the one that it leaves inside.
             place = gl.program_id(0) * 2 + gl.where(first == 0, 1, 0)
             gl.store(partial_ptr + place.to(gl.int64) * (128 * TOKENS) + inner, acc)
-            gl.thread_barrier()  # every thread's sums are written before one thread says so
+            barrier()  # every thread's sums are written before one thread says so
             one = tile * steps // share
             other = (tile * steps + steps - 1) // share
             ticket = gl.atomic_add(count_ptr + tile * 2 + WHO, 1, sem="acq_rel", scope="gpu")
@@ -230,7 +231,7 @@ def wide_kernel(
     barrier_l: gl.constexpr = mbarrier.MBarrierLayout()
     x_s = gl.allocate_shared_memory(dtype, [STAGES, TOKENS, 128], layout)
     words_s = gl.allocate_shared_memory(gl.int16, [STAGES * 2, 32, 64], layout)
-    w_s = words_s._reinterpret(gl.int16, [STAGES * 8, 8, 64], layout)
+    w_s = reinterpret(words_s, gl.int16, [STAGES * 8, 8, 64], layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_l)
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_l)
     for stage in gl.static_range(STAGES):
