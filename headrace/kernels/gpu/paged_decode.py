@@ -322,6 +322,13 @@ class Workspace:
                 self.arrived = torch.zeros(counters, dtype=torch.int32, device=self.device)
 
 
+def in_powers_of_two(pages: Pages, scores: Scores) -> tuple[float, float]:
+    """(what products of queries and keys are multiplied by, the soft cap or 0) for kernels that use exp2."""
+    softcap = scores.softcap or 0.0
+    scale = scores.scale * pages.k_scale * (2.0 / softcap if softcap else 1.0) * LOG2_E
+    return scale, softcap * LOG2_E
+
+
 def decode(
     q_THD: Tensor, pages: Pages, scores: Scores, out_THD: Tensor, workspace: Workspace,
     *, config: PagedDecode, programs: int,
@@ -342,12 +349,11 @@ def decode(
     tile = config.warps * LANE_KEYS
     programs = max(programs // kv_heads, 1) * kv_heads
     workspace.reserve(2 * programs * group * (head_dim + 2), rows * kv_heads)
-    softcap, pdl = scores.softcap or 0.0, configs.pdl(q_THD.device)
-    score_scale = scores.scale * pages.k_scale * (2.0 / softcap if softcap else 1.0) * LOG2_E
+    (score_scale, softcap), pdl = in_powers_of_two(pages, scores), configs.pdl(q_THD.device)
     padded, padded_group = max(16, power_of_two(head_dim)), power_of_two(group)
     decode_kernel[(programs,)](
         q_THD, pages.k, pages.v, pages.table, pages.starts, pages.context, out_THD, workspace.part, workspace.arrived,
-        rows, q_THD.shape[0], score_scale, pages.v_scale, softcap * LOG2_E, scores.window or 0,
+        rows, q_THD.shape[0], score_scale, pages.v_scale, softcap, scores.window or 0,
         pages.table.stride(0), q_THD.stride(0), out_THD.stride(0),
         KV_HEADS=kv_heads, GROUP=group, G=max(16, padded_group), D=head_dim, D_PAD=padded,
         BLOCK=block, ROWS=next(n for n in ROW_STEPS if n >= rows), TILE=tile, LANES=config.warps,

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headrace.kernels.choices import PagedFixed
-from headrace.kernels.gpu.paged_decode import LOG2_E, ROW_STEPS, Workspace, clear_padding
+from headrace.kernels.gpu.paged_decode import ROW_STEPS, Workspace, clear_padding, in_powers_of_two
 from headrace.kernels.gpu.widen import widen
 from headrace.kernels.launch import power_of_two
 from headrace.kernels.paged import Pages, Scores
@@ -225,11 +225,11 @@ def shared(
     assert q_THD.stride(1) == out_THD.stride(1) == head_dim
     assert pages.k.is_contiguous() and pages.v.is_contiguous()
     assert config.split % config.keys == 0 and heads // kv_heads <= config.rows
-    softcap = scores.softcap or 0.0
+    score_scale, softcap = in_powers_of_two(pages, scores)
     return {
-        "score_scale": scores.scale * pages.k_scale * (2.0 / softcap if softcap else 1.0) * LOG2_E,
+        "score_scale": score_scale,
         "value_scale": pages.v_scale,
-        "softcap": softcap * LOG2_E,
+        "softcap": softcap,
         "window": scores.window or 0,
         "table_stride": pages.table.stride(0),
         "q_stride": q_THD.stride(0),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from headrace.kernels import configs
 from headrace.kernels.choices import PagedPrefill
-from headrace.kernels.gpu.paged_decode import LOG2_E
+from headrace.kernels.gpu.paged_decode import in_powers_of_two
 from headrace.kernels.gpu.widen import widen
 from headrace.kernels.launch import power_of_two
 from headrace.kernels.paged import Pages, Scores
@@ -161,12 +161,11 @@ def prefill(
     assert q_THD.stride(1) == out_THD.stride(1) == k.stride(-2) == v.stride(-2) == head_dim
     assert fresh is not None or (k.is_contiguous() and v.is_contiguous())
     assert k.stride() == v.stride() and pages.k.shape[1] >= 16
-    softcap = scores.softcap or 0.0
-    score_scale = scores.scale * pages.k_scale * (2.0 / softcap if softcap else 1.0) * LOG2_E
+    score_scale, softcap = in_powers_of_two(pages, scores)
     options = {} if config.registers is None else {"maxnreg": config.registers}
     prefill_kernel[(len(work_W2) * kv_heads,)](
         q_THD, k, v, pages.table, pages.starts, pages.context, work_W2, out_THD,
-        score_scale, pages.v_scale, softcap * LOG2_E, scores.window or 0,
+        score_scale, pages.v_scale, softcap, scores.window or 0,
         pages.table.stride(0), q_THD.stride(0), kv_stride, out_THD.stride(0),
         KV_HEADS=kv_heads, GROUP=heads // kv_heads, D=head_dim, D_PAD=max(16, power_of_two(head_dim)),
         BLOCK=pages.k.shape[1], ROWS=config.rows, KEYS=config.keys, PAGED=fresh is None,

@@ -24,7 +24,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from headrace.kernels import configs
 from headrace.kernels.gpu.gluon import barrier, reinterpret
-from headrace.kernels.gpu.paged_decode import LOG2_E
+from headrace.kernels.gpu.paged_decode import in_powers_of_two
 from headrace.kernels.paged import Pages, Scores
 
 HALF: gl.constexpr = gl.constexpr(64)
@@ -404,12 +404,11 @@ def prefill(q_THD: Tensor, pages: Pages, scores: Scores, out_THD: Tensor, work_W
         TensorDescriptor(cache, [blocks * block, width], [width, 1], [block, HALF.value], layouts[0])
         for cache in (pages.k, pages.v)
     )
-    softcap = scores.softcap or 0.0
-    score_scale = scores.scale * pages.k_scale * (2.0 / softcap if softcap else 1.0) * LOG2_E
+    score_scale, softcap = in_powers_of_two(pages, scores)
     units = len(work_W2) * kv_heads
     prefill_kernel[(min(units, configs.multiprocessors(q_THD.device)),)](
         q_rows, k_pages, v_pages, pages.table, pages.starts, pages.context, work_W2, out_THD,
-        score_scale, pages.v_scale, softcap * LOG2_E, scores.window or 0,
+        score_scale, pages.v_scale, softcap, scores.window or 0,
         pages.table.stride(0), out_THD.stride(0), units, blocks,
         KV_HEADS=kv_heads, GROUP=group, D=head_dim, BLOCK=block, ROWS=ROWS, N=KEYS,
         STAGES=STAGES, SOFTCAP=bool(softcap), WINDOW=scores.window is not None, num_warps=4,
