@@ -112,13 +112,21 @@ class Constraints:
 
     def follow(self, step: list[Row]) -> list[End]:
         """Take what a committed step has brought. Requests that end although the step did not end them."""
-        return self._ends(row.seq for row in step if row.samples)
+        moved, ends = self._advance(row.seq for row in step if row.samples)
+        for seq in moved:
+            matcher = seq.matcher
+            assert matcher is not None
+            if (finish := matcher.end()) is not None:
+                ends.append(_end(seq, finish))
+        return ends
 
     def masks(self, step: list[Row]) -> tuple[Masks | None, list[End]]:
-        """For a step all of whose earlier samples are committed; and requests that end with what they have."""
+        """For a step all of whose earlier samples are committed; and requests that end with what they have.
+
+        Matchers take what is new to them first, if `follow` was not called.
+        """
         found = self._open(step)
-        late = [seq for _, seq, matcher in found if matcher.upto != len(seq.tokens)]
-        ends = self._ends(late) if late else []
+        _, ends = self._advance(seq for _, seq, _ in found)
         if ends:
             over = {id for id, _ in ends}
             found = [one for one in found if one[1].request.id not in over]
@@ -140,11 +148,14 @@ class Constraints:
                 n += row.sampled
         return found
 
-    def _ends(self, seqs: Iterable[Sequence]) -> list[End]:
-        """Let matchers take what is new to them. Who must end now."""
+    def _advance(self, seqs: Iterable[Sequence]) -> tuple[list[Sequence], list[End]]:
+        """Let matchers take what is new to them. Who took one token and was not asked whether it ends, and who ends.
+
+        Asking them all takes longer than all the rest.
+        """
         ends: list[End] = []
         pairs: list[tuple[LLMatcher, int]] = []
-        moved: list[tuple[Sequence, Matcher]] = []
+        moved: list[Sequence] = []
         for seq in seqs:
             matcher = seq.matcher
             if matcher is None or seq.finished or (new := len(seq.tokens) - matcher.upto) == 0:
@@ -152,16 +163,13 @@ class Constraints:
             if new == 1 and matcher.bound and matcher.opens is None:
                 pairs.append((matcher.ll, seq.tokens[-1]))
                 matcher.upto += 1
-                moved.append((seq, matcher))
+                moved.append(seq)
             elif (finish := matcher.follow(seq.tokens)) is not None:
                 ends.append(_end(seq, finish))
         if pairs:
             assert self.compiler is not None
             self.compiler.executor.consume_token_par(pairs)
-        for seq, matcher in moved:
-            if matcher.ll.is_stopped():
-                ends.append(_end(seq, matcher.end()))
-        return ends
+        return moved, ends
 
     def _filled(self, matchers: list[Matcher]) -> Tensor:
         """Masks [M, W] by the grammars alone, all of them at once."""
@@ -202,7 +210,7 @@ class Constraints:
                 masks[i] = 0
             elif not (matcher.bound and matcher.ll.is_stopped()) and not matcher.adapt(masks[i]):
                 over.append(_end(seq, matcher.last()))
-        # The mask of a matcher that has stopped allows ends alone; asking all of them takes longer than all the rest.
+        # The mask of a matcher that has stopped, or failed, allows ends alone.
         for i in _allowing(self.compiler.ends, masks):
             _, seq, matcher = found[i]
             if matcher.bound and matcher.ll.is_stopped():

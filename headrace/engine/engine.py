@@ -140,7 +140,7 @@ class Engine:
         if self._open is None:
             return None
         while self.flight:
-            self._land()
+            self._commit()
         self._blamed, _ = self._open
         masks, ends = self.constraints.masks(self._blamed)
         self._end_all(ends)
@@ -154,12 +154,16 @@ class Engine:
             self._open = None
 
     def _land(self) -> None:
-        """Wait for the oldest step in flight and commit it."""
+        """Wait for the oldest step in flight, commit it, and end whose answers are complete by their grammars."""
+        done = self._commit()
+        if self.constraints.used:
+            self._end_all(self.constraints.follow(done))
+
+    def _commit(self) -> list[Row]:
         done, pending = self.flight.popleft()
         self._blamed = done
         self.scheduler.commit(done, pending(), self._events)
-        if self.constraints.used:
-            self._end_all(self.constraints.follow(done))
+        return done
 
     def _admit_compiled(self) -> None:
         """Put requests in line whose grammar is ready."""
