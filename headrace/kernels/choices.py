@@ -55,6 +55,18 @@ class Gemv8:
 
 
 @dataclass(frozen=True, slots=True)
+class Ring8:
+    """A few tokens, weights in 8 bits, by a warp that fetches: tiles of 128 or 256 weight rows by 16 to 128 tokens.
+
+    Tiles are cut along the inputs into about `parts` at most.
+    """
+
+    rows: int
+    tokens: int
+    parts: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class Int4One:
     """4-bit weights, one token: `programs` per multiprocessor walk over the outputs, 16 at a time, 32 where gated.
 
@@ -91,6 +103,14 @@ class Int4Tile:
     split: int
     warps: int
     stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Wide:
+    """4-bit weights by a warp that fetches: tiles of 128 or 256 weight rows by 16 to 128 tokens."""
+
+    rows: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)

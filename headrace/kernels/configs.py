@@ -19,9 +19,11 @@ from headrace.kernels.choices import (
     Int4Few,
     Int4One,
     Int4Tile,
+    Int4Wide,
     PagedDecode,
     PagedFixed,
     PagedPrefill,
+    Ring8,
     Skinny,
     Wide,
 )
@@ -220,7 +222,7 @@ INT4_TILED = 256
 """And from which on it is unpacked."""
 
 
-INT4_FETCHED: dict[Capability, tuple[int, int]] = {(9, 0): (5, 1024)}
+INT4_FETCHED: dict[Capability, tuple[int, int]] = {(9, 0): (2, 2048)}
 """Least and most tokens for gpu/w4a16_wide.py, where it takes a layer."""
 
 
@@ -228,6 +230,13 @@ def fetches4(cap: Capability, tokens: int) -> bool:
     """Whether gpu/w4a16_wide.py comes first for this many tokens, whatever the table says."""
     least, most = INT4_FETCHED.get(cap, (1, 0))
     return least <= tokens <= most and gluon()
+
+
+def int4_wide(tokens: int, n: int, k: int, gated: bool, multiprocessors: int = 132) -> Int4Wide:
+    """Tiles of gpu/w4a16_wide.py for a weight [N, K]: tall ones where gate and up share them, or work is plenty."""
+    wide = next((most for most in (16, 32, 64) if tokens <= most), 128)
+    turns = -(-n // 256) * -(-tokens // wide) * k // 128  # of a tall tile, by all programs together
+    return Int4Wide(256 if gated or (wide == 128 and turns >= 20 * multiprocessors) else 128, wide)
 
 
 def int4_one_rule(k: int) -> Int4One:
@@ -297,6 +306,23 @@ def skinny8(cap: Capability, tokens: int, n: int, k: int) -> Skinny:
         if tokens <= most and (most, n, k) in measured:
             return measured[most, n, k]
     return skinny8_rule(tokens, n, k, MULTIPROCESSORS.get(cap, 132))
+
+
+RING8: dict[Capability, tuple[int, int]] = {(9, 0): (2, 128)}
+"""Least and most tokens for gpu/ring8.py, where it takes a layer."""
+
+
+def fetches8(cap: Capability, tokens: int) -> bool:
+    """Whether gpu/ring8.py comes first for this many tokens, whatever the table says."""
+    least, most = RING8.get(cap, (1, 0))
+    return least <= tokens <= most and gluon()
+
+
+def ring8(tokens: int, n: int, gated: bool = False, multiprocessors: int = 132) -> Ring8:
+    """Tiles of gpu/ring8.py for N rows of a weight: tall ones, which read inputs half as often, if there are many."""
+    wide = next((most for most in (16, 32, 64) if tokens <= most), 128)
+    tall = gated or -(-n // 256) * 2 >= multiprocessors
+    return Ring8(256 if tall else 128, wide)
 
 
 def wide8(cap: Capability, tokens: int, n: int, k: int, kind: str) -> Wide | None:

@@ -143,6 +143,20 @@ def test_measured_rows_for_4_bit_weights_win_over_rules(measure):
     assert configs.int4((9, 9), 65, 16, 64) == configs.int4_tile_rule(65, 16, 64, False)
 
 
+def test_tall_tiles_of_4_bits_are_for_gates_and_for_much_work():
+    found = [configs.int4_wide(tokens, 28672, 4096, gated=True) for tokens in (2, 17, 64, 65, 1024)]
+    assert [config.tokens for config in found] == [16, 32, 64, 128, 128]
+    assert {config.rows for config in found} == {256}
+    for tokens, k, rows in (
+        (64, 4096, 128),
+        (512, 4096, 128),
+        (1024, 4096, 256),
+        (128, 14336, 128),
+        (256, 14336, 256),
+    ):
+        assert configs.int4_wide(tokens, 4096, k, gated=False).rows == rows
+
+
 @pytest.mark.parametrize(
     ("said", "known"),
     [("3.6.0", True), ("3.7.1", True), ("3.8.0+git", True), ("3.9.0", False), ("4.0", False)],

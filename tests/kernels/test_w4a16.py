@@ -149,6 +149,22 @@ def test_public_functions_are_their_compositions():
     assert_close(out, functional.linear(rms_norm_ref(x, gain, 1e-6)[:, order], plain))
 
 
+@pytest.mark.parametrize("steps", [1, 5, 32])
+@pytest.mark.parametrize("tiles", [1, 7, 12, 13, 24, 25, 100])
+def test_wide_work_is_shared_out_whole(tiles: int, steps: int):
+    pytest.importorskip("triton")
+    from headrace.kernels.gpu.gluon import shares
+
+    programs, whole, share = shares(tiles, steps, 12)
+    line = (tiles - whole * programs) * steps
+    assert 0 < programs <= 12
+    assert programs * share >= line >= 0
+    assert programs == 12 or not whole
+    assert whole or (programs - 1) * share < line, "a program without work"
+    assert share <= 2 * steps, "a program has places in memory for two parts of tiles"
+    assert tiles < 12 or line == 0 or line > 12 * steps, "tiles in more parts than must be"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("group", [32, 64, 128, 0])
 @pytest.mark.parametrize("asymmetric", [False, True])
@@ -170,7 +186,7 @@ def test_real_sizes_on_a_device(n: int, k: int, gated: bool, asymmetric: bool, g
     packed = weight(rows, k, group or k, asymmetric, device)
     packed = packed._replace(scale=packed.scale.bfloat16())
     gain, bias = torch.randn(k, device=device).bfloat16(), torch.randn(rows, device=device).bfloat16()
-    for tokens in (1, 2, 7, 16, 33, 64, 130, 300):
+    for tokens in (1, 2, 7, 16, 33, 64, 130, 300, 1000):
         x, before = torch.randn(2, tokens, k, device=device).bfloat16().unbind()
         fusion = Fusion(bias, gain, 1e-5, 0.5, before=before, gated=gated)
         wanted, total = definition(x, unpack_ref(packed, torch.float32), fusion)

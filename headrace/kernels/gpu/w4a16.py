@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from headrace.kernels import configs
-from headrace.kernels.activation import silu_mul
 from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul
 from headrace.kernels.gpu.norm import normalize
@@ -554,8 +553,9 @@ def product(
         from headrace.kernels.gpu import w4a16_wide
 
         if w4a16_wide.fits(x, weight):
-            out = w4a16_wide.wide(x, weight, bias_N, codes(x.dtype, low=True, scaled=True))
-            return (silu_mul(out) if gated else out), total
+            wide = configs.int4_wide(tokens, *weight.shape, gated, configs.multiprocessors(x.device))
+            code = codes(x.dtype, low=True, scaled=True)
+            return w4a16_wide.wide(x, weight, bias_N, gated, wide, code, pdl), total
     config = configs.int4(cap, tokens, n, k, gated)
     if isinstance(config, Int4One):
         out, kept = one(x, weight, config, configs.multiprocessors(x.device) if x.is_cuda else 4, fusion, pdl)

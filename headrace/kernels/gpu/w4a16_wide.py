@@ -1,13 +1,11 @@
-"""Linear layers with 4-bit weights for tens to hundreds of tokens on compute capability 9.0, in Gluon.
+"""Linear layers with 4-bit weights for tens to thousands of tokens on compute capability 9.0, in Gluon.
 
 As w4a16.py, with the weights as the tall operand, from registers: one warp fetches inputs and tiles of weights by TMA
 into a ring, two groups of four warps unpack 64 rows each and multiply them with the same inputs by warp group
-instructions, one unpacking while the other multiplies (the plan of Marlin: Frantar et al. 2024, "MARLIN:
-Mixed-Precision Auto-Regressive Parallel Inference on Large Language Models", section 3, for other matrix units).
-
-The work is a line of steps, STEP columns of ROWS rows each, tile after tile, cut into equal shares for as many
-programs as the device has multiprocessors (stream-K: Osama et al. 2023). Shares that end inside a tile leave their
-sums in memory; who comes last at a tile adds them up in order.
+instructions (the plan of Marlin: Frantar et al. 2024, "MARLIN: Mixed-Precision Auto-Regressive Parallel Inference on
+Large Language Models", section 3, for other matrix units). A group unpacks the next rows while its last are multiplied.
+With 256 rows a tile, two blocks of 64 for each group, inputs come from L2 half as often, and the two may be
+gate and up of the same outputs. How work is shared out: gluon.py.
 """
 
 import torch
@@ -25,43 +23,56 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from headrace.kernels import configs
-from headrace.kernels.gpu.gluon import barrier, reinterpret
-from headrace.kernels.gpu.product import MOST_TILES, split_counters
+from headrace.kernels.activation import silu_mul
+from headrace.kernels.choices import Int4Wide
+from headrace.kernels.gpu.gluon import barrier, part_at, reinterpret, shares, work_of
+from headrace.kernels.gpu.product import split_counters, wait
 from headrace.kernels.w4a16 import Int4Weight
 
-ROWS, STEP = 128, 128
-RINGS = {16: 8, 32: 8, 64: 8, 128: 5}
-"""Tokens of a tile -> steps in the ring: what a multiprocessor's memory holds."""
+STEP = 128
+MEMORY = 232_448 - 8192
+"""Bytes of a multiprocessor for the ring and for outputs that change threads."""
 
 
 @gluon.jit
-def share_of(tiles, steps, share):
-    """(begin, end) of this program's part of the line."""
-    begin = gl.program_id(0) * share
-    return begin, gl.minimum(begin + share, tiles * steps)
+def fetch_weights(
+    weight_rows, n, step, stage, second, stride, w_s, ready,
+    TOKENS: gl.constexpr, BLOCKS: gl.constexpr,
+):  # fmt: skip
+    """Ask for a step's weights, and say how much comes with its inputs."""
+    mbarrier.expect(ready.index(stage), TOKENS * 256 + BLOCKS * 8192)
+    for block in gl.static_range(BLOCKS):
+        tma.async_copy_global_to_shared(
+            weight_rows, [n * stride + block * second, step * 8, 0], ready.index(stage),
+            w_s.index(stage * BLOCKS + block),
+        )  # fmt: skip
 
 
 @gluon.jit
 def fetch(
-    x_rows, weight_rows, steps, share, m_tiles, tiles, KB, x_s, w_s, ready, free,
-    TOKENS: gl.constexpr, STAGES: gl.constexpr,
+    x_rows, weight_rows, steps, share, tiles, whole, m_tiles, n_tiles, second, stride, x_s, w_s, ready, free,
+    TOKENS: gl.constexpr, STAGES: gl.constexpr, BLOCKS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """The part of the warp that fetches: inputs, and weights in 8 blocks of 16 rows."""
-    begin, end = share_of(tiles, steps, share)
-    for at in range(begin, end):
-        tile, step = at // steps, at % steps
-        turn = at - begin
-        stage = turn % STAGES
-        mbarrier.wait(free.index(stage), turn // STAGES & 1 ^ 1)
-        mbarrier.expect(ready.index(stage), TOKENS * 256 + 8 * 1024)
-        tma.async_copy_global_to_shared(
-            x_rows, [tile % m_tiles * TOKENS, step * 128], ready.index(stage), x_s.index(stage)
-        )
-        for block in gl.static_range(8):
-            row = ((tile // m_tiles * 8 + block) * KB + step * 2) * 4
+    """The part of the warp that fetches. The first weights do not wait for the kernel before."""
+    begin, total = work_of(steps, share, tiles, whole)
+    _, m, n, first, many = part_at(0, whole, begin, steps, total, m_tiles, n_tiles)
+    early = gl.minimum(many, STAGES)
+    for turn in range(early):
+        fetch_weights(weight_rows, n, first + turn, turn, second, stride, w_s, ready, TOKENS, BLOCKS)
+    wait(PDL)
+    turn = 0
+    while turn < total:
+        for step in range(first, first + many):
+            stage = turn % STAGES
+            if turn >= early:
+                mbarrier.wait(free.index(stage), turn // STAGES & 1 ^ 1)
+                fetch_weights(weight_rows, n, step, stage, second, stride, w_s, ready, TOKENS, BLOCKS)
             tma.async_copy_global_to_shared(
-                weight_rows, [row, 0], ready.index(stage), w_s.index(stage * 8 + block)
+                x_rows, [m * TOKENS, step * 128], ready.index(stage), x_s.index(stage)
             )
+            turn += 1
+        if turn < total:
+            _, m, n, first, many = part_at(turn, whole, begin, steps, total, m_tiles, n_tiles)
 
 
 @gluon.jit
@@ -126,23 +137,73 @@ def unpack(
 
 
 @gluon.jit
-def finish(acc, out_ptr, bias_ptr, row_R, m, M, N, BIAS: gl.constexpr):
-    """Bias and store."""
+def with_bias(acc, bias_ptr, row_R, rows, beyond, BIAS: gl.constexpr):
+    """acc [rows, tokens] plus a number per row, `beyond` rows further on."""
     if BIAS:
-        acc += gl.load(bias_ptr + row_R, mask=row_R < N, other=0.0).to(gl.float32)[:, None]
-    where = m.to(gl.int64)[None, :] * N + row_R[:, None]
-    there = gl.expand_dims(row_R < N, 1) & gl.expand_dims(m < M, 0)
-    gl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=there)
+        acc += gl.load(bias_ptr + beyond + row_R, mask=row_R < rows, other=0.0).to(gl.float32)[:, None]
+    return acc
+
+
+@gluon.jit
+def store(acc, out_ptr, row, token, M, N):
+    """Sums of 64 outputs, with as many in a thread as it writes at once."""
+    tokens: gl.constexpr = acc.shape[1]
+    rows_l: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])
+    out = gl.convert_layout(acc.to(out_ptr.dtype.element_ty), rows_l)
+    n = row + gl.arange(0, 64, gl.SliceLayout(1, rows_l))
+    m = token + gl.arange(0, tokens, gl.SliceLayout(0, rows_l))
+    where = m.to(gl.int64)[None, :] * N + n[:, None]
+    gl.store(out_ptr + where, out, mask=gl.expand_dims(n < N, 1) & gl.expand_dims(m < M, 0))
+
+
+@gluon.jit
+def finish(
+    low, high, out_ptr, bias_ptr, row_M, row, token, M, N, second,
+    BIAS: gl.constexpr, BLOCKS: gl.constexpr, GATED: gl.constexpr,
+):  # fmt: skip
+    """Bias, gate and store."""
+    low = with_bias(low, bias_ptr, row_M, N, 0, BIAS)
+    if BLOCKS == 2:
+        high = with_bias(high, bias_ptr, row_M, N if GATED else N - second, second, BIAS)
+    if GATED:
+        store(low / (1.0 + gl.exp(-low)) * high, out_ptr, row, token, M, N)
+    else:
+        store(low, out_ptr, row, token, M, N)
+        if BLOCKS == 2:
+            store(high, out_ptr, row + second, token, M, N)
+
+
+@gluon.jit
+def weights_of(
+    w_s, scale_ptr, zero_ptr, row_R, s, s_more, z, z_more, step, last, G,
+    numbers_l: gl.constexpr, operand_l: gl.constexpr, GROUP: gl.constexpr, ZERO: gl.constexpr,
+    CODE: gl.constexpr, MAGIC: gl.constexpr, DTYPE: gl.constexpr,
+):  # fmt: skip
+    """Weights of 64 rows and a step; what belongs to the next one is asked for already."""
+    weights = unpack(w_s, s, s_more, z, z_more, numbers_l, operand_l, GROUP, ZERO, CODE, MAGIC, DTYPE)
+    s, s_more = load_groups(scale_ptr, row_R, step + 1, last, G, GROUP)
+    if ZERO:
+        z, z_more = load_groups(zero_ptr, row_R, step + 1, last, G, GROUP)
+    return weights, s, s_more, z, z_more
+
+
+@gluon.jit
+def keep_order(ready, turn, STAGES: gl.constexpr):
+    """A wait for what has come: the assembler moves neither products nor unpacking beyond it, as it else does."""
+    mbarrier.wait(ready.index(turn % STAGES), turn // STAGES & 1)
 
 
 @gluon.jit
 def multiply(
-    scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, G, steps, share, m_tiles, tiles,
-    x_s, w_s, ready, free,
-    WHO: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, ZERO: gl.constexpr,
-    BIAS: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr,
+    scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, rows, G, steps, share, tiles, whole, m_tiles,
+    n_tiles, second, stride, x_s, w_s, ready, free,
+    WHO: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr, BLOCKS: gl.constexpr, GROUP: gl.constexpr,
+    ZERO: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr,
 ):  # fmt: skip
-    """The part of a group of warps that computes: rows WHO * 64 and on of every tile of this program."""
+    """The part of a group of warps that computes: 64 rows of every 128 of this program's tiles.
+
+    While the matrix units multiply 64 rows the next 64 are unpacked.
+    """
     DTYPE: gl.constexpr = out_ptr.dtype.element_ty
     sums_l: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
     operand_l: gl.constexpr = gl.DotOperandLayout(0, sums_l, 2)
@@ -154,84 +215,116 @@ def multiply(
         [64, 32],
     )
     own_R = WHO * 64 + gl.arange(0, 64, gl.SliceLayout(1, numbers_l))
-    own_M = WHO * 64 + gl.arange(0, 64, gl.SliceLayout(1, sums_l))
+    own_M = gl.arange(0, 64, gl.SliceLayout(1, sums_l))
     token = gl.arange(0, TOKENS, gl.SliceLayout(0, sums_l))
-    inner = own_M[:, None] * TOKENS + token[None, :]
-    begin, end = share_of(tiles, steps, share)
+    # Sums in memory lie as threads have them.
+    inner = (own_M // 8 * (8 * TOKENS) + own_M % 8 * 8)[:, None] + (token // 8 * 64 + token % 8)[None, :]
+    inner += WHO * BLOCKS * 64 * TOKENS
+    place_size: gl.constexpr = 128 * BLOCKS * TOKENS
+    begin, total = work_of(steps, share, tiles, whole)
     turn = 0
-    at = begin
-    while at < end:
-        tile, first = at // steps, at % steps
-        last = gl.minimum(steps, first + end - at)
-        row_R = gl.minimum(tile // m_tiles * 128 + own_R, N - 1)
+    while turn < total:
+        line, m, n, first, many = part_at(turn, whole, begin, steps, total, m_tiles, n_tiles)
+        row_R = gl.minimum(n * stride * 16 + own_R, rows - 1)
         # What belongs to a step is asked for one step ahead.
         s, s_more = load_groups(scale_ptr, row_R, first, steps - 1, G, GROUP)
         z, z_more = s, s_more
         if ZERO:
             z, z_more = load_groups(zero_ptr, row_R, first, steps - 1, G, GROUP)
-        acc = gl.zeros([64, TOKENS], gl.float32, sums_l)
-        for step in range(first, last):
-            stage = turn % STAGES
-            mbarrier.wait(ready.index(stage), turn // STAGES & 1)
-            weights = unpack(
-                w_s.index(stage * 2 + WHO),
-                s,
-                s_more,
-                z,
-                z_more,
-                numbers_l,
-                operand_l,
-                GROUP,
-                ZERO,
-                CODE,
-                MAGIC,
-                DTYPE,
-            )
-            acc = warpgroup_mma(weights, x_s.index(stage).permute((1, 0)), acc, is_async=True)
-            s, s_more = load_groups(scale_ptr, row_R, step + 1, steps - 1, G, GROUP)
+        low = gl.zeros([64, TOKENS], gl.float32, sums_l)
+        if BLOCKS == 2:
+            more_R = gl.minimum(n * stride * 16 + second * 16 + own_R, rows - 1)
+            s2, s2_more = load_groups(scale_ptr, more_R, first, steps - 1, G, GROUP)
+            z2, z2_more = s2, s2_more
             if ZERO:
-                z, z_more = load_groups(zero_ptr, row_R, step + 1, steps - 1, G, GROUP)
-            acc = warpgroup_mma_wait(0, deps=[acc])
+                z2, z2_more = load_groups(zero_ptr, more_R, first, steps - 1, G, GROUP)
+            high = gl.zeros([64, TOKENS], gl.float32, sums_l)
+        else:
+            high = low
+        mbarrier.wait(ready.index(turn % STAGES), turn // STAGES & 1)
+        weights, s, s_more, z, z_more = weights_of(
+            w_s.index(turn % STAGES * 2 * BLOCKS + WHO), scale_ptr, zero_ptr, row_R, s, s_more, z, z_more, first,
+            steps - 1, G, numbers_l, operand_l, GROUP, ZERO, CODE, MAGIC, DTYPE,
+        )  # fmt: skip
+        for step in range(first, first + many):
+            stage, ahead = turn % STAGES, (turn + 1) % STAGES
+            x = x_s.index(stage).permute((1, 0))
+            low = warpgroup_mma(weights, x, low, is_async=True)
+            if BLOCKS == 2:
+                keep_order(ready, turn, STAGES)
+                more, s2, s2_more, z2, z2_more = weights_of(
+                    w_s.index(stage * 4 + 2 + WHO), scale_ptr, zero_ptr, more_R, s2, s2_more, z2, z2_more, step,
+                    steps - 1, G, numbers_l, operand_l, GROUP, ZERO, CODE, MAGIC, DTYPE,
+                )  # fmt: skip
+                high = warpgroup_mma(more, x, high, is_async=True)
+                low = warpgroup_mma_wait(1, deps=[low])
+            # Nothing may be on its way at the loop's end: the assembler would wait after every instruction. What is
+            # unpacked after a tile's last step is not used.
+            mbarrier.wait(ready.index(ahead), (turn + 1) // STAGES & 1, pred=step + 1 < first + many)
+            weights, s, s_more, z, z_more = weights_of(
+                w_s.index(ahead * 2 * BLOCKS + WHO), scale_ptr, zero_ptr, row_R, s, s_more, z, z_more, step + 1,
+                steps - 1, G, numbers_l, operand_l, GROUP, ZERO, CODE, MAGIC, DTYPE,
+            )  # fmt: skip
+            keep_order(ready, turn, STAGES)
+            if BLOCKS == 2:
+                high = warpgroup_mma_wait(0, deps=[high])
+            else:
+                low = warpgroup_mma_wait(0, deps=[low])
             barrier()
             mbarrier.arrive(free.index(stage), count=1)
             turn += 1
-        row = tile // m_tiles * 128 + own_M
-        m = tile % m_tiles * TOKENS + token
-        if last - first == steps:
-            finish(acc, out_ptr, bias_ptr, row, m, M, N, BIAS)
+        row = n * stride * 16 + WHO * 64
+        if many == steps:
+            finish(
+                low, high, out_ptr, bias_ptr, row + own_M, row, m * TOKENS, M, N, second * 16, BIAS, BLOCKS, GATED,
+            )  # fmt: skip
         else:
             # A program has two places: for the tile that it enters inside, and for the one that it leaves inside.
             place = gl.program_id(0) * 2 + gl.where(first == 0, 1, 0)
-            gl.store(partial_ptr + place.to(gl.int64) * (128 * TOKENS) + inner, acc)
+            there = partial_ptr + place.to(gl.int64) * place_size + inner
+            gl.store(there, low)
+            if BLOCKS == 2:
+                gl.store(there + 64 * TOKENS, high)
             barrier()  # every thread's sums are written before one thread says so
-            one = tile * steps // share
-            other = (tile * steps + steps - 1) // share
-            ticket = gl.atomic_add(count_ptr + tile * 2 + WHO, 1, sem="acq_rel", scope="gpu")
+            one = line * steps // share
+            other = (line * steps + steps - 1) // share
+            ticket = gl.atomic_add(count_ptr + line * 2 + WHO, 1, sem="acq_rel", scope="gpu")
             if ticket == other - one:
-                total = gl.zeros([64, TOKENS], gl.float32, sums_l)
+                low = gl.zeros([64, TOKENS], gl.float32, sums_l)
+                high = low
                 for program in range(one, other + 1):
-                    place = program * 2 + gl.where(program * share <= tile * steps, 1, 0)
-                    part = partial_ptr + place.to(gl.int64) * (128 * TOKENS) + inner
-                    total += gl.load(part, cache_modifier=".cg")
-                gl.store(count_ptr + tile * 2 + WHO, 0)  # for the next launch
-                finish(total, out_ptr, bias_ptr, row, m, M, N, BIAS)
-        at += last - first
+                    place = program * 2 + gl.where(program * share <= line * steps, 1, 0)
+                    there = partial_ptr + place.to(gl.int64) * place_size + inner
+                    low += gl.load(there, cache_modifier=".cg")
+                    if BLOCKS == 2:
+                        high += gl.load(there + 64 * TOKENS, cache_modifier=".cg")
+                gl.store(count_ptr + line * 2 + WHO, 0)  # for the next launch
+                finish(
+                    low, high, out_ptr, bias_ptr, row + own_M, row, m * TOKENS, M, N, second * 16, BIAS, BLOCKS,
+                    GATED,
+                )  # fmt: skip
 
 
-@gluon.jit(do_not_specialize=["M", "steps", "share", "m_tiles", "tiles"])
+@gluon.jit(
+    do_not_specialize=["M", "G", "steps", "share", "tiles", "whole", "m_tiles", "n_tiles", "second", "stride"]
+)
 def wide_kernel(
     x_rows, weight_rows, scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr,
-    M, N, KB, G, steps, share, m_tiles, tiles,
-    TOKENS: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, ZERO: gl.constexpr, BIAS: gl.constexpr,
-    CODE: gl.constexpr, MAGIC: gl.constexpr,
+    M, N, rows, G, steps, share, tiles, whole, m_tiles, n_tiles, second, stride,
+    TOKENS: gl.constexpr, STAGES: gl.constexpr, BLOCKS: gl.constexpr, GROUP: gl.constexpr, ZERO: gl.constexpr,
+    BIAS: gl.constexpr, GATED: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """out [M, N] = x @ weight.T + bias."""
+    """out [M, N] = x @ weight.T + bias, with its gate where GATED.
+
+    A tile has BLOCKS times 128 rows: from `stride` * n on, and from `second` rows further, both in blocks of 16.
+    """
     dtype: gl.constexpr = out_ptr.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    blocks_l: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)
     barrier_l: gl.constexpr = mbarrier.MBarrierLayout()
     x_s = gl.allocate_shared_memory(dtype, [STAGES, TOKENS, 128], layout)
-    words_s = gl.allocate_shared_memory(gl.int16, [STAGES * 2, 32, 64], layout)
-    w_s = reinterpret(words_s, gl.int16, [STAGES * 8, 8, 64], layout)
+    words_s = gl.allocate_shared_memory(gl.int16, [STAGES * 2 * BLOCKS, 32, 64], layout)
+    w_s = reinterpret(words_s, gl.int16, [STAGES * BLOCKS, 8, 8, 64], blocks_l)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_l)
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_l)
     for stage in gl.static_range(STAGES):
@@ -241,15 +334,18 @@ def wide_kernel(
     gl.warp_specialize(
         [
             (multiply, (
-                scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, G, steps, share, m_tiles,
-                tiles, x_s, words_s, ready, free, 0, TOKENS, STAGES, GROUP, ZERO, BIAS, CODE, MAGIC,
+                scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, rows, G, steps, share, tiles,
+                whole, m_tiles, n_tiles, second, stride, x_s, words_s, ready, free,
+                0, TOKENS, STAGES, BLOCKS, GROUP, ZERO, BIAS, GATED, CODE, MAGIC,
             )),
             (multiply, (
-                scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, G, steps, share, m_tiles,
-                tiles, x_s, words_s, ready, free, 1, TOKENS, STAGES, GROUP, ZERO, BIAS, CODE, MAGIC,
+                scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, rows, G, steps, share, tiles,
+                whole, m_tiles, n_tiles, second, stride, x_s, words_s, ready, free,
+                1, TOKENS, STAGES, BLOCKS, GROUP, ZERO, BIAS, GATED, CODE, MAGIC,
             )),
             (fetch, (
-                x_rows, weight_rows, steps, share, m_tiles, tiles, KB, x_s, w_s, ready, free, TOKENS, STAGES,
+                x_rows, weight_rows, steps, share, tiles, whole, m_tiles, n_tiles, second, stride, x_s, w_s, ready,
+                free, TOKENS, STAGES, BLOCKS, PDL,
             )),
         ],
         [4, 1],
@@ -267,25 +363,35 @@ def fits(x_MK: Tensor, weight: Int4Weight) -> bool:
     )
 
 
-def wide(x_MK: Tensor, weight: Int4Weight, bias_N: Tensor | None, codes: tuple[str, ...]) -> Tensor:
+def wide(
+    x_MK: Tensor, weight: Int4Weight, bias_N: Tensor | None, gated: bool, config: Int4Wide, codes: tuple[str, ...],
+    pdl: bool = False,
+) -> Tensor:  # fmt: skip
     """out [M, N], where `fits` says so. `codes`: how w4a16.py makes numbers of nibbles."""
-    (m, k), n = x_MK.shape, weight.shape[0]
-    tokens = next((most for most in RINGS if m <= most), max(RINGS))
+    (m, k), rows, (height, tokens) = x_MK.shape, weight.shape[0], (config.rows, config.tokens)
+    joint = gated and height == 256  # gate and up in one tile
+    n = rows // 2 if joint else rows
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    words = weight.tiles.view(-1, 64)
+    blocks = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)
+    words = weight.tiles.view(rows // 16, -1, 64)
     x_rows = TensorDescriptor(x_MK, [m, k], [x_MK.stride(0), 1], [tokens, STEP], layout)
-    weight_rows = TensorDescriptor(words, list(words.shape), [64, 1], [8, 64], layout)
-    m_tiles, steps = triton.cdiv(m, tokens), triton.cdiv(k, STEP)
-    tiles = triton.cdiv(n, ROWS) * m_tiles
-    share = triton.cdiv(tiles * steps, configs.multiprocessors(x_MK.device))
-    programs = triton.cdiv(tiles * steps, share)
-    assert tiles * 2 <= MOST_TILES
+    weight_rows = TensorDescriptor(words, list(words.shape), list(words.stride()), [8, 8, 64], blocks)
+    m_tiles, n_tiles = triton.cdiv(m, tokens), triton.cdiv(n, 128 if joint else height)
+    steps = triton.cdiv(k, STEP)
+    programs, whole, share = shares(m_tiles * n_tiles, steps, configs.multiprocessors(x_MK.device))
     out = torch.empty((m, n), dtype=x_MK.dtype, device=x_MK.device)
-    partial = torch.empty(programs * 2 * ROWS * tokens, dtype=torch.float32, device=x_MK.device)
+    partial = torch.empty(programs * 2 * height * tokens, dtype=torch.float32, device=x_MK.device)
     wide_kernel[(programs,)](
         x_rows, weight_rows, weight.scale, weight.zero, bias_N, out, partial, split_counters(x_MK.device),
-        m, n, k // 64, weight.scale.shape[1], steps, share, m_tiles, tiles,
-        TOKENS=tokens, STAGES=RINGS[tokens], GROUP=weight.group, ZERO=weight.zero is not None,
-        BIAS=bias_N is not None, CODE=codes, MAGIC=1024.0 if x_MK.dtype == torch.float16 else 128.0, num_warps=4,
+        m, n, rows, weight.scale.shape[1], steps, share, m_tiles * n_tiles, whole, m_tiles, n_tiles,
+        n // 16 if joint else 8, 8 if joint else height // 16,
+        TOKENS=tokens, STAGES=stages(config), BLOCKS=height // 128, GROUP=weight.group, ZERO=weight.zero is not None,
+        BIAS=bias_N is not None, GATED=joint, CODE=codes, MAGIC=1024.0 if x_MK.dtype == torch.float16 else 128.0,
+        PDL=pdl, num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
-    return out
+    return silu_mul(out) if gated and not joint else out
+
+
+def stages(config: Int4Wide) -> int:
+    """Steps that the ring holds."""
+    return min(8, MEMORY // (config.tokens * 256 + config.rows * 64))
