@@ -112,43 +112,19 @@ class Graphs:
         form = batch.backend.plan_recorded(batch)
         if form is None:
             batch.backend.plan(batch)
-            return self._mixed()
+            return self.mixed()
         key = Mixed(batch.rows, batch.tokens, form)
-        if key not in self.captured:
-            if key not in self._met:
-                self._met.add(key)
-                return self._mixed()
-            self.captured[key] = self._record_mixed()
-        captured = self.captured[key]
-        captured.graph.replay()
-        return captured.out
-
-    def _mixed(self) -> Tensor:
-        self.batch.gather(self.batch.table.shape[2])
-        return self.model(self.batch)
-
-    def _record_mixed(self) -> Captured:
-        self.stream.wait_stream(torch.cuda.current_stream())
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream):
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            out = self._mixed()
-            graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return Captured(graph, out)
+        if key in self._met:
+            return self._replay(key, self.mixed, tried=True)
+        self._met.add(key)
+        return self.mixed()
 
     def run(self, plan: Plan | None) -> Tensor:
         """The step that lies in the batch: its tokens [R], or its logits [R, V] where `plan` is None.
 
         Overwritten by the next run; without plan the caller notes the tokens in `batch.last`.
         """
-        key = Key(self.batch.rows, plan)
-        if key not in self.captured:
-            self.batch.backend.plan(self.batch)
-            self.captured[key] = self._capture(lambda: self._step(plan))
-        captured = self.captured[key]
-        captured.graph.replay()
-        return captured.out
+        return self._replay(Key(self.batch.rows, plan), lambda: self.step(plan))
 
     def draw(self, plan: Plan, masks: Masks) -> Tensor:
         """Tokens [R] by the logits that `run` has just given without a plan, of what the masks allow.
@@ -159,36 +135,49 @@ class Graphs:
             self._places = _Places(self.largest, masks.bits.shape[1], self.batch.device)
         places, rows = self._places, self.batch.rows
         places.receive(masks, rows)
-        key, logits_RV = Masked(rows, plan), self.captured[Key(rows, None)].out
+        logits_RV = self.captured[Key(rows, None)].out
+        return self._replay(Masked(rows, plan), lambda: self._masked(logits_RV, plan, places))
+
+    def _replay(self, key: Key | Masked | Mixed, step: Callable[[], Tensor], tried: bool = False) -> Tensor:
+        """What `step` gives, by its recording, which is made when first asked for."""
         if key not in self.captured:
-            self.captured[key] = self._capture(lambda: self._masked(logits_RV, plan, places))
+            self.captured[key] = self._capture(step, tried)
         captured = self.captured[key]
         captured.graph.replay()
         return captured.out
 
-    def _capture(self, step: Callable[[], Tensor]) -> Captured:
-        """Run the step once, so that its kernels are compiled and its memory is there, then record it.
+    def _capture(self, step: Callable[[], Tensor], tried: bool) -> Captured:
+        """Record a step that was run before (`tried`), or run it once, so that kernels are loaded and memory is there.
 
         torch.cuda.graph would also collect Python's garbage and give the allocator's memory back to the driver,
         which takes longer than all the rest while requests are running.
         """
         batch = self.batch
-        kept = batch.last.clone()  # the first run must not draw the tokens that the replay is to read
+        if not tried:
+            batch.backend.plan(batch)
         self.stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
-            step()
-            batch.last.copy_(kept)
-            self.stream.synchronize()
+            if not tried:
+                kept = batch.last.clone()  # the first run must not draw the tokens that the replay is to read
+                step()
+                batch.last.copy_(kept)
+                self.stream.synchronize()
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             out = step()
             graph.capture_end()
         torch.cuda.current_stream().wait_stream(self.stream)
         return Captured(graph, out)
 
-    def _step(self, plan: Plan | None) -> Tensor:
+    def mixed(self) -> Tensor:
+        """A step with prompts that `backend.plan_recorded` has seen, kernel by kernel: what `hidden` records."""
+        self.batch.gather(self.batch.table.shape[2])
+        return self.model(self.batch)
+
+    def step(self, plan: Plan | None) -> Tensor:
+        """A step of decoding rows, kernel by kernel: what `run` records."""
         batch = self.batch
-        batch.derive()
+        batch.derive(self.sampler.knobs)
         logits_RV = self.model.logits(self.model(batch))
         return logits_RV if plan is None else self._draw(logits_RV, plan)
 
@@ -200,8 +189,7 @@ class Graphs:
 
     def _draw(self, logits_RV: Tensor, plan: Plan) -> Tensor:
         batch = self.batch
-        settings = None if plan.greedy else self.sampler.settings(batch.row_slots, batch.context.long())
-        tokens = draw(logits_RV, settings, plan)
+        tokens = draw(logits_RV, None if plan.greedy else batch.settings(), plan)
         batch.last.index_copy_(0, batch.row_slots, tokens)
         return tokens
 

@@ -28,11 +28,13 @@ from headrace.engine.executor import Executor
 from headrace.engine.graphs import Graphs
 from headrace.engine.intake import Intake
 from headrace.engine.pace import Pace
+from headrace.engine.rehearsal import Kernels
 from headrace.engine.request import SamplingParams
 from headrace.engine.resolve import Plan, resolve
 from headrace.engine.runner import Runner
 from headrace.engine.sampler import Sampler
 from headrace.engine.script import Script, unfit
+from headrace.kernels.ahead import Compilers
 from headrace.nn.decoder import Decoder
 from headrace.text.tokenizer import Tokenizer
 
@@ -73,19 +75,30 @@ def look(config: Config) -> Found:
     return Found(path, checkpoint, settings, resolve(config, settings, probe(), build, path))
 
 
-def start(config: Config, notify: Notify | None = None) -> Started:
-    """Load a model and build the engine around it."""
+def start(
+    config: Config, notify: Notify | None = None, compilers: Compilers | None = None
+) -> Started:  # fmt: skip
+    """Load a model and build the engine around it. `compilers` that were started before save a second of imports."""
     found = look(config)
     plan = found.plan
     if plan.device.type == "cpu":
         torch.set_num_threads(plan.threads)
         map_from(LOADING, arenas=1)
+    kernels = Kernels(found.settings, plan, compilers)
     tokenizer = find_tokenizer(config, found.checkpoint)
-    model = load_model(config, found, notify)
+    model, fill = allocate(config, found, notify)
+    if plan.deterministic or not kernels.missing:
+        fill()
+    runner = _runner(model, plan)
+    if kernels.missing and runner.graphs is not None:
+        kernels.begin(runner.graphs)
+        if not plan.deterministic:  # else it is there already: only what is there can be made so
+            fill()
+        kernels.wait(notify)
     intake = Intake(
         tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer)
     )
-    engine = Engine(plan, Executor(_runner(model, plan)), intake.compiler)
+    engine = Engine(plan, Executor(runner), intake.compiler)
     if plan.device.type == "cpu":
         map_from(RUNNING)
     return Started(engine, plan, intake, recommended(found.path, config.model.path))
@@ -93,6 +106,15 @@ def start(config: Config, notify: Notify | None = None) -> Started:
 
 def load_model(config: Config, found: Found, notify: Notify | None = None) -> Decoder:
     """The model on its device in its dtype, weights read straight into place, or random ones."""
+    model, fill = allocate(config, found, notify)
+    fill()
+    return model
+
+
+def allocate(
+    config: Config, found: Found, notify: Notify | None = None
+) -> tuple[Decoder, Callable[[], None]]:  # fmt: skip
+    """(the model, its memory uninitialized but for what is quantized; what fills it, to be called once)."""
     plan = found.plan
     with torch.device("meta"):
         model = models.build(found.settings, plan.max_len)
@@ -106,19 +128,24 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
     if scheme or (source is not None and plan.quantization == "checkpoint"):
         load_packed(model, weights, plan.dtype, plan.device, said)
     model.allocate(plan.dtype, plan.device, prepacks and not config.model.dummy_weights)
-    if source is None:
-        dummy(model, config.model.seed)
-    else:
-        load(model, source, said)
-        if plan.kv_dtype != plan.dtype:
-            load_cache_scales(model.named_attentions(), source)
-    source = weights = None  # pages of a file that is mapped count as ours
-    if prepacks:
-        model.prepack()
-        give_back()
-    if plan.deterministic:
-        model.set_deterministic()
-    return model.eval()
+    model.eval()
+
+    def fill() -> None:
+        nonlocal source
+        if source is None:
+            dummy(model, config.model.seed)
+        else:
+            load(model, source, said)
+            if plan.kv_dtype != plan.dtype:
+                load_cache_scales(model.named_attentions(), source)
+        source = None  # pages of a file that is mapped count as ours
+        if prepacks:
+            model.prepack()
+            give_back()
+        if plan.deterministic:
+            model.set_deterministic()
+
+    return model, fill
 
 
 def find_tokenizer(config: Config, path: Path | Gguf) -> Tokenizer | None:

@@ -1,5 +1,10 @@
 """The engine process: `python -m headrace.serve.host`, started and watched by supervisor.py."""
 
+# ruff: noqa: E402 - who may have to compile kernels imports torch while this process does
+from headrace.kernels import ahead
+
+EARLY = ahead.begin_early() if __name__ == "__main__" else None
+
 import logging
 import sys
 from dataclasses import asdict
@@ -23,6 +28,9 @@ from headrace.serve.wire import Facts, Stats
 from headrace.serve.words import write_words
 
 log = logging.getLogger(__name__)
+
+PROMPT = 100
+"""Tokens of the first prompt on a GPU."""
 
 
 class Hosted:
@@ -71,7 +79,9 @@ def warm_up(engine: Engine) -> float:
     """Make a few steps, so that the first client does not wait for what happens once; seconds of the last one."""
     if (tokens := min(4, engine.plan.max_len - 1)) < 1:
         return 0.0
-    engine.add(Request(id="", prompt=(0,), params=SamplingParams(temperature=0), max_tokens=tokens))
+    # On a GPU as long as prompts are, whose kernels are others than those for one token.
+    prompt = (0,) * (min(PROMPT, engine.plan.max_len - tokens) if engine.plan.device.type == "cuda" else 1)
+    engine.add(Request(id="", prompt=prompt, params=SamplingParams(temperature=0), max_tokens=tokens))
     took = 0.0
     while engine.busy:
         began = monotonic()
@@ -157,7 +167,7 @@ def build(config: Config, served: tuple[str, ...], host: Host, folder: Path) -> 
             said = monotonic()
             host.say(doing, part)
 
-    started = start(config, notify)
+    started = start(config, notify, EARLY)
     host.say("warming up", 1.0)
     seconds = warm_up(started.engine)
     return Hosted(started.engine), facts_of(started, served, tokenizer, seconds)

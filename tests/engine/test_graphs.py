@@ -32,7 +32,7 @@ class Again:
 
 @pytest.fixture
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def capture(self: Graphs, step: Any) -> Captured:
+    def capture(self: Graphs, step: Any, tried: bool) -> Captured:
         again = Again(self, step)
         return Captured(again, again.out)  # pyright: ignore[reportArgumentType]
 

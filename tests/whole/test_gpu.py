@@ -111,7 +111,7 @@ def both_ways(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def run(plan: Plan | None) -> torch.Tensor:
         graphs.batch.backend.plan(graphs.batch)
-        eager = graphs._step(None).clone()
+        eager = graphs.step(None).clone()
         assert torch.equal(eager, replay(None)), f"{graphs.batch.rows} rows"
         assert eager.isfinite().all()
         compared.append(graphs.batch.rows)
@@ -133,7 +133,7 @@ def test_a_graph_of_a_step_with_prompts_gives_the_bits_of_the_step_it_records(
     def hidden() -> torch.Tensor:
         before = len(graphs.captured)
         graphs.batch.backend.plan_recorded(graphs.batch)
-        eager = graphs._mixed().clone()
+        eager = graphs.mixed().clone()
         found = replay()
         tokens = int(graphs.batch.starts_np[-1])
         assert torch.equal(eager[:tokens], found[:tokens]), f"{tokens} tokens"

@@ -30,6 +30,8 @@ FAR = tl.constexpr(32.0)
 """A token this far below the likeliest never wins: the noise spans less than 26."""
 KEY_BITS = tl.constexpr(31)
 LOG2_E = tl.constexpr(1.4426950408889634)
+SETTINGS = ("scale_ptr", "reach_ptr", "top_k_ptr", "top_p_ptr", "seeds_ptr", "positions_ptr")
+"""Parts of a table, aligned or not by the number of rows: read one by one, which is not worth compiling three times."""
 
 
 @triton.jit
@@ -146,7 +148,7 @@ def collect(
     tl.atomic_add(total_ptr + row, tl.sum(tl.where(allowed, mass(keys, LIBM), 0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=SETTINGS)
 def score_kernel(
     logits_ptr, stride, scale_ptr, reach_ptr, top_k_ptr, top_p_ptr, seeds_ptr, positions_ptr,
     peaks_ptr, count_ptr, total_ptr, candidates_ptr, best_ptr, at_ptr, V, blocks, parts,
@@ -194,7 +196,7 @@ def power(x, LIBM: tl.constexpr):
     return tl.exp2(x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=SETTINGS)
 def race_kernel(
     logits_ptr, stride, scale_ptr, seeds_ptr, positions_ptr, best_ptr, at_ptr, V, span,
     TILE: tl.constexpr, LIBM: tl.constexpr,
@@ -307,7 +309,7 @@ def draw_from_row(
     return token
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=SETTINGS)
 def choose_kernel(
     logits_ptr, stride, scale_ptr, reach_ptr, top_k_ptr, top_p_ptr, seeds_ptr, positions_ptr,
     peaks_ptr, count_ptr, total_ptr, candidates_ptr, best_ptr, at_ptr, tokens_ptr, V, blocks, parts,

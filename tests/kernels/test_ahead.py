@@ -1,0 +1,85 @@
+"""Kernels compiled by other processes, for a GPU that need not be there, are those that launches ask for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.kernels import ahead
+
+SCRIPT = """
+import torch, triton
+from threading import Thread
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from headrace.kernels.ahead import Compilers, noted
+from headrace.kernels.gpu.norm import norm_kernel, normalize
+
+
+class NoGpu:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = get_current_stream = staticmethod(lambda *device: 0)
+
+
+driver.set_active(NoGpu())
+compilers = Compilers()
+x, weight = torch.ones(3, 64, dtype=torch.bfloat16), torch.ones(64, dtype=torch.bfloat16)
+elsewhere = []
+with noted() as jobs:
+    for rows in (3, 3, 2, 1):  # of which two are alike
+        normalize(x[:rows], None, weight, 1e-6, 0.0, True)
+    other = Thread(target=lambda: elsewhere.append(norm_kernel.warmup(
+        x, x, weight, x, x, 16, 64, 64, 1e-6, 0.0, N=64, ROWS=1, BLOCK=64, ADD=False, PDL=False, grid=(1,))))
+    other.start()
+    other.join()
+compilers.begin(jobs.values())
+assert compilers.wait(120)
+hits = []
+triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
+for job in jobs.values():  # as a launch would, by what another process may have changed
+    norm_kernel.warmup(
+        x, x, weight, x, x, int(job.constants.get((5,), 3)), 64, 64, 1e-6, 0.0,
+        N=64, ROWS=16, BLOCK=64, ADD=False, PDL=True, num_warps=4, launch_pdl=True, grid=(1,))
+print(len(jobs), hits, len(elsewhere), elsewhere[0] is not None)
+"""
+
+
+def test_launches_find_what_was_compiled_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another thread's kernel is compiled as ever while this one's are noted."""
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split("\n")[0] == "2 [True, True] 1 True"
+
+
+def test_a_note_is_of_the_facts_and_lies_in_tritons_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    note = ahead.note_of("model", 1)
+    assert note == ahead.note_of("model", 1)
+    assert note != ahead.note_of("model", 2)
+    assert note.is_relative_to(tmp_path)
+
+
+def test_a_note_is_void_once_a_kernel_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "norm.py").write_text("a")
+    monkeypatch.setattr(ahead, "KERNELS", tmp_path)
+    before = ahead.note_of()
+    (tmp_path / "norm.py").write_text("ab")
+    assert ahead.note_of() != before
+
+
+def test_compilers_that_died_are_no_fault(monkeypatch: pytest.MonkeyPatch):
+    """What they leave is compiled when it is launched."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    compilers = ahead.Compilers()
+    compilers.begin([ahead.Job("nowhere", "kernel", None, {"x": "i32" * 50_000}, {}, {}, {})] * 20)
+    assert compilers.wait(10) is False
+
+
+def test_compilers_may_be_stopped():
+    compilers = ahead.Compilers()
+    compilers.stop()
+    assert compilers.wait() is False
