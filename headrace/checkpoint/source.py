@@ -1,5 +1,7 @@
 """Where tensors come from: a folder of safetensors or a .gguf file, under Hugging Face's names either way."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.base.json_file import read_json
+from headrace.checkpoint.ferry import Ferry
 from headrace.checkpoint.gguf import Entry, Gguf, opened
 from headrace.checkpoint.translate import NOT_WEIGHTS, Family, family_of, hf_name
 from headrace.quant.ggml import KINDS, dequantize_into
@@ -113,6 +116,7 @@ class SafetensorsSource:
 
     def __init__(self, path: Path, files: dict[str, set[str] | None]):
         self.path = path
+        self._ferry = Ferry()
         self._where: dict[str, Any] = {}
         folder = path if path.is_dir() else path.parent
         for file, listed in files.items():
@@ -133,39 +137,46 @@ class SafetensorsSource:
             raise BadCheckpoint(f"{file} is damaged: {fault}") from fault
 
     def names(self) -> set[str]:
-        """See Source."""
         return set(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """See Source."""
         return tuple(self._where[name].get_slice(name).get_shape())
 
     def read(self, name: str, into: Tensor | None = None) -> Tensor:
-        """See Source."""
-        file = self._where[name]
-        try:
-            kind = file.get_slice(name).get_dtype()
-        except (SafetensorError, ValueError, RuntimeError) as fault:
-            raise BadCheckpoint(f"{self.path}: {name} cannot be read: {fault}") from fault
-        if kind not in FLOATS:
-            expected = ", ".join(sorted(FLOATS))
-            raise BadCheckpoint(f"{self.path}: {name} is of type {kind}; one of {expected} was expected")
+        self._check_float(name)
         found = self.stored(name)
         if into is None:
             return found
         same_shape(self.path, name, tuple(found.shape), into)
-        return into.copy_(found)
+        return self._ferry.carry(found, into)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor, as `read` gives them."""
+        self._check_float(name)
+        with self._readable(name):
+            return self._where[name].get_slice(name)[start:stop]
 
     def stored(self, name: str) -> Tensor:
         """The tensor on CPU in the type it has, whichever that is. Raises BadCheckpoint if it cannot be read."""
-        try:
+        with self._readable(name):
             return self._where[name].get_tensor(name)
+
+    def kind(self, name: str) -> str:
+        """The type that it has, in the format's words."""
+        with self._readable(name):
+            return self._where[name].get_slice(name).get_dtype()
+
+    def _check_float(self, name: str) -> None:
+        if (kind := self.kind(name)) not in FLOATS:
+            expected = ", ".join(sorted(FLOATS))
+            raise BadCheckpoint(f"{self.path}: {name} is of type {kind}; one of {expected} was expected")
+
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except (SafetensorError, ValueError, RuntimeError) as fault:
             raise BadCheckpoint(f"{self.path}: {name} cannot be read: {fault}") from fault
-
-    def slice(self, name: str) -> Any:
-        """The tensor, read only where it is indexed."""
-        return self._where[name].get_slice(name)
 
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:
         """See Source: nothing is known here of how weights are quantized, see quantized.py."""
@@ -186,15 +197,12 @@ class GgufSource:
         }
 
     def names(self) -> set[str]:
-        """See Source."""
         return set(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """See Source."""
         return self._entries[name].shape
 
     def read(self, name: str, into: Tensor | None = None) -> Tensor:
-        """See Source."""
         entry = self._entries[name]
         out = torch.empty(entry.shape, device="cpu") if into is None else into
         same_shape(self.path, name, entry.shape, out)
@@ -210,7 +218,6 @@ class GgufSource:
         return out
 
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:
-        """See Source."""
         entry = self._entries[name]
         scheme = ggml_blocks.SCHEMES.get(entry.type.lower())
         if scheme is None or len(entry.shape) != 2:
