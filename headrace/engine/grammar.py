@@ -117,9 +117,9 @@ class Compiler:
 
     @cached_property
     def executor(self) -> "LLExecutor":
-        """Threads that fill masks."""
+        """Threads that fill masks; more of them take time from the one that plans steps than they save."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return library().LLExecutor(min(16, cores))
+        return library().LLExecutor(max(2, min(8, cores // 2)))
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
