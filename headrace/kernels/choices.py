@@ -63,7 +63,7 @@ class Ring8:
 
     rows: int
     tokens: int
-    parts: int = 8
+    parts: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,7 +308,7 @@ def skinny8(cap: Capability, tokens: int, n: int, k: int) -> Skinny:
     return skinny8_rule(tokens, n, k, MULTIPROCESSORS.get(cap, 132))
 
 
-RING8: dict[Capability, tuple[int, int]] = {(9, 0): (2, 128)}
+RING8: dict[Capability, tuple[int, int]] = {(9, 0): (2, 32)}
 """Least and most tokens for gpu/ring8.py, where it takes a layer."""
 
 
@@ -318,11 +318,10 @@ def fetches8(cap: Capability, tokens: int) -> bool:
     return least <= tokens <= most and gluon()
 
 
-def ring8(tokens: int, n: int, gated: bool = False, multiprocessors: int = 132) -> Ring8:
-    """Tiles of gpu/ring8.py for N rows of a weight: tall ones, which read inputs half as often, if there are many."""
+def ring8(tokens: int, k: int, gated: bool = False) -> Ring8:
+    """Tiles of gpu/ring8.py for K inputs: gate and up beside each other; no more parts than sums are worth."""
     wide = next((most for most in (16, 32, 64) if tokens <= most), 128)
-    tall = gated or -(-n // 256) * 2 >= multiprocessors
-    return Ring8(256 if tall else 128, wide)
+    return Ring8(256 if gated else 128, wide, 2 if k <= 8192 else 4)
 
 
 def wide8(cap: Capability, tokens: int, n: int, k: int, kind: str) -> Wide | None:

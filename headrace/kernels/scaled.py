@@ -19,7 +19,7 @@ from headrace.kernels.rounding import Kind, norm_round, round_rows, silu_mul_rou
 
 GROUP = 128
 FEW = 64
-"""Tokens up to which weights are the tall side of a product."""
+"""Tokens up to which weights are the tall side of a product that Triton fetches for."""
 LONGEST = 1 << 15
 """Inputs that a program's registers hold."""
 
@@ -83,6 +83,25 @@ def tiles_fit(values: Tensor, w: Weight8) -> bool:
     )
 
 
+def fetched(values: Tensor, w: Weight8) -> bool:
+    """Whether gpu/ring8.py takes these: a scale per row, so many tokens as it is best for, on some devices alone."""
+    return (
+        w.rounded
+        and not w.blocked
+        and configs.fetches8(configs.capability(values.device), values.shape[0])
+        and tiles_fit(values, w)
+    )
+
+
+def _fetched(
+    values: Tensor, x_scale: Tensor, w: Weight8, out_dtype: torch.dtype, gated: bool = False
+) -> Tensor:
+    from headrace.kernels.gpu.ring8 import ring8
+
+    config, pdl = configs.ring8(*values.shape, gated), configs.pdl(values.device)
+    return ring8(values, x_scale, w.weight, w.scale, config, w.bias, out_dtype, pdl, gated)
+
+
 def _one_token(
     x: Tensor, w: Weight8, gated: bool = False, residual: Tensor | None = None, gain: Tensor | None = None,
     eps: float = 0.0, offset: float = 0.0,
@@ -118,6 +137,8 @@ def norm_linear8(
         return _one_token(x_TK, w, gated, residual_TK, gain_K, eps, offset)
     if w.rounded:
         values, scale, total = norm_round(x_TK, residual_TK, gain_K, eps, offset, w.kind, w.group, w.fixed)
+        if gated and fetched(values, w):
+            return _fetched(values, scale, w, x_TK.dtype, gated), total
         out = scaled_linear(values, scale, w, x_TK.dtype)
     else:
         if residual_TK is None:
@@ -142,6 +163,8 @@ def scaled_linear(values_TK: Tensor, x_scale: Tensor, w: Weight8, out_dtype: tor
     x_scale is float32 [T], or [T, K / 128] where the weight is blocked.
     """
     tokens, (n, k) = values_TK.shape[0], w.weight.shape
+    if fetched(values_TK, w):
+        return _fetched(values_TK, x_scale, w, out_dtype)
     if tiles_fit(values_TK, w):
         from headrace.kernels.gpu.tiles8 import skinny8, wide8
 

@@ -172,3 +172,19 @@ def test_kernels_in_gluon_are_for_versions_that_are_known(
         assert not configs.fetches4((8, 0), 32)
     finally:
         configs.gluon.cache_clear()
+
+
+def test_few_tokens_are_fetched_for_where_gluon_is_known(monkeypatch):
+    monkeypatch.setattr(configs, "gluon", lambda: True)
+    assert [configs.fetches8((9, 0), tokens) for tokens in (1, 2, 32, 33)] == [False, True, True, False]
+    assert not configs.fetches8((10, 0), 2)
+    monkeypatch.setattr(configs, "gluon", lambda: False)
+    assert not configs.fetches8((9, 0), 2)
+
+
+def test_tiles_of_8_bit_weights():
+    found = [configs.ring8(tokens, 4096) for tokens in (2, 17, 64, 65, 128)]
+    assert [c.tokens for c in found] == [16, 32, 64, 128, 128]
+    assert {c.rows for c in found} == {128}
+    assert configs.ring8(2, 4096, gated=True).rows == 256, "gate and up are halves of a tile"
+    assert configs.ring8(2, 4096).parts < configs.ring8(2, 14336).parts

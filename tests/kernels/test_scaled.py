@@ -190,6 +190,38 @@ def test_layers_of_real_size(kind, rounds, tokens, n, k):
     assert_close(gated_linear8(gate_up, w).float().cpu(), plainly(silu_mul_ref(gate_up), w), 2e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k"), [(200, 208), (64, 32), (4104, 1040), (1024, 3072)])
+@pytest.mark.parametrize("gated", [False, True])
+def test_weights_through_a_ring(kind, n, k, gated):
+    from headrace.kernels import configs
+    from headrace.kernels.choices import Ring8
+    from headrace.kernels.gpu.product import split_counters
+
+    w = weight8(n, k, kind, "cuda", bias=True, dtype=torch.bfloat16)
+    if not configs.fetches8(configs.capability(w.weight.device), 2):
+        pytest.skip("needs compute capability 9.0 and a Triton whose Gluon is known")
+    from headrace.kernels.gpu.ring8 import ring8
+
+    for tokens, config in (
+        (2, Ring8(256, 16, 8)),
+        (33, Ring8(256, 32, 64)),
+        (100, Ring8(256, 128, 2)),
+        (17, Ring8(128, 32, 8)),
+    ):
+        if gated and config.rows == 128:
+            continue
+        values, scale = round_rows(torch.randn(tokens, k, device="cuda"), kind)
+        wanted = scaled_linear_ref(values.cpu(), scale.cpu(), on(w, "cpu"), torch.float32)
+        wanted = silu_mul_ref(wanted) if gated else wanted
+        for _ in range(2):
+            out = ring8(values, scale, w.weight, w.scale, config, w.bias, torch.float32, True, gated)
+            assert_close(out.cpu(), wanted, 2e-3)
+            assert not split_counters(values.device).any()
+
+
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Dispatch as on an H200, for kernels that are interpreted."""
@@ -199,6 +231,7 @@ def as_on_a_gpu(monkeypatch):
         monkeypatch.setattr(f"headrace.kernels.{module}.on_gpu", lambda *tensors: True)
     monkeypatch.setattr("headrace.kernels.configs.capability", lambda device: (9, 0))
     monkeypatch.setattr("headrace.kernels.configs.pdl", lambda device: False)
+    monkeypatch.setattr("headrace.kernels.configs.gluon", lambda: False)  # which has no interpreter
     monkeypatch.setattr("headrace.kernels.configs.multiprocessors", lambda device: 2)
     monkeypatch.setattr(
         "headrace.kernels.scaled.library", lambda x, s, w, dtype: scaled_linear_ref(x, s, w, dtype)
