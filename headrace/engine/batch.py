@@ -13,7 +13,9 @@ from headrace.attention.backend import Backend
 from headrace.engine.cache import KVCache
 from headrace.engine.scheduler import Row
 from headrace.engine.staging import Fields, Staging
+from headrace.kernels.derive import Kept, Rows, Tokens, derive
 from headrace.kernels.rotate import Turns, rotate_store, rotate_store_few
+from headrace.kernels.sample import Knobs, Settings
 from headrace.nn.attention import Attention
 from headrace.nn.rope import Rope
 
@@ -39,7 +41,7 @@ class Batch:
         self.nobody, self.max_tokens = max_rows, max_tokens
         fields: Fields = {
             "row_slots": (max_rows, np.int64),
-            "patch_at": (max_rows * groups, np.int64),
+            "patch_at": (max_rows, np.int32),
             "patch_to": (max_rows * groups, np.int32),
             "context": (max_rows, np.int32),
             "starts": (max_rows + 1, np.int32),
@@ -47,7 +49,7 @@ class Batch:
             "sample_slots": (max_tokens, np.int64),
             "ids": (max_tokens, np.int64),
             "positions": (max_tokens, np.int64),
-            **{f"slots{g}": (max_tokens, np.int64) for g in range(groups)},
+            "slots": (groups * max_tokens, np.int64),
         }
         self.staging = Staging(fields, device)
         self.table_np = np.zeros((groups, max_rows + 1, max_blocks), np.int32)
@@ -57,8 +59,11 @@ class Batch:
             self.table = self.table.to(device)
         self._row_tables = torch.zeros((groups, max_rows, max_blocks), dtype=torch.int32, device=device)
         self._every = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
-        # where a row of so many keys ends; one without keys counts as at 0
-        self._last_position = torch.arange(-1, max_blocks * self.block_size, device=device).clamp_(min=0)
+        self._ends = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self._knobs = Knobs(
+            torch.zeros((3, max_rows), device=device),
+            torch.zeros((2, max_rows), dtype=torch.int64, device=device),
+        )
         self.last = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.rows = self.tokens = self._width = 0
         self._turned: dict[Rope, Turns] = {}
@@ -101,13 +106,13 @@ class Batch:
         slot, context = host["row_slots"], host["context"]
         slot[:n] = [row.slot for row in step]
         context[:n] = [row.stop for row in step]
-        patches = self._note_blocks(step)
+        self._note_blocks(step)
         self.row_slots_np, self.context_np = slot[:n], context[:n]
         if pad is not None:
             self.sample_slots_np, self.sample_positions_np = slot[:n], context[:n].astype(np.int64)
             slot[n:pad] = self.nobody
             context[n:pad] = 0  # back ends give rows without keys no work
-            self._stage_patches(host, patches, pad)
+            self._stage_patches(host, step, pad)
             self.staging.upload("context")
             self._show_padded(pad)
             return
@@ -115,56 +120,66 @@ class Batch:
         rows, tokens = room or (n, int(host["starts"][n]))
         self._fill_room(n, rows, tokens, host)
         self.staging.upload()
-        if patches is not None and not self.staging.alias:
-            at, to = (torch.from_numpy(a).pin_memory().to(self.device, non_blocking=True) for a in patches)
-            self.table.view(-1).index_copy_(0, at, to)
+        if not self.staging.alias:
+            self._send_blocks(step)
         self._show(rows, tokens, host)
         if room is None:
             self.gather()
             self.backend.plan(self)
 
-    def derive(self) -> None:
-        """On the device, from per-row numbers and what is kept over steps: all that is per token. One per row."""
-        at, to = self.staging.device["patch_at"], self.staging.device["patch_to"]
-        count = self.rows * len(self.table)
-        self.table.view(-1).index_copy_(0, at[:count], to[:count])
-        torch.index_select(self.last, 0, self.row_slots, out=self.ids)
-        torch.index_select(self._last_position, 0, self.context, out=self.positions)
-        block, offset = self.positions // self.block_size, self.positions % self.block_size
-        for table, tables, slots in zip(self.table, self.tables, self.slots, strict=True):
-            torch.index_select(table, 0, self.row_slots, out=tables)
-            found = tables.gather(1, block.unsqueeze(1)).squeeze(1).long()
-            torch.add(found * self.block_size, offset, out=slots)
+    def derive(self, knobs: Knobs) -> None:
+        """On the device, from per-row numbers and what is kept over steps: all that is per token. One per row.
 
-    def _note_blocks(self, step: list[Row]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Write new block ids into the host's table; (flat place, id) of each for the device's."""
-        news = [row for row in step if row.new is not None]
-        if not news:
-            return None
+        `knobs`: how slots draw. See `settings`.
+        """
+        rows, groups, staged = self.rows, len(self.table), self.staging.device
+        patch_to, slots = (staged[name].view(groups, -1)[:, :rows] for name in ("patch_to", "slots"))
+        out = Tokens(
+            self.ids, self.positions, self._ends[:rows], slots, self._row_tables[:, :rows],
+            Knobs(*(table[:, :rows] for table in self._knobs)),
+        )  # fmt: skip
+        of_rows = Rows(self.row_slots, self.context, staged["patch_at"][:rows], patch_to)
+        derive(of_rows, Kept(self.last, self.table, knobs), self.block_size, out)
+
+    def settings(self) -> Settings:
+        """How the rows of the step that was derived last draw."""
+        return self._knobs.settings(self._ends[: self.rows])
+
+    def _note_blocks(self, step: list[Row]) -> None:
+        """Write new block ids into the host's table."""
+        for row in step:
+            if row.new is not None:
+                if row.new.at == 0:
+                    self.stays[row.slot] += 1
+                for g, ids in enumerate(row.new.ids):
+                    self.table_np[g, row.slot, row.new.at : row.new.at + len(ids)] = ids
+
+    def _send_blocks(self, step: list[Row]) -> None:
+        """Write new block ids into the device's table."""
         width = self.table_np.shape[2]
         at, to = [], []
-        for row in news:
-            assert row.new is not None
-            if row.new.at == 0:
-                self.stays[row.slot] += 1
-            for g, ids in enumerate(row.new.ids):
-                self.table_np[g, row.slot, row.new.at : row.new.at + len(ids)] = ids
-                first = (g * self.table_np.shape[1] + row.slot) * width + row.new.at
-                at.append(np.arange(first, first + len(ids)))
-                to.append(np.asarray(ids, np.int32))
-        return np.concatenate(at), np.concatenate(to)
+        for row in step:
+            if row.new is not None:
+                for g, ids in enumerate(row.new.ids):
+                    first = (g * self.table_np.shape[1] + row.slot) * width + row.new.at
+                    at.append(np.arange(first, first + len(ids)))
+                    to.append(np.asarray(ids, np.int32))
+        if at:
+            patches = (torch.from_numpy(np.concatenate(a)).pin_memory() for a in (at, to))
+            places, blocks = (patch.to(self.device, non_blocking=True) for patch in patches)
+            self.table.view(-1).index_copy_(0, places, blocks)
 
-    def _stage_patches(
-        self, host: dict[str, np.ndarray], patches: tuple[np.ndarray, np.ndarray] | None, rows: int
-    ) -> None:
-        """A decoding row gets at most one block per group, so they always fit; the rest write 0 to nobody's slot."""
-        count = rows * len(self.table_np)
-        host["patch_at"][:count] = self.nobody * self.table_np.shape[2]
-        host["patch_to"][:count] = 0
-        if patches is not None:
-            at, to = patches
-            host["patch_at"][: len(at)] = at
-            host["patch_to"][: len(to)] = to
+    def _stage_patches(self, host: dict[str, np.ndarray], step: list[Row], rows: int) -> None:
+        """A decoding row gets at most one block per group; -1 stands for none."""
+        to = host["patch_to"].reshape(len(self.table_np), -1)
+        to[:, :rows] = -1
+        host["patch_at"][:rows] = 0
+        for n, row in enumerate(step):
+            if row.new is not None:
+                host["patch_at"][n] = row.new.at
+                for g, ids in enumerate(row.new.ids):
+                    if ids:
+                        (to[g, n],) = ids
 
     def _fill_tokens(self, step: list[Row], host: dict[str, np.ndarray]) -> None:
         n = len(step)
@@ -185,7 +200,9 @@ class Batch:
         block, offset = positions // self.block_size, positions % self.block_size
         owner_slot = self.row_slots_np[owner]
         for g, table in enumerate(self.table_np):
-            host[f"slots{g}"][:total] = table[owner_slot, block].astype(np.int64) * self.block_size + offset
+            host["slots"][g * self.max_tokens :][:total] = (
+                table[owner_slot, block].astype(np.int64) * self.block_size + offset
+            )
         self._fill_samples(np.fromiter((row.sampled for row in step), np.int64, n), host)
 
     def _fill_samples(self, counts: np.ndarray, host: dict[str, np.ndarray]) -> None:
@@ -204,8 +221,8 @@ class Batch:
         host["row_slots"][n:rows] = self.nobody
         host["context"][n:rows] = 0
         host["starts"][n + 1 : rows + 1] = total
-        for name in ("ids", "positions", *(f"slots{g}" for g in range(len(self.table_np)))):
-            host[name][total:tokens] = 0
+        host["ids"][total:tokens] = host["positions"][total:tokens] = 0
+        host["slots"].reshape(len(self.table_np), -1)[:, total:tokens] = 0
 
     def _show(self, rows: int, tokens: int, host: dict[str, np.ndarray]) -> None:
         """Point the public fields at the filled front of the buffers."""
@@ -215,7 +232,7 @@ class Batch:
         self.row_slots = device["row_slots"][:rows]
         self.starts, self.context = device["starts"][: rows + 1], device["context"][:rows]
         self.positions = device["positions"][:tokens]
-        self.slots = [device[f"slots{g}"][:tokens] for g in range(len(self.table_np))]
+        self.slots = list(device["slots"].view(len(self.table), -1)[:, :tokens])
         sampled = len(self.sample_slots_np)
         self.sample, self.sample_slots = device["sample"][:sampled], device["sample_slots"][:sampled]
         self._width = -(-int(self.context_np.max()) // self.block_size)
@@ -234,5 +251,5 @@ class Batch:
         self.row_slots, self.context = device["row_slots"][:rows], device["context"][:rows]
         self.sample_slots = self.row_slots[: len(self.sample_slots_np)]
         self.ids, self.positions = device["ids"][:rows], device["positions"][:rows]
-        self.slots = [device[f"slots{g}"][:rows] for g in range(len(self.table_np))]
+        self.slots = list(device["slots"].view(len(self.table), -1)[:, :rows])
         self.tables = [tables[:rows] for tables in self._row_tables]

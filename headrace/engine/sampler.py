@@ -17,7 +17,7 @@ from torch import Tensor
 from headrace.engine.constrain import Masks
 from headrace.engine.request import Logprobs, PromptLogprobs, Request
 from headrace.kernels.forbid import forbid
-from headrace.kernels.sample import Plan, Settings, draw
+from headrace.kernels.sample import Knobs, Plan, draw
 
 FORBIDDEN = -1e30
 """Added to logits of tokens that must not come; finite, so that they rank above what is not allowed at all."""
@@ -130,6 +130,7 @@ class Sampler:
         self._stale = False
         self._floats_PR = self._mirror(self._floats)
         self._ints_PR = self._mirror(self._ints)
+        self.knobs = Knobs(self._floats_PR[:REPETITION], self._ints_PR)  # by slot, as of the last `flush`
         self._bias = Lanes(rows, (vocab,), torch.float32, 0.0, self.device)
         self._counts = Lanes(rows, (vocab,), torch.int32, 0, self.device)
         self._words = Lanes(rows, (1, 2), torch.int64, -1, self.device)  # [B, L] a word's last token first
@@ -195,7 +196,10 @@ class Sampler:
             if masks is not None:
                 forbid(logits_SV, self._send(masks.rows), self._upload(masks.bits))
         plan = self._draw_plan(slots)
-        settings = None if plan.greedy else self.settings(*self._send(np.stack((slots, positions))))
+        settings = None
+        if not plan.greedy:
+            slots_S, positions_S = self._send(np.stack((slots, positions)))
+            settings = Knobs(*(table.index_select(1, slots_S) for table in self.knobs)).settings(positions_S)
         tokens = draw(logits_SV, settings, plan)
         if present & (PENALTY | WORDS):
             self._remember(tokens, features, slots)
@@ -209,11 +213,6 @@ class Sampler:
         """How these slots draw if that, and `besides`, is all they ask for; None where more is to be done."""
         plain = not (self._features[slots] & ~besides).any() and (self._widths[slots] < 0).all()
         return self._draw_plan(slots) if plain else None
-
-    def settings(self, slots_S: Tensor, positions_S: Tensor) -> Settings:
-        """What `draw` needs, gathered on the device: slots and positions int64 [S]."""
-        floats, ints = self._floats_PR[:3].index_select(1, slots_S), self._ints_PR.index_select(1, slots_S)
-        return Settings(floats[SCALE], floats[REACH], ints[0], floats[TOP_P], ints[1], positions_S)
 
     def _draw_plan(self, slots: np.ndarray) -> Plan:
         floats = self._floats[:, slots]

@@ -67,6 +67,18 @@ class Settings(NamedTuple):
         return Settings(*(column[index] for column in self))
 
 
+class Knobs(NamedTuple):
+    """What slots or rows ask for, in two tables: float32 scale, reach, top_p; int64 top_k, seed."""
+
+    floats_PN: Tensor
+    ints_PN: Tensor
+
+    def settings(self, positions_S: Tensor) -> Settings:
+        """Of as many rows as there are positions, the first ones."""
+        scale, reach, top_p, top_k, seeds = (row[: len(positions_S)] for table in self for row in table)
+        return Settings(scale, reach, top_k, top_p, seeds, positions_S)
+
+
 class Plan(NamedTuple):
     """What the host knows of a batch before it launches kernels; they are chosen by it, never by device data.
 

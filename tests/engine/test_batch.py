@@ -13,6 +13,7 @@ from headrace.engine.layout import lay_out
 from headrace.engine.policy import policy
 from headrace.engine.scheduler import Outcome, Row, Scheduler
 from headrace.engine.staging import Staging
+from headrace.kernels.sample import Knobs
 from tests.engine.device import ask
 
 SIZE, ROWS, TOKENS, LONGEST = 4, 5, 12, 40
@@ -97,14 +98,19 @@ def test_a_padded_step_is_derived_from_what_is_per_row(windows: list[int | None]
     for n in range(4):
         scheduler.add(ask(n, [random.randrange(3) for _ in range(random.randint(1, 9))], 20))
     batch.table = batch.table.clone()  # as on a GPU, where only patches reach it
+    knobs = Knobs(torch.rand(3, ROWS + 1), torch.randint(9, (2, ROWS + 1)))
     padded = 0
     while step := scheduler.plan():
         batch.last[:] = torch.arange(100, 101 + ROWS)
         if all(row.feeds for row in step):
             padded += 1
             batch.fill(step, ROWS)
-            batch.derive()
+            batch.derive(knobs)
             check_padded(batch, step)
+            how, slots = batch.settings(), batch.row_slots
+            assert torch.equal(torch.stack((how.scale, how.reach, how.top_p)), knobs.floats_PN[:, slots])
+            assert torch.equal(torch.stack((how.top_k, how.seeds)), knobs.ints_PN[:, slots])
+            assert how.positions.tolist() == batch.context.tolist()
         else:
             batch.fill(step)
             batch.table.copy_(torch.from_numpy(batch.table_np))

@@ -228,6 +228,33 @@ def clear_empty(
         row += tl.num_programs(0)
 
 
+@triton.jit
+def ask_for_lines(where):
+    """Have the lines of 128 bytes at these addresses brought to L2."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; // $0", "=r,l", [where.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def ask_for_keys(
+    k_ptr, v_ptr, line_ptr, first, keys, TOKEN: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr
+):
+    """Have 64 keys and values of a row from `first` on, of those that it has, brought to L2.
+
+    Its table may be about to be written: what lies there is some block's id, so that at worst others are asked for;
+    and it is read past L1, where it must not be found again.
+    """
+    LINE: tl.constexpr = 1024 // k_ptr.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = triton.next_power_of_2((D + LINE - 1) // LINE)
+    key = tl.minimum(first + tl.arange(0, 64), keys - 1)
+    page = tl.load(line_ptr + key // BLOCK, cache_modifier=".cg").to(tl.int64)
+    d = tl.minimum(tl.arange(0, LINES) * LINE, D - 1)
+    where = ((page * BLOCK + key % BLOCK) * TOKEN)[:, None] + d[None, :]
+    ask_for_lines(k_ptr + where)
+    ask_for_lines(v_ptr + where)
+
+
 @triton.jit(do_not_specialize=["rows", "tokens", "table_stride", "window"])
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, table_ptr, starts_ptr, context_ptr, out_ptr, part_ptr, arrived_ptr,
@@ -253,6 +280,12 @@ def decode_kernel(
     if PDL:
         # What is above comes from the host: it was there before the kernel that this launch may overlap.
         gdc_launch_dependents()
+        if whole & (at < stop):
+            keys, first, tiles = tiles_of(context_ptr, starts_ptr, row, row < rows, window, TILE, WINDOW)
+            size = (tiles + goal - 1) // goal
+            first += (at - base) * ((tiles + size - 1) // size)
+            line_ptr = table_ptr + row.to(tl.int64) * table_stride
+            ask_for_keys(k_ptr, v_ptr, line_ptr, first * TILE, keys, KV_HEADS * D, BLOCK, D)
         gdc_wait()
     clear_padding(out_ptr, taken, tokens, out_stride, KV_HEADS * GROUP, D, D_PAD)
     clear_empty(context_ptr, starts_ptr, out_ptr, rows, out_stride, KV_HEADS * GROUP, D, D_PAD)
