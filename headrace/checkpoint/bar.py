@@ -42,7 +42,6 @@ class Bar:
         self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """See Report."""
         if stage != self._stage:
             self._stage = stage
             self._bars.reset(self._task, description=stage, visible=True)

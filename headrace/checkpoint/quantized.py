@@ -14,13 +14,12 @@ from headrace.checkpoint.gguf import Gguf
 from headrace.checkpoint.source import SafetensorsSource, Source, same_shape
 from headrace.checkpoint.source import open_source as source_of
 from headrace.nn.linear import Linear
+from headrace.quant.export import HEAD
 from headrace.quant.formats import reader
 from headrace.quant.formats.layer import Reader, Stored
 from headrace.quant.plain import PLAIN
 from headrace.quant.scheme import Packed, Scheme
 from headrace.quant.schemes import known
-
-HEAD = "lm_head"
 
 
 def open_source(path: str | Path | Gguf) -> Source:
@@ -36,17 +35,15 @@ def open_source(path: str | Path | Gguf) -> Source:
 
 
 class StoredLayer:
-    """See formats.Layer."""
+    """The tensors of one layer of some safetensors; see formats.layer.Layer."""
 
     def __init__(self, source: SafetensorsSource, name: str, suffixes: frozenset[str]):
         self.source, self.name, self.suffixes = source, name, suffixes
 
     def shape(self, suffix: str) -> tuple[int, ...]:
-        """See formats.Layer."""
         return self.source.shape(f"{self.name}.{suffix}")
 
     def read(self, suffix: str) -> Tensor:
-        """See formats.Layer."""
         return self.source.stored(f"{self.name}.{suffix}")
 
 
@@ -72,11 +69,9 @@ class QuantizedSource:
                 self._stored[f"{layer}.weight"] = stored
 
     def names(self) -> set[str]:
-        """See Source."""
         return self._plain | set(self._stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """See Source."""
         stored = self._stored.get(name)
         return self._source.shape(name) if stored is None else stored.shape
 
@@ -92,7 +87,6 @@ class QuantizedSource:
         return into.copy_(found)
 
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:
-        """See Source."""
         stored = self._stored.get(name)
         if stored is None:
             return None
@@ -112,15 +106,12 @@ class RoundedSource:
         self._source, self._scheme, self._dtype, self._device = source, scheme, dtype, device
 
     def names(self) -> set[str]:
-        """See Source."""
         return self._source.names()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """See Source."""
         return self._source.shape(name)
 
     def read(self, name: str, into: Tensor | None = None) -> Tensor:
-        """See Source."""
         return self._source.read(name, into)
 
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:
@@ -147,11 +138,9 @@ class RandomSource:
         }
 
     def names(self) -> set[str]:
-        """See Source."""
         return set(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """See Source."""
         return self._shapes[name]
 
     def read(self, name: str, into: Tensor | None = None) -> Tensor:
@@ -161,7 +150,6 @@ class RandomSource:
         return into.normal_(0.0, into.shape[1] ** -0.5, generator=generator)
 
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:
-        """See Source."""
         return None
 
 

@@ -3,12 +3,10 @@
 from math import prod
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from headrace.base.errors import BadCheckpoint
 from headrace.checkpoint.shards import WIDTHS
-from headrace.checkpoint.source import FLOATS, GgufSource, SafetensorsSource, Source, is_permuted
+from headrace.checkpoint.source import GgufSource, SafetensorsSource, Source, is_permuted
 from headrace.quant.ggml import dequantize_into
 
 
@@ -18,16 +16,7 @@ def read_rows(source: Source, name: str, start: int, stop: int) -> Tensor:
     A source that knows no rows gives the whole, of which the rest is dropped.
     """
     if isinstance(source, SafetensorsSource):
-        try:
-            found = source.slice(name)
-            if (kind := found.get_dtype()) not in FLOATS:
-                expected = ", ".join(sorted(FLOATS))
-                raise BadCheckpoint(
-                    f"{source.path}: {name} is of type {kind}; one of {expected} was expected"
-                )
-            return found[start:stop].float()
-        except (SafetensorError, ValueError, RuntimeError) as fault:
-            raise BadCheckpoint(f"{source.path}: {name} cannot be read: {fault}") from fault
+        return source.rows(name, start, stop).float()
     if isinstance(source, GgufSource) and not is_permuted(name):
         raw, entry = source.stored(name)
         row = entry.nbytes // entry.shape[0]
@@ -45,5 +34,5 @@ def stored_bytes(source: Source, name: str) -> int:
         return source.stored(name)[1].nbytes
     count = prod(source.shape(name))
     if isinstance(source, SafetensorsSource):
-        return count * WIDTHS.get(source.slice(name).get_dtype(), 2)
+        return count * WIDTHS.get(source.kind(name), 2)
     return count * 2

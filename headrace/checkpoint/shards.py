@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ WIDTHS = {name: torch.empty(0, dtype=dtype, device="cpu").element_size() for dty
 CHUNK = 1 << 22
 LARGEST = 5 * 1000**3  # bytes in one file
 LONGEST_HEADER = 1 << 27
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,18 @@ def entries(file: Path) -> list[Entry]:
     ]
 
 
-def plan(files: Sequence[Path], largest: int = LARGEST) -> list[tuple[str, list[Path]]]:
-    """(name of a shard, what goes into it), by the size of the files that are to be joined; each goes whole."""
-    groups: list[list[Path]] = []
+def plan(
+    parts: Iterable[Part], size: Callable[[Part], int], largest: int = LARGEST
+) -> list[tuple[str, list[Part]]]:
+    """(name of a shard, what goes into it), in order and each part whole, up to `largest` bytes."""
+    groups: list[list[Part]] = []
     room = 0
-    for file in files:
-        size = file.stat().st_size
-        if not groups or size > room:
+    for part in parts:
+        if not groups or size(part) > room:
             groups.append([])
             room = largest
-        groups[-1].append(file)
-        room -= size
+        groups[-1].append(part)
+        room -= size(part)
     if len(groups) == 1:
         return [(SINGLE, groups[0])]
     return [(f"model-{n:05}-of-{len(groups):05}.safetensors", group) for n, group in enumerate(groups, 1)]

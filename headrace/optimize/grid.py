@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headrace.kernels.rounding import cast
 from headrace.quant.integers import Integers
 from headrace.quant.scheme import Scheme
 from headrace.quant.schemes.fp8 import E4M3, LARGEST, Fp8
 from headrace.quant.schemes.int8 import Int8
 from headrace.quant.schemes.w8a8 import Int8Product
-from headrace.quant.tokens import cast
 
 PIECE = 1 << 19
 """Elements of a weight that are looked at once: a search holds a few copies of them."""
@@ -90,6 +90,12 @@ class Grid:
     def number(self, value: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         """What a stored value (in float32) stands for, float32."""
         return (value if zero is None else value - zero) * scale.float()
+
+    def rounded(self, weight_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor | None) -> Tensor:
+        """The stored values of a weight, in the type that they are stored in: nearest to it by these scales."""
+        columns = self.group or weight_NK.shape[1]
+        zero_NK = None if zero_NG is None else zero_NG.repeat_interleave(columns, 1)
+        return self.nearest(weight_NK, scale_NG.repeat_interleave(columns, 1), zero_NK).to(self.stored)
 
     @property
     def stored(self) -> torch.dtype:

@@ -1,6 +1,6 @@
 """A run decided: the model's files and shapes, what each layer gets, and the calibration windows; nothing is done."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,14 @@ from torch import Tensor
 
 from headrace import __version__, models
 from headrace.base.errors import Refused
-from headrace.checkpoint import load
 from headrace.checkpoint.config import read_config, read_tokenizer
 from headrace.checkpoint.hub import find
-from headrace.checkpoint.load import open_source
+from headrace.checkpoint.load import check, open_source
 from headrace.checkpoint.source import Source
 from headrace.nn.decoder import Block, Decoder
-from headrace.nn.linear import Linear
 from headrace.optimize.calibrate import fingerprint
-from headrace.optimize.recipe import DTYPES, HEAD, Assigned, Recipe
+from headrace.optimize.recipe import DTYPES, Assigned, Recipe
 from headrace.quant.scheme import Scheme
-
-HEAD_WEIGHT = f"{HEAD}.weight"
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def look(
     where = device_named(device)
     path = find(model)
     settings = read_config(path)
-    _check_complete(_meta(settings, 16), open_source(path))
+    check(_meta(settings, 16), open_source(path))
     untied = bool(settings["tie_word_embeddings"]) and (recipe.turn is not None or recipe.rounds_head)
     if untied:
         settings = {**settings, "tie_word_embeddings": False}
@@ -161,23 +157,3 @@ def _check_longest(recipe: Recipe, settings: dict[str, Any]) -> None:
             param="tokens",
             hint=f"use --tokens {longest} or less",
         )
-
-
-class _Names:
-    """A model on the meta device, so that `load` compares names and shapes and reads nothing."""
-
-    def __init__(self, model: Decoder):
-        self._model = model
-
-    def sources(self) -> Iterator[tuple[str, Tensor]]:
-        return self._model.sources()
-
-    def linears(self) -> Iterator[tuple[list[str], Linear]]:
-        return self._model.linears()
-
-    def pending(self) -> tuple[()]:
-        return ()
-
-
-def _check_complete(model: Decoder, source: Source) -> None:
-    load.load(_Names(model), source)

@@ -6,11 +6,13 @@ S sampled rows of inputs, N rows and K columns of a weight.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from headrace.base.errors import BadCheckpoint
 from headrace.nn.decoder import Block
 from headrace.nn.linear import Linear
 from headrace.nn.step import Whole
@@ -18,13 +20,11 @@ from headrace.optimize.inputs import Collector, Inputs, Need
 from headrace.optimize.outcome import Layer
 from headrace.optimize.recipe import Assigned
 from headrace.optimize.watch import Enough, Part, Rounded, run, watching
+from headrace.quant.eight import EightBits
 from headrace.quant.export import written
 from headrace.quant.integers import Integers
 from headrace.quant.scheme import Packed, Scheme, join, part
-from headrace.quant.schemes import fp8, w8a8
 
-LARGEST = {"int8": w8a8.LARGEST, "fp8": fp8.LARGEST}
-"""What the largest input becomes where inputs are rounded by one scale."""
 ROWS = 128
 """Pieces of a weight are whole numbers of so many rows, which all schemes can be cut at."""
 ELEMENTS = 1 << 19
@@ -90,7 +90,8 @@ def round_layer(
 ) -> tuple[Done, list[Part]]:
     """Round the projections of a layer, whose weight then holds the rounded numbers.
 
-    `before`: bytes that a projection had in the source, for what is said of it.
+    `before`: bytes that a projection had in the source, for what is said of it. Raises BadCheckpoint for numbers that
+    are not finite.
     """
     done, parts, start = Done(), [], 0
     for name, rows in zip(names, layer.outputs, strict=True):
@@ -102,6 +103,7 @@ def round_layer(
             wanted = None if inputs.sample_TK is None else inputs.sample_TK @ weight_NK.T
             change = _replace(weight_NK, scheme, packed)
             error = change if wanted is None else product_error(wanted, weight_NK, scheme, packed, inputs)
+            check_finite(name, error)
             seconds = perf_counter() - begun
             done.packed[name] = scheme, packed
             said = described(name, plan[name], weight_NK.shape, packed)
@@ -117,9 +119,8 @@ def pack(weight_NK: Tensor, assigned: Assigned, inputs: Inputs, dtype: torch.dty
     assert scheme is not None
     packed = dict(assigned.rounding.pack(weight_NK, scheme, inputs, dtype))
     if scheme.spec.static:
-        assert scheme.spec.activation is not None
-        peak = inputs.peak_K.amax().reshape(1) / LARGEST[scheme.spec.activation]
-        packed["input_scale"] = torch.where(peak > 0, peak, torch.ones_like(peak)).float()
+        assert isinstance(scheme, EightBits)
+        packed["input_scale"] = scheme.input_scale(inputs.peak_K)
     return packed
 
 
@@ -155,6 +156,15 @@ def product_error(
     found_SN = scheme.seen(packed, inputs.sample_TK) @ weight_NK.T
     size = float(wanted_SN.norm())
     return float((found_SN - wanted_SN).norm()) / size if size else 0.0
+
+
+def check_finite(name: str, error: float) -> None:
+    """Raises BadCheckpoint where an error is no number: weights, or what goes into them, then hold what is none."""
+    if not isfinite(error):
+        raise BadCheckpoint(
+            f"{name}: weights, or what goes into them, are not finite",
+            hint="the checkpoint may be damaged: get it again",
+        )
 
 
 def described(name: str, assigned: Assigned, shape: Iterable[int], packed: Packed) -> Layer:

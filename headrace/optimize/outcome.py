@@ -6,7 +6,8 @@ from typing import Any
 
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.base.json_file import read_json
-from headrace.optimize.recipe import HEAD, Recipe
+from headrace.optimize.recipe import Recipe
+from headrace.quant.export import HEAD
 
 REPORT = "report.json"
 FORMAT = 1
@@ -34,10 +35,6 @@ class Layer:
     error: float
     seconds: float
 
-    def as_object(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -63,18 +60,8 @@ class Outcome:
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
-        return {
-            "model": self.model,
-            "path": str(self.path),
-            "out": str(self.out),
-            "recipe": self.recipe.as_object(),
-            "layers": [layer.as_object() for layer in self.layers],
-            "before": self.before,
-            "after": self.after,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "resumed": self.resumed,
-        }
+        said = {"path": str(self.path), "out": str(self.out), "recipe": self.recipe.as_object()}
+        return asdict(self) | said | {"layers": [asdict(layer) for layer in self.layers]}
 
     @property
     def bits(self) -> float:

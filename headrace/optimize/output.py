@@ -13,8 +13,8 @@ from headrace.checkpoint.hub import SAMPLING
 from headrace.optimize.card import card
 from headrace.optimize.job import Job
 from headrace.optimize.outcome import FORMAT, REPORT, Outcome
-from headrace.optimize.recipe import HEAD
 from headrace.optimize.work import RESULT, Work, sync
+from headrace.quant.export import HEAD
 from headrace.quant.export import config as quantization_config
 
 TOKENIZER_FILES = (
@@ -34,8 +34,9 @@ def write_shards(work: Work, parts: list[str]) -> int:
     result = work.folder / RESULT
     result.mkdir(exist_ok=True)
     if "shards" not in work.journal:
-        planned = shards.plan([work.folder / f"{part}.part" for part in parts])
-        work.note(shards=[[name, [file.name for file in files]] for name, files in planned], joined=0)
+        files = [f"{part}.part" for part in parts]
+        planned = shards.plan(files, lambda file: (work.folder / file).stat().st_size)
+        work.note(shards=planned, joined=0)
     for number, (name, files) in enumerate(work.journal["shards"]):
         if number >= work.journal["joined"]:
             found = [one for file in files for one in shards.entries(work.folder / file)]

@@ -13,8 +13,8 @@ from headrace.checkpoint.rows import stored_bytes
 from headrace.nn.decoder import Decoder
 from headrace.optimize.cost import Cost, cost, size_after
 from headrace.optimize.job import Job
-from headrace.optimize.recipe import HEAD
 from headrace.optimize.work import folder_of
+from headrace.quant.export import HEAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,7 @@ def _notes(job: Job, model: Decoder, rows: list[Row]) -> Iterator[str]:
             f"{after / weights:.2f}; they lose, and save next to nothing"
         )
     for names, _ in model.linears():
-        kinds = {str(job.plan[name].scheme and job.plan[name].scheme) for name in names}
-        if len(kinds) > 1:
+        if len({job.plan[name].scheme for name in names}) > 1:
             yield (
                 f"{', '.join(name.rpartition('.')[2] for name in names)} get different schemes: headrace and "
                 "transformers load that, vLLM wants one for all of them"
@@ -128,14 +127,14 @@ def _check_room(job: Job, found: Preflight) -> None:
     free = shutil.disk_usage(where).free + done
     if found.cost.disk > free:
         raise Refused(
-            f"{found.cost.disk / 1e9:.1f} GB of disk are needed until the end; {where} has {free / 1e9:.1f} GB",
+            f"{found.cost.disk / 1e9:.3g} GB of disk are needed until the end; {where} has {free / 1e9:.3g} GB",
             param="out",
             hint="write to another disk, or make room",
         )
     memory = probe().free_bytes if job.device.type == "cpu" else torch.cuda.mem_get_info(job.device)[0]
     if found.cost.memory > memory:
         raise Refused(
-            f"about {found.cost.memory / 1e9:.1f} GB of memory are needed; {memory / 1e9:.1f} GB are free",
+            f"about {found.cost.memory / 1e9:.3g} GB of memory are needed; {memory / 1e9:.3g} GB are free",
             param="device",
             hint="close other programs, or take rtn, which needs no Hessians",
         )

@@ -1,18 +1,9 @@
 """What is to be done to a model: a scheme for each layer, passes in order, texts to calibrate with.
 
-As YAML:
-
-    scheme: w4a16_g64           # of every linear layer in the blocks; left out: w4a16 in the largest groups that divide
-    passes: [awq, {gptq: {damp: 0.01}}]
-    layers:                     # exceptions by name or pattern (*, ?); the last that matches holds
-      "*.down_proj": w8a16
-      model.layers.0.*: none
-      lm_head: {scheme: w8a16, rounding: rtn}
-    calibration: {samples: 128, tokens: 512, seed: 0, texts: [agents, gsm8k, humaneval, comedy]}
-    dtype: auto                 # of scales, and of all that stays as it is: auto, bfloat16, float16, float32
+docs/optimize.md has it as YAML.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -27,13 +18,11 @@ from headrace.nn.decoder import Decoder
 from headrace.optimize import passes
 from headrace.optimize.calibrate import Calibration
 from headrace.optimize.passes import ORDER, Change, Pass, Rounding, Turn, rank
-from headrace.quant.export import written
+from headrace.quant.export import HEAD, written
 from headrace.quant.scheme import Scheme
 from headrace.quant.schemes import known, scheme_named
 
 NONE = "none"
-HEAD = "lm_head"
-KEYS = ("scheme", "passes", "layers", "calibration", "dtype")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 LARGEST = 1 << 22  # characters of a recipe: one with a line for every layer of a large model has a tenth
 
@@ -57,7 +46,10 @@ class Assigned:
 
 @dataclass(frozen=True)
 class Recipe:
-    """See the top of this file. `layers` are (pattern, choice) in order."""
+    """scheme   of every linear layer in the blocks; None: w4a16 in the largest groups that divide all
+    layers   exceptions in order, by name or pattern (*, ?): the last that matches holds
+    dtype    of scales and of what stays as it is
+    """
 
     scheme: str | None = None
     passes: tuple[Pass, ...] = field(default_factory=lambda: (passes.make("rtn", {}),))
@@ -86,21 +78,9 @@ class Recipe:
         """From YAML, or the object that it holds. Raises Refused naming what is not understood."""
         if isinstance(given, str):
             given = _loaded(given)
-        if strange := sorted(set(given) - set(KEYS)):
-            raise UnknownName.among("key of a recipe", str(strange[0]), list(KEYS), param="recipe")
-        made: dict[str, Any] = {}
-        if given.get("scheme") is not None:
-            made["scheme"] = _word(given["scheme"], "scheme")
-        if given.get("dtype") is not None:
-            made["dtype"] = _word(given["dtype"], "dtype")
-        if given.get("passes") is not None:
-            made["passes"] = tuple(_pass(each) for each in _list(given["passes"], "passes"))
-        if given.get("layers") is not None:
-            layers = _mapping(given["layers"], "layers").items()
-            made["layers"] = tuple((_word(name, "layers"), _choice(value)) for name, value in layers)
-        if given.get("calibration") is not None:
-            made["calibration"] = _calibration(_mapping(given["calibration"], "calibration"))
-        return cls(**made)
+        if strange := sorted(set(given) - set(READ)):
+            raise UnknownName.among("key of a recipe", str(strange[0]), list(READ), param="recipe")
+        return cls(**{key: READ[key](value, key) for key, value in given.items() if value is not None})
 
     @classmethod
     def read(cls, file: str | Path) -> "Recipe":
@@ -346,11 +326,25 @@ def _said(choice: Choice) -> Any:
     }  # fmt: skip
 
 
-def _calibration(given: Mapping[str, Any]) -> Calibration:
-    names = [each.name for each in fields(Calibration)]
+def _calibration(value: object, where: str) -> Calibration:
+    given, names = _mapping(value, where), [each.name for each in fields(Calibration)]
     if strange := sorted(set(given) - set(names)):
-        raise UnknownName.among("key of calibration", str(strange[0]), names, param="calibration")
+        raise UnknownName.among("key of calibration", str(strange[0]), names, param=where)
     if "texts" in given:
         words = tuple(_word(each, "texts") for each in _list(given["texts"], "texts"))
         given = {**given, "texts": words}
     return Calibration(**given)
+
+
+def _passes(value: object, where: str) -> tuple[Pass, ...]:
+    return tuple(_pass(each) for each in _list(value, where))
+
+
+def _layers(value: object, where: str) -> tuple[tuple[str, Choice], ...]:
+    return tuple((_word(name, where), _choice(each)) for name, each in _mapping(value, where).items())
+
+
+READ: dict[str, Callable[[object, str], Any]] = {
+    "scheme": _word, "passes": _passes, "layers": _layers, "calibration": _calibration, "dtype": _word,
+}  # fmt: skip
+"""What makes of what stands under each key of a recipe what Recipe holds."""

@@ -1,10 +1,8 @@
 """A whole run: decide, look ahead, walk, write."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
-
-import torch
 
 from headrace.checkpoint.rows import stored_bytes
 from headrace.optimize.cost import Cost
@@ -48,7 +46,7 @@ def execute(
     """What `run` does once it is decided. beside: more JSON files to lie in the folder, by name."""
     folder = folder_of(job.out)
     with room(folder, ahead.cost.disk), Work(job.out, job.identity(), fresh) as work:
-        with _threads(work.journal.setdefault("threads", torch.get_num_threads())):
+        with work.threads():
             layers, seconds = _walked(job, work, ahead.cost, progress)
         after = write_shards(work, work.journal["parts"])
         found = _outcome(job, tuple(layers), after, seconds, work.resumed)
@@ -57,23 +55,12 @@ def execute(
     return found
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch: with other numbers of them sums round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _walked(job: Job, work: Work, cost: Cost, progress: Report | None) -> tuple[list[Layer], float]:
     if "parts" in work.journal:  # all that is left is to join them
         return [Layer(**each) for each in work.journal["layers"]], float(work.journal["seconds"])
     walk = Walk(job, work, cost, progress)
     parts = walk.run()
-    work.note(parts=parts, layers=[each.as_object() for each in walk.layers], seconds=walk.seconds)
+    work.note(parts=parts, layers=[asdict(each) for each in walk.layers], seconds=walk.seconds)
     work.forget("hidden-*")
     return walk.layers, walk.seconds
 

@@ -25,15 +25,16 @@ from torch import Tensor
 from headrace.base.errors import Refused
 from headrace.base.memory import give_back
 from headrace.nn.linear import Linear
-from headrace.optimize.cost import COPIED, FLOAT, TRIES, Cost, rate
+from headrace.optimize.cost import COPIED, FLOAT, TRIES, rate
 from headrace.optimize.job import Job, blocks_of, look
 from headrace.optimize.layer import collect, outputs, round_layer
 from headrace.optimize.losses import Group, Loss, Sensitivity
 from headrace.optimize.passes.rtn import Rtn
 from headrace.optimize.recipe import NONE, Assigned, Recipe
-from headrace.optimize.walk import Report, Walk
+from headrace.optimize.resident import Resident
+from headrace.optimize.walk import Report
 from headrace.optimize.watch import Rounded, linears
-from headrace.optimize.work import Hidden, Work, room
+from headrace.optimize.work import Hidden, Work, folder_of, room
 from headrace.quant.export import written
 from headrace.quant.scheme import Scheme, packed_bytes
 from headrace.quant.schemes import known, scheme_named
@@ -51,32 +52,41 @@ LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One layer (its block, its place in it) in one scheme."""
+class Place:
+    """A linear layer: which of which block, names and shapes of its projections."""
 
     block: int
-    place: int
+    number: int
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+
+    @property
+    def weights(self) -> int:
+        """How many."""
+        return sum(rows * columns for rows, columns in self.shapes)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One layer in one scheme."""
+
+    place: Place
     scheme: Scheme
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is to be measured. names: of each layer's projections, by block and place; disk in bytes, time in s."""
+    """What is to be measured; disk in bytes, time in s."""
 
     job: Job
-    names: dict[tuple[int, int], tuple[str, ...]]
-    shapes: dict[str, tuple[int, int]]
+    places: tuple[Place, ...]
     trials: tuple[Trial, ...]
     seconds: float
     disk: int
 
-    def of_block(self, block: int) -> list[Trial]:
-        """Those that begin in a block."""
-        return [trial for trial in self.trials if trial.block == block]
-
     def identity(self) -> dict[str, Any]:
         """All that decides the numbers."""
-        trials = [[trial.block, trial.place, trial.scheme.name] for trial in self.trials]
+        trials = [[each.place.block, each.place.number, each.scheme.name] for each in self.trials]
         return {**self.job.identity(), "schemes and layers": trials}
 
 
@@ -110,55 +120,47 @@ def study(
     passes = tuple(each for each in (base.turn, Rtn(steps=STEPS)) if each is not None)
     job = look(model, out, Recipe(NONE, passes, (), texts, base.dtype), device, tell)
     replace(base, scheme=NONE).plan(job.build())  # refuses names that are none
-    layers, shapes = _layers(job, lambda name: any(fnmatchcase(name, pattern) for pattern, _ in base.layers))
-    trials = _trials(job, layers, chosen)
+    places = _places(job, lambda name: any(fnmatchcase(name, pattern) for pattern, _ in base.layers))
+    trials = tuple(
+        Trial(place, scheme)
+        for place in places
+        for scheme in chosen
+        if not any(scheme.fits(*shape) for shape in place.shapes)
+    )
     fitted = {trial.scheme.name for trial in trials}
     for scheme in chosen:
         if schemes and scheme.name not in fitted:
-            reason = next(iter(filter(None, (scheme.fits(*shape) for shape in shapes.values()))), "no layer")
-            fitting = [
-                other for other in known() if all(known()[other].fits(*s) is None for s in shapes.values())
-            ]
-            raise Refused(
-                f"{scheme.name} fits none of the layers: {reason}",
-                param="schemes",
-                hint=f"schemes that fit all of them: {', '.join(sorted(fitting))}",
-            )
+            raise _unfit(scheme, places)
     if not trials:
         raise Refused("none of these schemes fits any layer", param="schemes")
-    return Study(job, layers, shapes, trials, _seconds(job, trials), _disk(job, trials))
+    assert job.ids_ST is not None
+    disk = 2 * (len(trials) + 1) * job.ids_ST.numel() * job.build().shape.hidden * FLOAT
+    return Study(job, places, trials, _seconds(job, trials), disk)
 
 
-def _layers(
-    job: Job, named: Callable[[str], bool]
-) -> tuple[dict[tuple[int, int], tuple[str, ...]], dict[str, tuple[int, int]]]:
+def _places(job: Job, named: Callable[[str], bool]) -> tuple[Place, ...]:
+    """Of all layers in the blocks but those that are named."""
     model = job.build()
-    names = {layer: own for own, layer in model.linears()}
-    layers: dict[tuple[int, int], tuple[str, ...]] = {}
-    shapes: dict[str, tuple[int, int]] = {}
-    for b, block in enumerate(blocks_of(model)):
-        for place, layer in enumerate(linears(block)):
-            if any(named(name) for name in names[layer]):
-                continue
-            layers[b, place] = tuple(names[layer])
-            shapes |= {
-                name: (rows, layer.inputs) for name, rows in zip(names[layer], layer.outputs, strict=True)
-            }
-    if not layers:
+    names = {layer: tuple(own) for own, layer in model.linears()}
+    places = tuple(
+        Place(b, number, names[layer], tuple((rows, layer.inputs) for rows in layer.outputs))
+        for b, block in enumerate(blocks_of(model))
+        for number, layer in enumerate(linears(block))
+        if not any(named(name) for name in names[layer])
+    )
+    if not places:
         raise Refused("the recipe names all layers; none is left to choose for", param="recipe")
-    return layers, shapes
+    return places
 
 
-def _trials(
-    job: Job, layers: dict[tuple[int, int], tuple[str, ...]], schemes: Sequence[Scheme]
-) -> tuple[Trial, ...]:
-    model = job.build()
-    blocks = [linears(block) for block in blocks_of(model)]
-    return tuple(
-        Trial(b, place, scheme)
-        for b, place in layers
-        for scheme in schemes
-        if not any(scheme.fits(rows, blocks[b][place].inputs) for rows in blocks[b][place].outputs)
+def _unfit(scheme: Scheme, places: Sequence[Place]) -> Refused:
+    shapes = list(dict.fromkeys(shape for place in places for shape in place.shapes))
+    reason = next(filter(None, (scheme.fits(*shape) for shape in shapes)))
+    fitting = [name for name, other in known().items() if not any(other.fits(*shape) for shape in shapes)]
+    return Refused(
+        f"{scheme.name} fits none of the layers: {reason}",
+        param="schemes",
+        hint=f"schemes that fit all of them: {', '.join(sorted(fitting))}",
     )
 
 
@@ -168,17 +170,11 @@ def _seconds(job: Job, trials: Sequence[Trial]) -> float:
     model, tokens, speed = job.build(), job.ids_ST.numel(), rate(job.device)
     blocks = [sum(layer.weight.numel() for layer in linears(block)) for block in blocks_of(model)]
     head = model.shape.vocab * model.shape.hidden
-    runs = sum(2.0 * sum(blocks[trial.block :]) + 3.0 * head for trial in trials) * tokens / speed
+    runs = sum(2.0 * sum(blocks[trial.place.block :]) + 3.0 * head for trial in trials) * tokens / speed
     cores = max(1, torch.get_num_threads())
-    layers = [linears(block) for block in blocks_of(model)]
-    tried = sum(layers[trial.block][trial.place].weight.numel() for trial in trials) * STEPS * TRIES / cores
+    tried = sum(trial.place.weights for trial in trials) * STEPS * TRIES / cores
     moved = 2.0 * len(trials) * len(blocks) * tokens * model.shape.hidden * FLOAT / 2 / (4 * COPIED)
     return runs + tried + moved + sum(blocks) * 2 / COPIED
-
-
-def _disk(job: Job, trials: Sequence[Trial]) -> int:
-    assert job.ids_ST is not None
-    return 2 * (len(trials) + 1) * job.ids_ST.numel() * job.build().shape.hidden * FLOAT
 
 
 def folder_for(out: Path) -> Path:
@@ -194,13 +190,12 @@ def measure(asked: Study, fresh: bool = False, report: Report | None = None) -> 
     free = shutil.disk_usage(next(p for p in asked.job.out.parents if p.exists())).free
     if asked.disk > free:
         raise Refused(
-            f"{asked.disk / 1e9:.1f} GB of disk are needed to measure; there are {free / 1e9:.1f} GB",
+            f"{asked.disk / 1e9:.3g} GB of disk are needed to measure; there are {free / 1e9:.3g} GB",
             param="sensitivity_tokens",
             hint="use fewer --sensitivity-tokens or --schemes, or write to another disk",
         )
     where = folder_for(asked.job.out)
-    with Work(where, asked.identity(), fresh) as work, room(work.folder, asked.disk):
-        torch.set_num_threads(work.journal.setdefault("threads", torch.get_num_threads()))
+    with room(folder_of(where), asked.disk), Work(where, asked.identity(), fresh) as work, work.threads():
         return _Measuring(asked, work, report).run()
 
 
@@ -209,14 +204,14 @@ class _Measuring:
         assert asked.job.ids_ST is not None
         self._asked, self._work, self._report = asked, work, report
         self._ids_ST = asked.job.ids_ST
-        self._walk = Walk(asked.job, work, Cost((), 0.0, 0, 0), None)
-        self._blocks = self._walk.blocks
+        self._parts = Resident(asked.job)
+        self._blocks = self._parts.blocks
         self._begun = perf_counter()
-        shape = self._walk.model.shape
+        shape = self._parts.model.shape
         self._sizes = [sum(layer.weight.numel() for layer in linears(block)) for block in self._blocks]
         self._head = 1.5 * shape.vocab * shape.hidden  # the comparison counts as half a product
         self._done = 0.0
-        runs = sum(sum(self._sizes[trial.block :]) + self._head for trial in asked.trials)
+        runs = sum(sum(self._sizes[trial.place.block :]) + self._head for trial in asked.trials)
         self._total = (runs + sum(self._sizes)) * len(self._ids_ST)
 
     def run(self) -> Sensitivity:
@@ -225,11 +220,9 @@ class _Measuring:
         if "losses" not in journal:
             first = int(journal["blocks"])
             if first == 0:
-                work.note(hidden=self._hidden(0).write(self._walk._embedded(self._ids_ST)))
-            elif self._hidden(first).checksum() != journal["hidden"]:
-                raise Refused(
-                    f"{self._hidden(first).file} is damaged", param="out", hint="add --fresh to begin again"
-                )
+                work.note(hidden=self._hidden(0).write(self._parts.embedded(self._ids_ST)))
+            else:
+                self._hidden(first).check(journal["hidden"])
             self._done = sum(self._work_of(block) for block in range(first))
             for block in range(first, len(self._blocks)):
                 self._block(block)
@@ -242,13 +235,13 @@ class _Measuring:
     def _block(self, index: int) -> None:
         block, windows = self._blocks[index], self._hidden(index)
         what = f"sensitivity, block {index + 1} of {len(self._blocks)}"
-        self._walk._fill(block.modules())
+        self._parts.fill(block.modules())
         tick = self._ticking(what, self._sizes[index])
         before = outputs(block, Rounded(), windows.windows(), tick)
-        trials = self._asked.of_block(index)
+        trials = [trial for trial in self._asked.trials if trial.place.block == index]
         own = chain.from_iterable(self._tried(index, trials, tick)) if trials else iter(())
         sum_ = self._hidden(index + 1).write(chain(before, own))
-        self._walk._empty(block.modules())
+        self._parts.empty(block.modules())
         self._work.note(blocks=index + 1, hidden=sum_, seconds=self._seconds())
         self._work.forget("hidden-*", self._hidden(index + 1).file)
         give_back()
@@ -260,11 +253,11 @@ class _Measuring:
         block, count = self._blocks[index], len(self._ids_ST)
         layers = linears(block)
         base = [self._hidden(index).at(number) for number in range(count)]
-        wanted: dict[Linear, frozenset[Any]] = {layers[trial.place]: frozenset() for trial in trials}
+        wanted: dict[Linear, frozenset[Any]] = {layers[trial.place.number]: frozenset() for trial in trials}
         inputs = collect(block, Rounded(), base, self._ids_ST.numel(), wanted, lambda: None)
         rounding = self._asked.job.recipe.rounding
         for trial in trials:
-            layer, names = layers[trial.place], self._asked.names[index, trial.place]
+            layer, names = layers[trial.place.number], trial.place.names
             kept = layer.weight.data.clone()
             plan = dict.fromkeys(names, Assigned(trial.scheme, rounding, ""))
             _, parts = round_layer(layer, plan, names, inputs[layer], self._asked.job.dtype)
@@ -275,8 +268,8 @@ class _Measuring:
 
     def _compare(self) -> None:
         """KL of each trial from the model itself, window by window, into the journal."""
-        model, work, count = self._walk.model, self._work, len(self._ids_ST)
-        self._walk._fill([model.norm, model.embed_tokens if model.lm_head is None else model.lm_head])
+        model, work, count = self._parts.model, self._work, len(self._ids_ST)
+        self._parts.fill([model.norm, model.embed_tokens if model.lm_head is None else model.lm_head])
         windows = self._hidden(len(self._blocks))
         sums: list[list[float]] = work.journal.setdefault("compared", [])
         tick = self._ticking("sensitivity, comparing", self._head)
@@ -290,10 +283,10 @@ class _Measuring:
             work.note(compared=sums, seconds=self._seconds())
         work.note(losses=sums)
         work.forget("hidden-*")
-        self._walk._empty(model.modules())
+        self._parts.empty(model.modules())
 
     def _normed(self, x_TE: Tensor) -> Tensor:
-        return self._walk.model.norm(x_TE.to(self._asked.job.device))
+        return self._parts.model.norm(x_TE.to(self._asked.job.device))
 
     def _summed(self, losses_SC: Tensor) -> Sensitivity:
         asked, dtype = self._asked, self._asked.job.dtype
@@ -301,21 +294,20 @@ class _Measuring:
         means = losses_SC.mean(0).clamp_min(0).tolist()
         errors = (losses_SC.std(0) / math.sqrt(count)).tolist() if count > 1 else [math.nan] * len(means)
         groups = []
-        for (block, place), names in asked.names.items():
-            weights = sum(math.prod(asked.shapes[name]) for name in names)
-            found = {NONE: Loss(weights * dtype.itemsize, 0.0, 0.0)}
+        for place in asked.places:
+            found = {NONE: Loss(place.weights * dtype.itemsize, 0.0, 0.0)}
             for trial, mean, error in zip(asked.trials, means, errors, strict=True):
-                if (trial.block, trial.place) == (block, place):
-                    size = sum(packed_bytes(trial.scheme, *asked.shapes[name], dtype) for name in names)
+                if trial.place == place:
+                    size = sum(packed_bytes(trial.scheme, *shape, dtype) for shape in place.shapes)
                     found[trial.scheme.name] = Loss(size, mean, error)
-            groups.append(Group(names, weights, found))
+            groups.append(Group(place.names, place.weights, found))
         seconds = float(self._work.journal["seconds"])
         return Sensitivity(asked.job.model, self._ids_ST.numel(), seconds, tuple(groups))
 
     # -- where it stands ------------------------------------------------------------------------------------------
 
     def _hidden(self, index: int) -> Hidden:
-        width = self._walk.model.shape.hidden
+        width = self._parts.model.shape.hidden
         return Hidden(self._work.folder / f"hidden-{index}", self._ids_ST.shape[1], width)
 
     def _seconds(self) -> float:
@@ -324,7 +316,7 @@ class _Measuring:
         return float(self._work.journal["seconds"]) + spent
 
     def _work_of(self, block: int) -> float:
-        trials = sum(trial.block <= block for trial in self._asked.trials)
+        trials = sum(trial.place.block <= block for trial in self._asked.trials)
         return (trials + 1) * len(self._ids_ST) * self._sizes[block]
 
     def _ticking(self, what: str, size: float) -> Callable[[], None]:

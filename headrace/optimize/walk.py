@@ -5,25 +5,26 @@ all windows lie in a file between blocks (see work.py). The same machine with as
 whatever was interrupted.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from time import perf_counter
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from headrace.base.errors import Refused
 from headrace.base.memory import give_back
-from headrace.checkpoint.rows import read_rows, stored_bytes
+from headrace.checkpoint.load import HEAD as WEIGHT
+from headrace.checkpoint.rows import stored_bytes
 from headrace.checkpoint.shards import Entry, entry, streamed, write
 from headrace.nn.decoder import Block
 from headrace.nn.linear import Linear
 from headrace.optimize.cost import Cost, rounding_of, staged
 from headrace.optimize.inputs import Collector, Inputs, Need
-from headrace.optimize.job import HEAD_WEIGHT, Job, blocks_of, schemes_of
+from headrace.optimize.job import Job, schemes_of
 from headrace.optimize.layer import (
     Done,
+    check_finite,
     collect,
     described,
     joined,
@@ -31,21 +32,15 @@ from headrace.optimize.layer import (
     pack,
     round_layer,
     tensors_of,
-    unpack_into,
 )
 from headrace.optimize.outcome import Layer
 from headrace.optimize.passes import Rounding
-from headrace.optimize.recipe import HEAD
+from headrace.optimize.resident import Resident
 from headrace.optimize.watch import Rounded, linears
 from headrace.optimize.work import Hidden, Work
-from headrace.quant.scheme import Packed, Scheme, part
+from headrace.quant.export import HEAD
+from headrace.quant.scheme import Scheme, part
 
-ROWS = 2048
-"""Rows of an embedding or a head that are in memory at once."""
-OPEN = 8
-"""So many times rows are read before the file is opened anew."""
-GROUP = 8192
-"""Different tokens whose embeddings are looked up at once."""
 Report = Callable[[str, float, float], None]
 """Told what is being done, and of how many expected seconds of work how many are done."""
 
@@ -56,18 +51,13 @@ class Walk:
     def __init__(self, job: Job, work: Work, cost: Cost, report: Report | None):
         self.job, self.work, self.cost = job, work, cost
         self._report = report
-        self.model = job.build()
-        self.model.tables(job.device)
-        self.blocks = blocks_of(self.model)
-        self.names = {layer: names for names, layer in self.model.linears()}
-        self.source = job.open()
-        self.turned = None if job.recipe.turn is None else job.recipe.turn.prepare(self.model, self.source)
+        self.parts = Resident(job)
+        self.model, self.blocks, self.names = self.parts.model, self.parts.blocks, self.parts.names
         self.layers: list[Layer] = [Layer(**each) for each in work.journal["layers"]]
         self._begun = perf_counter()
         self._before = float(work.journal["seconds"])
         self._done = 0.0
         self._text = self._what = ""
-        self._filled: set[str] = set()
 
     # -- in order -------------------------------------------------------------------------------------------------
 
@@ -77,7 +67,9 @@ class Walk:
         if first == 0:
             self._embed()
         else:
-            self._check_hidden(first)
+            ended = first == len(self.blocks) and self.job.plan[HEAD].scheme is None
+            if self.job.ids_ST is not None and not ended:
+                self._hidden(first).check(self.work.journal["hidden"])
         self._done = sum(step.seconds for step in self.cost.blocks[:first])
         for index in range(first, len(self.blocks)):
             self._block(index)
@@ -93,25 +85,25 @@ class Walk:
         self._text = f"block {index + 1} of {len(self.blocks)}"
         block, done, rounded = self.blocks[index], Done(), Rounded()
         layers = linears(block)
-        self._fill(module for module in block.modules() if not isinstance(module, Linear))
+        self.parts.fill(module for module in block.modules() if not isinstance(module, Linear))
         self._change(block, index)
         for stage in staged(self.job, self.model, block):
             if self.job.ids_ST is not None:
-                self._fill(layers[: stage[-1]], done.packed)
+                self.parts.fill(layers[: stage[-1]], done.packed)
             inputs = self._inputs(block, index, rounded, [layers[i] for i in stage])
             for i in stage:
                 self._make_room(layers, i, done)
-                self._fill([layers[i]])
+                self.parts.fill([layers[i]])
                 # Given away: what is known of a layer's inputs may be larger than the layer.
                 self._round(layers[i], inputs.pop(layers[i]), rounded, done)
                 self._add(self.cost.blocks[index].round[i])
             give_back()
-        self._fill(layers, done.packed)
+        self.parts.fill(layers, done.packed)
         self._write(f"block-{index:05}", block, done)
         changes = {"blocks": index + 1, "hidden": self._pass_on(block, index, rounded)}
         self.layers += done.layers
-        self._empty(block.modules())
-        self.work.note(**changes, layers=[each.as_object() for each in self.layers], seconds=self.seconds)
+        self.parts.empty(block.modules())
+        self.work.note(**changes, layers=[asdict(each) for each in self.layers], seconds=self.seconds)
         self.work.forget("hidden-*", self._hidden(index + 1).file)
 
     def _make_room(self, layers: list[Linear], chosen: int, done: Done) -> None:
@@ -120,7 +112,7 @@ class Walk:
         others = [layer for layer in layers if layer is not own and layer.weight.numel()]
         back = [layer for layer in others if not layer.weight.is_meta and self._can_be_had(layer, done)]
         if "hessian" in self._way(own).needs and own.inputs**2 > sum(layer.weight.numel() for layer in back):
-            self._empty(back)
+            self.parts.empty(back)
 
     def _can_be_had(self, layer: Linear, done: Done) -> bool:
         """Again: from what was rounded, or from the source, where nothing has changed it since."""
@@ -128,7 +120,7 @@ class Walk:
 
     def _change(self, block: Block, index: int) -> None:
         if self.job.recipe.changes:
-            self._fill(linears(block))
+            self.parts.fill(linears(block))
         for change in self.job.recipe.changes:
             self._say(change.name)
             needs = {layer: change.needs - {"hessian"} for layer in linears(block)}
@@ -187,26 +179,7 @@ class Walk:
         """Hidden states before the first block."""
         if self.job.ids_ST is not None:
             self._text, _ = "embedding", self._say("")
-            self.work.note(hidden=self._hidden(0).write(self._embedded(self.job.ids_ST)))
-
-    def _embedded(self, ids_ST: Tensor) -> Iterator[Tensor]:
-        scale = self.model.embed_tokens.scale
-        count = max(1, GROUP // ids_ST.shape[1])
-        for ids in ids_ST.split(count):
-            wanted, where = ids.unique(return_inverse=True)
-            found = torch.empty(len(wanted), self.model.shape.hidden, device="cpu")
-            for start, rows in self._rows(self._embedding):
-                chosen = (wanted >= start) & (wanted < start + len(rows))
-                found[chosen] = rows[wanted[chosen] - start]
-            for window in where:
-                yield found[window] * scale
-
-    def _check_hidden(self, blocks: int) -> None:
-        file = self._hidden(blocks)
-        ended = blocks == len(self.blocks) and self.job.plan[HEAD].scheme is None
-        if self.job.ids_ST is None or ended or file.checksum() == self.work.journal["hidden"]:
-            return
-        raise Refused(f"{file.file} is damaged", param="out", hint="add --fresh to start from the beginning")
+            self.work.note(hidden=self._hidden(0).write(self.parts.embedded(self.job.ids_ST)))
 
     def _rest(self) -> list[str]:
         """Embedding, norm and head, as files; their names."""
@@ -215,17 +188,20 @@ class Walk:
         shape = (self.model.shape.vocab, self.model.shape.hidden)
 
         def rows_of(name: str) -> Callable[[], Iterator[Tensor]]:
-            return lambda: (rows for _, rows in self._rows(name))
+            return lambda: (rows for _, rows in self.parts.rows(name))
 
-        self._save("embedding", [streamed(self._embedding, self.job.dtype, shape, rows_of(self._embedding))])
-        self._fill([self.model.norm])
+        self._save(
+            "embedding",
+            [streamed(self.parts.embedding, self.job.dtype, shape, rows_of(self.parts.embedding))],
+        )
+        self.parts.fill([self.model.norm])
         (norm,) = [(name, tensor) for name, tensor in self.model.sources() if not tensor.is_meta]
         self._save("norm", [entry(norm[0], norm[1].to(self.job.dtype))])
         if self.model.lm_head is None:
             return ["embedding", "norm"]
         assigned = self.job.plan[HEAD]
         if assigned.scheme is None:
-            self._save("head", [streamed(HEAD_WEIGHT, self.job.dtype, shape, rows_of(HEAD_WEIGHT))])
+            self._save("head", [streamed(WEIGHT, self.job.dtype, shape, rows_of(WEIGHT))])
         else:
             self._save("head", self._round_head())
         return ["embedding", "norm", "head"]
@@ -238,15 +214,16 @@ class Walk:
         begun = perf_counter()
         inputs = self._head_inputs(assigned.rounding.needs)
         parts = []
-        for _, rows in self._rows(HEAD_WEIGHT):
+        for _, rows in self.parts.rows(WEIGHT):
             found = pack(rows.to(self.job.device), assigned, inputs, self.job.dtype)
             parts.append({name: tensor.cpu() for name, tensor in found.items()})
         packed = joined(scheme, parts)
         if packed is None:
-            whole = torch.cat([rows for _, rows in self._rows(HEAD_WEIGHT)])
+            whole = torch.cat([rows for _, rows in self.parts.rows(WEIGHT)])
             packed = pack(whole.to(self.job.device), assigned, inputs, self.job.dtype)
         shape = (self.model.shape.vocab, self.model.shape.hidden)
         error = self._head_error(scheme, packed, inputs)
+        check_finite(HEAD, error)
         said = replace(described(HEAD, assigned, shape, packed), before=self._stored(HEAD), error=error)
         self.layers.append(replace(said, seconds=perf_counter() - begun))
         return [entry(f"{HEAD}.{suffix}", each) for suffix, each in tensors_of(scheme, packed).items()]
@@ -265,7 +242,7 @@ class Walk:
         device = inputs.peak_K.device
         placed = {name: tensor.to(device) for name, tensor in packed.items()}
         sample = inputs.sample_TK
-        for start, rows in self._rows(HEAD_WEIGHT):
+        for start, rows in self.parts.rows(WEIGHT):
             rows = rows.to(device)
             found = scheme.unpack(_cut(scheme, placed, start, start + len(rows)))
             if sample is None:
@@ -279,58 +256,7 @@ class Walk:
 
     def _stored(self, layer: str) -> int:
         """Bytes of a projection in the source."""
-        return stored_bytes(self.source, f"{layer}.weight")
-
-    # -- from disk ------------------------------------------------------------------------------------------------
-
-    @property
-    def _embedding(self) -> str:
-        return next(name for name, _ in self.model.sources() if name.endswith("embed_tokens.weight"))
-
-    def _rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """(first row, some rows) of the embedding or the head, float32, as they are in the turned model."""
-        there = name if name in self.source.names() else self._embedding
-        for start in range(0, self.model.shape.vocab, ROWS):
-            if start % (ROWS * OPEN) == 0:
-                self._reopen()
-            rows = read_rows(self.source, there, start, min(start + ROWS, self.model.shape.vocab))
-            yield start, rows if self.turned is None else self.turned.weight(name, rows)
-        self._reopen()
-
-    def _fill(
-        self, modules: Iterable[nn.Module], packed: Mapping[str, tuple[Scheme, Packed]] | None = None
-    ) -> None:
-        """Give parts of the model that are empty their memory, in float32, and their weights: rounded ones first."""
-        for each in modules:
-            for name, parameter in list(each.named_parameters(recurse=False)):
-                if parameter.is_meta:
-                    memory = torch.empty(parameter.shape, dtype=torch.float32, device=self.job.device)
-                    setattr(each, name, nn.Parameter(memory, requires_grad=False))
-        for name, tensor in self.model.sources():
-            if tensor.is_meta or name in self._filled:
-                continue
-            layer = name.removesuffix(".weight")
-            if packed and layer in packed:
-                unpack_into(tensor, *packed[layer])
-            elif self.turned is None:
-                self.source.read(name, tensor)
-            else:
-                tensor.copy_(self.turned.weight(name, self.source.read(name).float()))
-            self._filled.add(name)
-        self._reopen()
-
-    def _empty(self, modules: Iterable[nn.Module]) -> None:
-        for each in modules:
-            for name, parameter in list(each.named_parameters(recurse=False)):
-                memory = torch.empty(parameter.shape, device="meta")
-                setattr(each, name, nn.Parameter(memory, requires_grad=False))
-        self._filled -= {name for name, tensor in self.model.sources() if tensor.is_meta}
-        give_back()
-
-    def _reopen(self) -> None:
-        """Pages of files that were read count as ours until the files are closed."""
-        del self.source
-        self.source = self.job.open()
+        return stored_bytes(self.parts.source, f"{layer}.weight")
 
     # -- to disk --------------------------------------------------------------------------------------------------
 

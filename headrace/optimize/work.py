@@ -45,8 +45,15 @@ class Work:
 
     def __init__(self, out: Path, identity: dict[str, Any], fresh: bool):
         self.out, self.folder = out, folder_of(out)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock: BinaryIO = (self.folder / LOCK).open("wb")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock: BinaryIO = (self.folder / LOCK).open("wb")
+        except OSError as fault:
+            raise Refused(
+                f"{out} cannot be written: {fault.strerror}",
+                param="out",
+                hint="give the path of another folder",
+            ) from fault
         try:
             self._take()
             self.journal = self._opened(identity, fresh)
@@ -72,6 +79,16 @@ class Work:
         self.journal |= changes
         write_json(self.folder / JOURNAL, self.journal)
 
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        """As many threads of torch as the work began with: with other numbers of them sums round otherwise."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.journal.setdefault("threads", before))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
     def forget(self, pattern: str, but: Path | None = None) -> None:
         """Delete files that are no longer needed."""
         for file in self.folder.glob(pattern):
@@ -81,7 +98,8 @@ class Work:
     def finish(self) -> None:
         """Move the result to its place, and throw the rest away."""
         result = self.folder / RESULT
-        sync(result)
+        for each in (*result.iterdir(), result):
+            sync(each)
         try:
             result.rename(self.out)
         except OSError as fault:
@@ -152,10 +170,10 @@ def write_json(file: Path, value: Any) -> None:
     fresh.replace(file)
 
 
-def sync(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk; what is no file system of a kind that can is left alone."""
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; a file system that cannot say so is left alone."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
@@ -172,7 +190,7 @@ def room(folder: Path, need: int) -> Iterator[None]:
             raise
         raise Refused(
             f"no room left in {folder.parent}: {fault.strerror}",
-            hint=f"make room ({need / 1e9:.1f} GB are needed in all) and run the command again: it goes on where it "
+            hint=f"make room ({need / 1e9:.3g} GB are needed in all) and run the command again: it goes on where it "
             f"stopped; or delete {folder}",
         ) from fault
 
@@ -211,12 +229,14 @@ class Hidden:
                 sum_ = zlib.crc32(raw, sum_)
         return sum_
 
-    def checksum(self) -> int:
-        """Of what is in the file; -1 where there is none."""
-        if not self.file.is_file():
-            return -1
+    def check(self, checksum: int) -> None:
+        """Raises Refused where what is in the file has another checksum, or where there is none."""
         sum_ = 0
-        with self.file.open("rb") as opened:
-            while raw := opened.read(1 << 22):
-                sum_ = zlib.crc32(raw, sum_)
-        return sum_
+        if self.file.is_file():
+            with self.file.open("rb") as opened:
+                while raw := opened.read(1 << 22):
+                    sum_ = zlib.crc32(raw, sum_)
+        if sum_ != checksum or not self.file.is_file():
+            raise Refused(
+                f"{self.file} is damaged", param="out", hint="add --fresh to start from the beginning"
+            )

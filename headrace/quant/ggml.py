@@ -60,10 +60,10 @@ def _crumbs(part: Tensor, group: int) -> Tensor:
     return torch.stack([packed & 3, (packed >> 2) & 3, (packed >> 4) & 3, packed >> 6], dim=2)
 
 
-def _bits(part: Tensor, count: int = 8) -> Tensor:
+def _bits(part: Tensor) -> Tensor:
     """Bit b of every byte, lowest first: uint8 [N, 8, bytes]."""
-    shifts = torch.arange(count, dtype=torch.uint8, device=part.device)
-    return (part.unsqueeze(1) >> shifts.view(1, count, 1)) & 1
+    shifts = torch.arange(8, dtype=torch.uint8, device=part.device)
+    return (part.unsqueeze(1) >> shifts.view(1, 8, 1)) & 1
 
 
 def _fifth_bits(blocks: Tensor, start: int) -> Tensor:

@@ -68,7 +68,6 @@ class Integers(Scheme):
 
     @property
     def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
         scales = Axes(1, self.spec.group)
         return {
             "weight": Axes(1, self.columns_per_step), "scale": scales, "zero": scales, "order": Axes(0, 0),
@@ -79,7 +78,6 @@ class Integers(Scheme):
         return weight_NK.unflatten(1, (-1, self.spec.group or weight_NK.shape[1]))
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
-        """See Scheme."""
         groups = self.grouped(weight_NK)
         bits = int(self.spec.bits)
         scale, zero = grid(groups, bits, self.spec.symmetric, weight_NK.dtype)
@@ -87,7 +85,6 @@ class Integers(Scheme):
         return packed if zero is None else {**packed, "zero": zero}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See Scheme."""
         values = self.values(packed).unflatten(1, (packed["scale"].shape[1], -1))
         weight = from_grid(values, packed["scale"], packed.get("zero")).flatten(1).to(dtype)
         if "order" not in packed:

@@ -15,15 +15,12 @@ class Plain(Scheme):
 
     @property
     def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
         return {"weight": Axes()}
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
-        """See Scheme."""
         return {"weight": weight_NK}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See Scheme."""
         return packed["weight"].to(dtype)
 
 

@@ -35,6 +35,12 @@ TINY: dict[str, Any] = {
 }
 
 
+def keys(arch: str, **more: Any) -> dict[str, Any]:
+    """The keys of a small model; in `more` a double underscore stands for a dot."""
+    base = {key.replace("llama.", f"{arch}.", 1): value for key, value in LLAMA.items()}
+    return base | {f"{arch}.{key.replace('__', '.')}": value for key, value in more.items()}
+
+
 def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     """A metadata value of the type that llama.cpp's converter would give it."""
     if isinstance(value, bool):

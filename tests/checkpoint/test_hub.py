@@ -97,17 +97,13 @@ def test_an_unknown_name_lists_the_known_ones_and_the_forms(model: str):
         ("org/na.me-1_2", Reference("org/na.me-1_2")),
         ("org/name@v1.0", Reference("org/name", "v1.0")),
         ("org/name:Q4_K_M", Reference("org/name", None, "Q4_K_M")),
+        ("org/name:file.gguf", Reference("org/name", None, "file.gguf")),
         ("org/name@refs/pr/1:sub/file-q8_0", Reference("org/name", "refs/pr/1", "sub/file-q8_0")),
     ],
 )
 def test_a_repository_is_asked_for(nothing_is_fetched: list[Reference], model: str, reference: Reference):
     assert find(model) == Path("fetched")
     assert nothing_is_fetched == [reference]
-
-
-def test_a_gguf_of_a_repository_is_no_path(nothing_is_fetched: list[Reference]):
-    find("org/name:file.gguf")
-    assert nothing_is_fetched == [Reference("org/name", None, "file.gguf")]
 
 
 def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

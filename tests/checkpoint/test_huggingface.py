@@ -165,15 +165,6 @@ def test_what_the_hub_refuses(hub: ThreadingHTTPServer, tmp_path: Path):
     assert "no file for 'Q2_K'" in said["org/quants:Q2_K"]
 
 
-def test_the_weights_of_mistral_are_not_taken_twice():
-    files = ["config.json", "consolidated.safetensors", "model-1-of-1.safetensors", "a/config.json", "x.gguf"]
-    assert choose(Reference("org/m"), files) == ["config.json", "model-1-of-1.safetensors"]
-
-
-def test_a_single_gguf_needs_no_name():
-    assert choose(Reference("org/m"), ["config.json", "x.gguf", "mmproj-x.gguf"]) == ["x.gguf"]
-
-
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
@@ -187,6 +178,12 @@ def test_a_single_gguf_needs_no_name():
 def test_a_quantization_is_matched_as_a_whole(wanted: str, expected: str):
     files = ["q/m-Q4_K_M.gguf", "m-IQ4_K_M.gguf", "m-Q4_K_M-imat.gguf.txt", "m-Q8_0.gguf", "m-UD-Q8_0.gguf"]
     assert choose(Reference("org/m", None, wanted), files) == [expected]
+
+
+def test_weights_are_taken_once_and_a_single_file_needs_no_name():
+    files = ["config.json", "consolidated.safetensors", "model-1-of-1.safetensors", "a/config.json", "x.gguf"]
+    assert choose(Reference("org/m"), files) == ["config.json", "model-1-of-1.safetensors"]
+    assert choose(Reference("org/m"), ["config.json", "x.gguf", "mmproj-x.gguf"]) == ["x.gguf"]
 
 
 def test_a_quantization_that_fits_two_or_none():

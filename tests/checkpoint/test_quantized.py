@@ -15,27 +15,26 @@ from headrace.base.errors import BadCheckpoint, Refused
 from headrace.checkpoint.config import read_config
 from headrace.checkpoint.load import dummy, load, open_source
 from headrace.checkpoint.quantized import RandomSource, RoundedSource, load_packed, multiplied_packed
-from headrace.checkpoint.save import save
 from headrace.checkpoint.source import Source
-from headrace.checkpoint.write import packed_tensors, plain_tensors, quantization
 from headrace.nn.decoder import Decoder
 from headrace.nn.packed import PackedRows
 from headrace.nn.step import Whole
+from headrace.optimize.run import run
 from headrace.quant.bits import pack_bits
 from headrace.quant.formats.awq import PLACES
-from headrace.quant.scheme import Scheme
 from headrace.quant.schemes import known
 from tests.checkpoint.files import LLAMA, write_gguf
 from tests.checkpoint.files import TINY as GGUF
 from tests.checkpoint.files import model as model_of
 from tests.checkpoint.test_source import converted as converted_gguf
+from tests.optimize import small
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 40, "hidden_act": "silu",
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "tie_word_embeddings": False,
     "max_position_embeddings": 64, "sliding_window": None, "layer_types": ["full_attention"],
-    "attention_bias": False, "mlp_bias": False, "rope_freq_factors": None, "rope_local_base_freq": None,
+    "attention_bias": False, "mlp_bias": False, "architectures": ["LlamaForCausalLM"],
 }  # fmt: skip
 IDS = torch.arange(12)
 Tensors = dict[str, Tensor]
@@ -45,9 +44,9 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def built() -> Decoder:
+def built(config: Mapping[str, Any] = CONFIG) -> Decoder:
     with torch.device("meta"):
-        return models.build(CONFIG, 64)
+        return models.build(dict(config), 64)
 
 
 def weights() -> Tensors:
@@ -62,8 +61,8 @@ def weights() -> Tensors:
     return {name: tensor.bfloat16() for name, tensor in made.items()}
 
 
-def loaded(source: Source, packed: bool) -> Decoder:
-    model = built()
+def loaded(source: Source, packed: bool, config: Mapping[str, Any] = CONFIG) -> Decoder:
+    model = built(config)
     if packed:
         load_packed(model, source, torch.float32, "cpu")
     model.allocate(torch.float32, "cpu")
@@ -168,12 +167,6 @@ def test_gptq(tmp_path: Path, bits: int, version: int, group: int, symmetric: bo
     assert ("order" in qkv.parts[0].tensors) == (act_order and group < 256)
 
 
-def test_gptq_by_its_golden_vector(tmp_path: Path):
-    from headrace.quant.formats.layer import signed
-
-    assert signed(torch.tensor([0x76543210], dtype=torch.int32), 4, 8).tolist() == list(range(-8, 0))
-
-
 def test_gptq_layers_may_differ(tmp_path: Path):
     stored, plain = converted(lambda w: gptq(w, 4, 64, 1, True, False))
     made, plain["model.layers.0.mlp.down_proj.weight"] = gptq(
@@ -256,17 +249,18 @@ WRITABLE = [
 ]
 
 
-def written(at: Path, scheme: Scheme) -> tuple[Path, Decoder]:
+def written(at: Path, name: str) -> tuple[Path, Decoder]:
+    """A folder whose layers were rounded plainly, and the model with layers rounded while they are read."""
     base = checkpoint(at / "base", weights(), None)
-    source = RoundedSource(open_source(base), scheme, torch.bfloat16, "cpu")
-    model = loaded(source, packed=True)
-    save(at / "m", packed_tensors(model), {**CONFIG, "quantization_config": quantization(model)})
-    return at / "m", model
+    plain = small.recipe(None, scheme=name, passes=[{"rtn": {"steps": 1}}], dtype="auto")
+    run(str(base), str(at / "m"), plain)
+    source = RoundedSource(open_source(base), known()[name], torch.bfloat16, "cpu")
+    return at / "m", loaded(source, packed=True)
 
 
 @pytest.mark.parametrize("name", WRITABLE)
 def test_what_is_written_reads_back_the_same(tmp_path: Path, name: str):
-    at, model = written(tmp_path, known()[name])
+    at, model = written(tmp_path, name)
     again = loaded(open_source(at), packed=True)
     for (_, one), (_, other) in zip(model.linears(), again.linears(), strict=True):
         assert (one.packed is None) == (other.packed is None)
@@ -277,8 +271,8 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path, name: str):
 
 
 def test_unpacked_is_written_in_bf16(tmp_path: Path):
-    _, model = written(tmp_path, known()["w4a16_g64"])
-    save(tmp_path / "plain", plain_tensors(model), CONFIG)
+    at, model = written(tmp_path, "w4a16_g64")
+    run(str(at), str(tmp_path / "plain"), small.recipe(None, scheme="none", dtype="auto"))
     again = loaded(open_source(tmp_path / "plain"), packed=True)
     assert all(layer.packed is None for _, layer in again.linears())
     torch.testing.assert_close(logits(again), logits(model), rtol=0.05, atol=0.05)
@@ -470,20 +464,12 @@ def test_gguf_keeps_its_blocks(tmp_path: Path):
              "blk.1.ffn_gate.weight": "Q5_1", "blk.1.ffn_up.weight": "Q5_1"}  # fmt: skip
     path = write_gguf(tmp_path / "x.gguf", "llama", LLAMA, tensors, kinds)
     source = open_source(path)
-    models_ = []
-    for packed in (True, False):
-        with torch.device("meta"):
-            model = models.build(read_config(path), 64)
-        if packed:
-            load_packed(model, source, torch.float32, "cpu")
-        model.allocate(torch.float32, "cpu")
-        load(model, source)
-        models_.append(model.eval())
-    qkv = models_[0].blocks[0].self_attn.qkv_proj.packed
+    model, plain = (loaded(source, packed, read_config(path)) for packed in (True, False))
+    qkv = model.blocks[0].self_attn.qkv_proj.packed
     assert [part.scheme.name for part in qkv.parts] == ["q4_0", "q8_0", "q4_1"]
-    assert len(models_[0].blocks[1].mlp.gate_up_proj.packed.parts) == 1
-    assert models_[0].blocks[1].mlp.down_proj.packed is None
-    torch.testing.assert_close(logits(models_[0]), logits(models_[1]), rtol=1e-4, atol=1e-4)
+    assert len(model.blocks[1].mlp.gate_up_proj.packed.parts) == 1
+    assert model.blocks[1].mlp.down_proj.packed is None
+    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-4, atol=1e-4)
 
 
 # -- random weights, and what stays packed on a GPU ------------------------------------------------------------

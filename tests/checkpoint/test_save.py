@@ -25,12 +25,6 @@ def test_transformers_reads_it_and_computes_the_same(tmp_path: Path):
     assert len(list((tmp_path / "m").glob("model-*-of-*.safetensors"))) > 2
 
 
-def test_extras_come_along(tmp_path: Path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    save(tmp_path / "deep" / "m", model(TINY).sources(), TINY, extras=[tmp_path / "tokenizer.json"])
-    assert (tmp_path / "deep" / "m" / "tokenizer.json").read_text() == "{}"
-
-
 def test_all_files_may_be_read_by_whom_the_first_may(tmp_path: Path):
     save(tmp_path / "m", model(TINY).sources(), TINY)
     modes = {file.stat().st_mode for file in (tmp_path / "m").iterdir()}

@@ -71,8 +71,12 @@ def test_files_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files = [tmp_path / "a.part", tmp_path / "b.part", tmp_path / "c.part"]
     for file, some in zip(files, (items[:3], items[3:5], items[5:]), strict=True):
         shards.write(file, [shards.entry(name, each) for name, each in some])
-    assert shards.plan(files) == [("model.safetensors", files)]
-    planned = shards.plan(files, files[0].stat().st_size + files[1].stat().st_size)
+
+    def size(file: Path) -> int:
+        return file.stat().st_size
+
+    assert shards.plan(files, size) == [("model.safetensors", files)]
+    planned = shards.plan(files, size, size(files[0]) + size(files[1]))
     assert [name for name, _ in planned] == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",

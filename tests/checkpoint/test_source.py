@@ -16,7 +16,7 @@ from headrace.checkpoint.load import load, open_source
 from headrace.checkpoint.translate import FAMILIES, hf_name
 from headrace.models import build
 from headrace.nn.decoder import Decoder
-from tests.checkpoint.files import LLAMA, TINY, model, write_gguf
+from tests.checkpoint.files import LLAMA, TINY, keys, model, write_gguf
 
 
 def converted(config: dict[str, Any], arch: str, built: Decoder) -> dict[str, np.ndarray]:
@@ -51,11 +51,6 @@ def converted(config: dict[str, Any], arch: str, built: Decoder) -> dict[str, np
         out[name] = array
     assert len(out) == len(ours)
     return out
-
-
-def keys(arch: str, **more: Any) -> dict[str, Any]:
-    base = {key.replace("llama.", f"{arch}.", 1): value for key, value in LLAMA.items()}
-    return base | {f"{arch}.{key.replace('__', '.')}": value for key, value in more.items()}
 
 
 CASES = {
@@ -119,36 +114,25 @@ def test_safetensors_by_name(tiny: Path):
         source.read("model.norm.weight", torch.empty(3))
 
 
-def index(folder: Path, table: Any) -> None:
-    (folder / "model.safetensors").rename(folder / "a.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
-
-
-def test_an_index_that_names_files_that_are_not_there(tiny: Path):
-    index(tiny, {"x": "a.safetensors", "y": "b.safetensors", "z": "c.safetensors"})
-    with pytest.raises(
-        BadCheckpoint, match=r"lacks 2 of the 3 files its index names: b\.safetensors, c\.safetensors"
-    ):
-        open_source(tiny)
-
-
-def test_an_index_that_names_tensors_that_are_not_there(tiny: Path):
-    index(tiny, {"x": "a.safetensors"})
-    with pytest.raises(BadCheckpoint, match="lacks tensors that the index says it has: x"):
-        open_source(tiny)
-
-
-@pytest.mark.parametrize("file", ["../a.safetensors", "/etc/passwd", 3, ""])
-def test_an_index_that_points_elsewhere(tiny: Path, file: Any):
-    index(tiny, {"x": file})
-    with pytest.raises(BadCheckpoint, match="a file beside it was expected"):
-        open_source(tiny)
-
-
-@pytest.mark.parametrize("table", [None, {}, [1]])
-def test_an_index_without_a_table(tiny: Path, table: Any):
-    index(tiny, table)
-    with pytest.raises(BadCheckpoint, match="has no weight_map"):
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"x": "a.safetensors", "y": "b.safetensors", "z": "c.safetensors"},
+            r"lacks 2 of the 3 files its index names: b\.safetensors, c\.safetensors",
+        ),
+        ({"x": "a.safetensors"}, "lacks tensors that the index says it has: x"),
+        *(
+            ({"x": file}, "a file beside it was expected")
+            for file in ("../a.safetensors", "/etc/passwd", 3, "")
+        ),
+        *((table, "has no weight_map") for table in (None, {}, [1])),
+    ],
+)
+def test_an_index_that_is_wrong(tiny: Path, table: Any, message: str):
+    (tiny / "model.safetensors").rename(tiny / "a.safetensors")
+    (tiny / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    with pytest.raises(BadCheckpoint, match=message):
         open_source(tiny)
 
 

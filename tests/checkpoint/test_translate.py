@@ -9,15 +9,9 @@ import pytest
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.checkpoint.config import FULL, SLIDING, read_config
 from headrace.checkpoint.translate import FAMILIES, hf_name
-from tests.checkpoint.files import LLAMA, write_gguf
+from tests.checkpoint.files import LLAMA, keys, write_gguf
 
 EMBEDDING = {"token_embd.weight": np.zeros((100, 64), np.float32)}
-
-
-def keys(arch: str, **more: Any) -> dict[str, Any]:
-    """The keys of a small model; in `more` a double underscore stands for a dot."""
-    base = {key.replace("llama.", f"{arch}.", 1): value for key, value in LLAMA.items()}
-    return base | {f"{arch}.{key.replace('__', '.')}": value for key, value in more.items()}
 
 
 def read(at: Path, arch: str, tensors: dict[str, np.ndarray] = EMBEDDING, **more: Any) -> dict[str, Any]:

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from headrace.base.errors import Refused, UnknownName
-from headrace.checkpoint.save import save
-from headrace.checkpoint.write import packed_tensors, quantization
 from headrace.engine.start import load_model, look
-from headrace.models.llama import TINY
 from headrace.nn.decoder import Decoder
 from headrace.nn.packed import PackedRows
+from headrace.optimize.run import run
 from tests import tiny
+from tests.optimize import small
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_attention_heads": 4}
 PROMPT = list(range(5, 25))
@@ -53,10 +52,8 @@ def test_dummy_weights_are_rounded_too(folder: Path):
 
 def test_a_quantized_checkpoint_is_kept_or_unpacked(folder: Path, tmp_path: Path):
     model, _ = started(folder, quantization="w4a16_g32")
-    at = tiny.folder(tmp_path / "copy", **SIZES)
-    settings = {**TINY, "vocab_size": tiny.library().get_vocab_size(), **SIZES}
-    save(tmp_path / "m", packed_tensors(model), settings | {"quantization_config": quantization(model)},
-         extras=[at / "tokenizer.json", at / "tokenizer_config.json"])  # fmt: skip
+    plain = small.recipe(None, passes=[{"rtn": {"steps": 1}}])
+    run(str(folder), str(tmp_path / "m"), plain)
     expected = tiny.logits(model, PROMPT)
     for how, packed in (("checkpoint", True), ("none", False), ("auto", False)):
         again, _ = started(tmp_path / "m", quantization=how)

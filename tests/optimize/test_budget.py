@@ -8,7 +8,6 @@ import pytest
 import headrace
 from headrace.base.errors import Refused
 from headrace.base.json_file import read_json
-from headrace.models.llama import TINY
 from headrace.optimize.budget import BUDGET, Budget, Pace, choose, shown
 from headrace.optimize.calibrate import Calibration
 from headrace.optimize.losses import Group, Loss, Sensitivity, read
@@ -129,31 +128,24 @@ def test_what_the_pass_cannot_make_is_rounded_plainly():
     assert made.layers == (("a.b", Choice("sparse24", Rtn())),)
 
 
-def test_from_python(tmp_path: Path, text: Path):
-    model = small.model(tmp_path / "m", **{**TINY, **small.SIZES, "num_hidden_layers": 2})
-    texts = Calibration(4, 24, 0, (str(text),))
+@pytest.mark.parametrize(
+    ("bits", "schemes", "dtype"), [(7, ["w4a16_g32", "w8a16"], "auto"), (12, ["w8a16", "none"], "bfloat16")]
+)
+def test_from_python(tmp_path: Path, text: Path, bits: float, schemes: list[str], dtype: str):
+    """Also where some layers stay as they are: these count with the bits that they have."""
+    model = small.model(tmp_path / "m", num_hidden_layers=2)
     outcome = headrace.optimize(
-        model, tmp_path / "out", target_bits=7, algorithm="rtn", calibration=texts, sensitivity_tokens=256,
-        schemes=["w4a16_g32", "w8a16"],
+        model, tmp_path / "out", target_bits=bits, recipe={"passes": ["rtn"], "dtype": dtype},
+        calibration=Calibration(4, 24, 0, (str(text),)), sensitivity_tokens=256, schemes=schemes,
     )  # fmt: skip
-    assert {each.scheme for each in outcome.layers[:-1]} == {"w4a16_g32", "w8a16"}
+    assert {each.scheme for each in outcome.layers[:-1]} == set(schemes)
     assert read(tmp_path / "out").groups
     taken = read_json(tmp_path / "out" / BUDGET)["taken"]
     assert outcome.bits == pytest.approx(taken["bits"])
-    assert taken["bits"] <= 7
+    assert bits - 4 < taken["bits"] <= bits
     assert not folder_of(folder_for(tmp_path / "out")).exists()
+
+
+def test_a_budget_and_a_scheme_are_too_much(tmp_path: Path, model: Path):
     with pytest.raises(Refused, match="not both"):
         headrace.optimize(model, tmp_path / "other", target_bits=7, scheme="w8a16")
-
-
-def test_bits_are_the_budgets_where_layers_stay_as_they_are(tmp_path: Path, text: Path):
-    model = small.model(tmp_path / "m", num_hidden_layers=2)
-    texts = Calibration(4, 24, 0, (str(text),))
-    outcome = headrace.optimize(
-        model, tmp_path / "out", target_bits=12, calibration=texts, sensitivity_tokens=256, schemes=["w8a16"],
-        recipe={"passes": ["rtn"], "dtype": "bfloat16"},
-    )  # fmt: skip
-    assert {each.scheme for each in outcome.layers} == {"none", "w8a16"}
-    taken = read_json(tmp_path / "out" / BUDGET)["taken"]
-    assert outcome.bits == pytest.approx(taken["bits"])
-    assert 8.5 < taken["bits"] <= 12

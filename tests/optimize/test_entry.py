@@ -9,11 +9,9 @@ import pytest
 import headrace
 from headrace.base.errors import Refused
 from headrace.optimize.calibrate import Calibration
-from headrace.optimize.entry import recipe_of
+from headrace.optimize.entry import made_of, recipe_of
 from headrace.optimize.recipe import Recipe
 from tests.optimize import small
-
-CALIBRATION = {"samples": 4, "tokens": 24}
 
 
 def test_it_makes_a_folder(tmp_path: Path, model: Path, text: Path):
@@ -26,12 +24,11 @@ def test_it_makes_a_folder(tmp_path: Path, model: Path, text: Path):
     assert outcome.as_object()["tokens"] == 96
 
 
-@pytest.mark.parametrize("kind", ["recipe", "object", "file"])
-def test_a_recipe_in_any_form(tmp_path: Path, model: Path, kind: str):
+def test_a_recipe_in_any_form(tmp_path: Path, model: Path):
     recipe = small.recipe(None, scheme="w8a16")
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    given = {"recipe": recipe, "object": recipe.as_object(), "file": tmp_path / "recipe.yaml"}[kind]
-    assert headrace.optimize(model, tmp_path / "out", recipe=given).recipe == recipe
+    assert all(made_of(given) == recipe for given in (recipe, recipe.as_object(), tmp_path / "recipe.yaml"))
+    assert headrace.optimize(model, tmp_path / "out", recipe=recipe).recipe == recipe
 
 
 def test_a_recipe_and_a_scheme_are_too_much(tmp_path: Path, model: Path):
@@ -41,30 +38,21 @@ def test_a_recipe_and_a_scheme_are_too_much(tmp_path: Path, model: Path):
 
 @pytest.mark.parametrize(
     ("scheme", "samples", "expected"),
-    [
-        (None, 4, "gptq"),
-        ("w8a8", 4, "gptq"),
-        ("nvfp4", 4, "rtn"),
-        ("w4a16", 0, "rtn"),
-        ("nonsense", 4, "gptq"),
-    ],
+    [(None, 4, "gptq"), ("w8a8", 4, "gptq"), ("nvfp4", 4, "rtn"), ("w4a16", 0, "rtn")],
 )
 def test_the_best_that_can_is_chosen(scheme: str | None, samples: int, expected: str):
-    if scheme == "nonsense":
-        with pytest.raises(Refused, match="unknown quantization scheme"):
-            recipe_of(scheme, None)
-        return
+    with pytest.raises(Refused, match="unknown quantization scheme"):
+        recipe_of("nonsense", None)
     assert recipe_of(scheme, None, Calibration(samples, 24)).rounding.name == expected
 
 
-def test_importing_loads_no_torch_and_both_names_are_calls():
+def test_it_is_a_call_after_a_file_of_it_was_imported_and_loads_no_torch_before_it_is_called():
     code = (
-        "import sys, headrace.optimize\n"
-        "assert 'torch' not in sys.modules\n"
-        "import headrace.optimize.recipe\n"
-        "assert callable(headrace.optimize) and callable(headrace.optimize.optimize)\n"
+        "import sys, headrace.optimize.search\n"
+        "assert callable(headrace.optimize)\n"
         "try: headrace.optimize.nonsense\n"
         "except AttributeError as fault: print(fault)\n"
+        "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from headrace.optimize.grid import Grid, Search, grid_of, packed, pieces, stacked
+from headrace.optimize.grid import Search, grid_of, packed, pieces, stacked
 from headrace.quant.schemes import known
 
 NONE = Search(1, 1.0)
@@ -19,14 +19,13 @@ def weight(rows: int = 24, columns: int = 256) -> torch.Tensor:
 
 
 def round_(
-    grid: Grid, weight: torch.Tensor, search: Search, importance: torch.Tensor | None = None
+    name: str, weight: torch.Tensor, search: Search, importance: torch.Tensor | None = None
 ) -> torch.Tensor:
+    scheme = known()[name]
+    grid = grid_of(scheme)
+    assert grid is not None
     scale, zero = grid.scales(weight, torch.float32, search, importance)
-    wide = [
-        None if t is None else t.repeat_interleave(grid.group or weight.shape[1], 1) for t in (scale, zero)
-    ]
-    assert wide[0] is not None
-    return grid.number(grid.nearest(weight, wide[0], wide[1]), wide[0], wide[1])
+    return scheme.unpack(packed(scheme, grid.rounded(weight, scale, zero), scale, zero))
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -36,11 +35,7 @@ def test_without_a_search_it_is_the_schemes_own_rounding(name: str, dtype: torch
     grid = grid_of(scheme)
     assert grid is not None
     scale, zero = grid.scales(w.float(), dtype, NONE)
-    columns = grid.group or w.shape[1]
-    wide = [None if t is None else t.repeat_interleave(columns, 1) for t in (scale, zero)]
-    assert wide[0] is not None
-    values = grid.nearest(w.float(), wide[0], wide[1]).to(grid.stored)
-    found, expected = packed(scheme, values, scale, zero), scheme.pack(w)
+    found, expected = packed(scheme, grid.rounded(w.float(), scale, zero), scale, zero), scheme.pack(w)
     assert found.keys() == expected.keys()
     for key in found:
         assert found[key].dtype == expected[key].dtype
@@ -51,12 +46,10 @@ def test_without_a_search_it_is_the_schemes_own_rounding(name: str, dtype: torch
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_search_gains(name: str, weighted: bool):
-    grid = grid_of(known()[name])
-    assert grid is not None
     w = weight()
     importance = torch.rand(w.shape[1], generator=torch.Generator().manual_seed(1)) ** 4 if weighted else None
     plain, searched = (
-        ((round_(grid, w, search, importance) - w).square() * (1 if importance is None else importance)).sum(
+        ((round_(name, w, search, importance) - w).square() * (1 if importance is None else importance)).sum(
             1
         )
         for search in (NONE, Search(30, 0.5))

@@ -61,6 +61,7 @@ def folder(at: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ru_maxrss has other units")
 @pytest.mark.parametrize("algorithm", ["gptq", "rtn"])
 def test_of_a_shape_of_a_billion(tmp_path: Path, algorithm: str):

@@ -19,13 +19,13 @@ def ahead(model: Path, out: Path, recipe: Recipe) -> Preflight:
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("more", "tied"),
     [
-        {}, {"scheme": "w8a8", "dtype": "bfloat16"}, {"scheme": "w4a16_g32_asym"}, {"scheme": "sparse24"},
-        {"layers": {"lm_head": "w8a16", "model.layers.0.*": "none"}}, {"passes": ["rotation", "rtn"]},
+        ({}, True), ({"scheme": "w8a8", "dtype": "bfloat16"}, False), ({"scheme": "w4a16_g32_asym"}, False),
+        ({"scheme": "sparse24"}, True), ({"layers": {"lm_head": "w8a16", "model.layers.0.*": "none"}}, True),
+        ({"layers": {"lm_head": "w8a16"}}, False), ({"passes": ["rotation", "rtn"]}, True),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("tied", [False, True])
 def test_the_size_after_is_the_size_after(tmp_path: Path, text: Path, more: dict[str, object], tied: bool):
     base = small.model(tmp_path / "m", tie_word_embeddings=tied)
     recipe = small.recipe(text, **more)  # type: ignore[arg-type]
@@ -80,10 +80,7 @@ def test_a_source_that_is_as_small_already(tmp_path: Path, model: Path):
 
 
 def test_layers_are_watched_one_by_one_where_there_are_hessians(tmp_path: Path, model: Path, text: Path):
-    expected = {
-        "rtn": [[0, 1, 2, 3]],
-        "gptq": [[0], [1], [2], [3]],
-    }
+    expected = {"rtn": [[0, 1, 2, 3]], "gptq": [[0], [1], [2], [3]]}
     for name, stages in expected.items():
         job = look(str(model), tmp_path / "out", small.recipe(text, passes=[name]))
         meta = job.build()

@@ -1,5 +1,6 @@
 """What is measured is what rounding one layer does; a killed measurement goes on; what cannot be is refused."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -98,6 +99,20 @@ def test_killed_it_goes_on_and_finds_the_same(
     assert folder_of(folder_for(tmp_path / "out")).is_dir()
 
 
+def test_a_full_disk_is_said_also_where_the_work_begins(
+    model: Path, base: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    planned = study(str(model), tmp_path / "out", base, schemes=SCHEMES, tokens=TOKENS)
+    for place in ("headrace.optimize.work.write_json", "headrace.optimize.work.Hidden.write"):
+        with monkeypatch.context() as disk:
+            disk.setattr(place, full)
+            with pytest.raises(Refused, match="no room left"):
+                measure(planned)
+
+
 def test_a_turned_model_is_measured_turned(model: Path, base: Recipe, found: Sensitivity, tmp_path: Path):
     turned = Recipe.parse({**base.as_object(), "passes": ["rotation", "gptq"]})
     other = measure(study(str(model), tmp_path / "out", turned, schemes=SCHEMES[:1], tokens=TOKENS))
@@ -109,13 +124,13 @@ def test_a_turned_model_is_measured_turned(model: Path, base: Recipe, found: Sen
 def test_layers_that_the_recipe_names_are_left_out(model: Path, base: Recipe, tmp_path: Path):
     named = Recipe.parse({**base.as_object(), "layers": {"*.down_proj": "w8a16", "lm_head": "w8a16"}})
     planned = study(str(model), tmp_path / "out", named, schemes=SCHEMES, tokens=TOKENS)
-    assert len(planned.names) == 9
-    assert not any("down_proj" in name for names in planned.names.values() for name in names)
+    assert len(planned.places) == 9
+    assert not any("down_proj" in name for place in planned.places for name in place.names)
 
 
 def test_a_scheme_is_left_out_where_it_does_not_fit(model: Path, base: Recipe, tmp_path: Path):
     planned = study(str(model), tmp_path / "out", base, schemes=["w4a16_g64", "w8a16"], tokens=TOKENS)
-    down = [trial.scheme.name for trial in planned.trials if trial.place == 3]  # 96 columns
+    down = [trial.scheme.name for trial in planned.trials if trial.place.number == 3]  # 96 columns
     assert set(down) == {"w8a16"}
     with pytest.raises(Refused, match="w4a16 fits none of the layers: groups of 128"):
         study(str(model), tmp_path / "out", base, schemes=["w4a16", "w8a16"], tokens=TOKENS)

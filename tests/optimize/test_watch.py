@@ -24,18 +24,12 @@ def windows(block: Block) -> list[Tensor]:
     return list(made.hidden(block.self_attn.qkv_proj.inputs).split(24))
 
 
-def alone(block: Block, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        a, b = block(x, None, Whole(torch.zeros(len(x), dtype=torch.int64)))
-    return a + b
-
-
 @pytest.mark.parametrize("kind", made.CONFIGS)
 def test_it_computes_the_same(kind: str):
     block = made.block(made.CONFIGS[kind])
     found = list(outputs(block, Rounded(), windows(block), lambda: None))
     for ours, x in zip(found, windows(block), strict=True):
-        torch.testing.assert_close(ours, alone(block, x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, made.run(block, x), rtol=1e-5, atol=1e-5)
     assert all(layer.packed is None for layer in linears(block))
 
 
@@ -48,7 +42,7 @@ def test_it_says_what_went_in(kind: str):
         for layer in linears(block)
     ]
     for x in windows(block):
-        alone(block, x)
+        made.run(block, x)
     for hook in hooks:
         hook.remove()
     needs: Any = dict.fromkeys(linears(block), frozenset({"hessian"}))
@@ -109,4 +103,4 @@ def test_rounded_layers_compute_what_they_will_when_they_are_packed(schemes: dic
                 start += rows
             modules[path].become(parts)
     for ours, x in zip(outputs(block, rounded, windows(block), lambda: None), windows(block), strict=True):
-        torch.testing.assert_close(ours, alone(twin, x), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours, made.run(twin, x), rtol=1e-3, atol=1e-3)

@@ -52,6 +52,12 @@ def test_two_runs_do_not_share_it(tmp_path: Path):
     Work(tmp_path / "out", IDENTITY, False).__exit__(None, None, None)
 
 
+def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="cannot be written: Not a directory"):
+        Work(tmp_path / "file" / "out", IDENTITY, False)
+
+
 def test_the_result_moves_in_one_step(tmp_path: Path):
     with Work(tmp_path / "out", IDENTITY, False) as work:
         (work.folder / RESULT).mkdir()
@@ -75,8 +81,18 @@ def test_a_place_that_is_taken_meanwhile_loses_nothing(tmp_path: Path):
 def test_a_full_disk_says_what_to_do(tmp_path: Path, number: int):
     with pytest.raises(Refused, match="no room left") as caught, room(tmp_path / ".out", 3 * 10**9):
         raise OSError(number, "full")
-    assert "3.0 GB are needed" in caught.value.hint
+    assert "3 GB are needed" in caught.value.hint
     assert "goes on where it stopped" in caught.value.hint
+
+
+def test_threads_are_those_that_the_work_began_with(tmp_path: Path):
+    before = torch.get_num_threads()
+    with Work(tmp_path / "out", IDENTITY, False) as work, work.threads():
+        work.note(blocks=1, threads=before + 1)
+    with Work(tmp_path / "out", IDENTITY, False) as work:
+        with work.threads():
+            assert torch.get_num_threads() == before + 1
+        assert torch.get_num_threads() == before
 
 
 def test_other_errors_pass():
@@ -86,15 +102,17 @@ def test_other_errors_pass():
 
 def test_hidden_states_come_back(tmp_path: Path):
     states = Hidden(tmp_path / "h", 4, 6)
-    assert states.checksum() == -1
+    with pytest.raises(Refused, match="is damaged"):
+        states.check(0)
     given = [torch.randn(4, 6) for _ in range(3)]
     sum_ = states.write(iter(given))
-    assert states.checksum() == sum_
+    states.check(sum_)
     assert all(torch.equal(a, b) for a, b in zip(states.windows(), given, strict=True))
     raw = bytearray((tmp_path / "h").read_bytes())
     raw[5] ^= 1
     (tmp_path / "h").write_bytes(raw)
-    assert states.checksum() != sum_
+    with pytest.raises(Refused, match="is damaged"):
+        states.check(sum_)
 
 
 def test_the_journal_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

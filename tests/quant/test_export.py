@@ -1,22 +1,21 @@
 """What we write is what compressed-tensors reads, and the other way round."""
 
 import json
+from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from headrace.checkpoint.load import open_source
-from headrace.checkpoint.quantized import RoundedSource
-from headrace.checkpoint.save import save
-from headrace.checkpoint.write import packed_layers, packed_tensors, quantization
 from headrace.nn.decoder import Decoder
+from headrace.nn.packed import PackedRows
 from headrace.quant.export import config as compressed
+from headrace.quant.scheme import Packed, Scheme
 from headrace.quant.schemes import known
-from tests.checkpoint.test_quantized import CONFIG, IDS, checkpoint, loaded, logits, weights
+from tests.checkpoint.test_quantized import IDS, logits, written
 
 pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
 from compressed_tensors.compressors import PackedQuantizationCompressor
@@ -31,25 +30,26 @@ NAMES = {
 }  # fmt: skip
 
 
-def written(at: Path, name: str) -> tuple[Path, Decoder]:
-    base = checkpoint(at / "base", weights(), None)
-    ours = loaded(RoundedSource(open_source(base), known()[name], torch.bfloat16, "cpu"), packed=True)
-    dtype = "bfloat16" if "fp4" in name else "float32"
-    config: dict[str, Any] = {**CONFIG, "architectures": ["LlamaForCausalLM"], "dtype": dtype}
-    save(at / "m", packed_tensors(ours), {**config, "quantization_config": quantization(ours)})
-    return at / "m", ours
+def projections(model: Decoder) -> Iterator[tuple[str, Scheme, Packed]]:
+    """(name in a checkpoint, scheme, tensors) of all that is quantized."""
+    for names, layer in model.linears():
+        if isinstance(layer.packed, PackedRows):
+            ends = list(accumulate(layer.outputs))
+            for name, rows, end in zip(names, layer.outputs, ends, strict=True):
+                yield name, *layer.packed.rows(end - rows, end)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore")
 def test_transformers_computes_the_same(tmp_path: Path, name: str):
     at, ours = written(tmp_path, name)
-    theirs = AutoModelForCausalLM.from_pretrained(at).eval()
+    dtype = torch.bfloat16 if "fp4" in name else torch.float32
+    theirs = AutoModelForCausalLM.from_pretrained(at, dtype=dtype).eval()
     with torch.no_grad():
         expected = theirs(IDS[None]).logits[0].float()
     torch.testing.assert_close(logits(ours), expected, rtol=0, atol=NAMES[name][1])
     modules = dict(theirs.named_modules())
-    for layer, scheme, packed in packed_layers(ours):
+    for layer, scheme, packed in projections(ours):
         weight = modules[layer].weight.detach()
         torch.testing.assert_close(scheme.unpack(packed, weight.dtype), weight, rtol=0, atol=0)
         x = torch.randn(1, 3, weight.shape[1], generator=torch.Generator().manual_seed(1)).to(weight.dtype)
@@ -66,7 +66,7 @@ def test_zero_points_are_read(tmp_path: Path, name: str):
     config = json.loads((at / "config.json").read_text())["quantization_config"]
     scheme = QuantizationScheme(**config["config_groups"]["group_0"])
     tensors = load_file(at / "model.safetensors")
-    for layer, ours_scheme, packed in packed_layers(ours):
+    for layer, ours_scheme, packed in projections(ours):
         own = {k.rpartition(".")[2]: t for k, t in tensors.items() if k.startswith(f"{layer}.")}
         theirs = PackedQuantizationCompressor.decompress(own, scheme)["weight"]
         torch.testing.assert_close(ours_scheme.unpack(packed, theirs.dtype), theirs, rtol=1e-2, atol=1e-3)

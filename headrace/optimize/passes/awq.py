@@ -16,13 +16,12 @@ from headrace.nn.linear import Linear
 from headrace.optimize.inputs import Inputs, Need
 from headrace.optimize.passes._seams import Seam, seams
 from headrace.optimize.passes.rtn import Rtn
+from headrace.quant.eight import EightBits
 from headrace.quant.scheme import Scheme
-from headrace.quant.schemes import fp8, w8a8
 
 LEAST = 1e-4
 """Mean inputs below this count as this."""
 TINY = torch.finfo(torch.float32).tiny
-LARGEST = {"int8": w8a8.LARGEST, "fp8": fp8.LARGEST}
 ROUNDING = Rtn(steps=8, least=0.65)
 """How scales are tried: as they will be used, by rounding that looks for the best range, if less closely."""
 TRIED = 256
@@ -63,10 +62,7 @@ class Awq:
 
     @torch.no_grad()
     def change(
-        self,
-        block: Block,
-        inputs: Mapping[Linear, Inputs],
-        schemes: Callable[[Linear], Scheme | None],
+        self, block: Block, inputs: Mapping[Linear, Inputs], schemes: Callable[[Linear], Scheme | None]
     ) -> None:
         """Scale the inputs of a block's layers, in place; what it computes stays the same unless clipped."""
         for seam in seams(block):
@@ -119,8 +115,8 @@ class Trial:
         for weight, wanted in zip(self.weights, self.wanted, strict=True):
             packed = ROUNDING.pack(weight * scale_K, self.scheme, scaled)
             if self.scheme.spec.static:
-                largest = LARGEST[self.scheme.spec.activation or "int8"]
-                packed["input_scale"] = (scaled.peak_K.amax() / largest).clamp_min(TINY).view(1)
+                assert isinstance(self.scheme, EightBits)
+                packed["input_scale"] = self.scheme.input_scale(scaled.peak_K)
             out = self.scheme.seen(packed, x_TK) @ self.scheme.unpack(packed).T
             loss += float((out - wanted).square().sum() / wanted.square().sum().clamp_min(TINY))
         return loss

@@ -59,7 +59,6 @@ class Gptq:
     def pack(
         self, weight_NK: Tensor, scheme: Scheme, inputs: Inputs, dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
-        """See Rounding."""
         grid = grid_of(scheme)
         assert grid is not None, "fits was not asked"
         factor = factored(inputs, self.damp, self.order)

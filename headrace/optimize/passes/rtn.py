@@ -52,7 +52,6 @@ class Rtn:
     def pack(
         self, weight_NK: Tensor, scheme: Scheme, inputs: Inputs, dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
-        """See Rounding."""
         grid = grid_of(scheme)
         if grid is None:
             return scheme.pack(weight_NK.to(dtype))
@@ -60,11 +59,7 @@ class Rtn:
         parts = []
         for rows in pieces(weight_NK):
             scale, zero = grid.scales(rows, dtype, Search(self.steps, self.least), importance_K)
-            columns = grid.group or rows.shape[1]
-            each = [t if t is None else t.repeat_interleave(columns, 1) for t in (scale, zero)]
-            assert each[0] is not None
-            values = grid.nearest(rows, each[0], each[1]).to(grid.stored)
-            parts.append(packed(scheme, values, scale, zero))
+            parts.append(packed(scheme, grid.rounded(rows, scale, zero), scale, zero))
         return stacked(parts)
 
 

@@ -48,10 +48,7 @@ class SmoothQuant:
 
     @torch.no_grad()
     def change(
-        self,
-        block: Block,
-        inputs: Mapping[Linear, Inputs],
-        schemes: Callable[[Linear], Scheme | None],
+        self, block: Block, inputs: Mapping[Linear, Inputs], schemes: Callable[[Linear], Scheme | None]
     ) -> None:
         """Smooth the inputs of a block's layers, in place; what it computes stays the same."""
         for seam in seams(block):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import Refused
+from headrace.kernels.rounding import cast
 from headrace.optimize.factor import Factor, factored
 from headrace.optimize.inputs import Inputs, Need
 from headrace.optimize.passes.wanda import keep, only_sparse
 from headrace.quant.scheme import Scheme
 from headrace.quant.schemes.fp8 import E4M3, LARGEST
 from headrace.quant.schemes.sparse24 import OF, SCHEMES
-from headrace.quant.tokens import cast
 
 BLOCK = 128
 """Columns after which the errors of all of them are carried on to the rest at once. A multiple of four."""

@@ -7,16 +7,7 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import Refused
-from headrace.quant.formats.layer import (
-    FLOATS,
-    Grid,
-    Layer,
-    Stored,
-    refused,
-    shape2,
-    tensor,
-    whole,
-)
+from headrace.quant.formats.layer import FLOATS, Grid, Layer, Stored, refused, shape2, tensor, whole
 from headrace.quant.scheme import Scheme
 
 METHODS = ("awq",)
@@ -34,7 +25,6 @@ class Awq:
     marks = frozenset({"qweight"})
 
     def open(self, layer: Layer) -> Stored:
-        """See Reader."""
         columns, words = shape2(layer, "qweight")
         rows = words * LANES
         if self.group and columns % self.group:
@@ -59,7 +49,6 @@ def nibbles(words: Tensor) -> Tensor:
 
 
 def read(config: dict[str, Any], where: str) -> Awq:
-    """See formats.reader."""
     bits = config.get("bits", config.get("w_bit", BITS))
     version = str(config.get("version", "gemm")).lower()
     if bits != BITS or version != "gemm":

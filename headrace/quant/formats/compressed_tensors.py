@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused
-from headrace.quant.formats.fp8 import blocks, per_row
+from headrace.quant.formats.fp8 import blocks, by_rows, per_row
 from headrace.quant.formats.layer import (
     FLOATS,
     Grid,
@@ -55,7 +55,6 @@ class CompressedTensors:
     marks = frozenset({"weight_packed", "weight_scale", "compressed"})
 
     def open(self, layer: Layer) -> Stored:
-        """See Reader."""
         if "compressed" in layer.suffixes:
             return _sparse(layer)
         group = self._group(layer.name)
@@ -64,7 +63,7 @@ class CompressedTensors:
         match kind, bits:
             case "int", int() if 2 <= bits <= 8:
                 product = _product(layer, weights, inputs)
-                return _int8_product(layer, product) if product else _integers(layer, weights)
+                return _integers(layer, weights) if product is None else product
             case "float", 8:
                 return _fp8(layer, weights, inputs)
             case "float", 4:
@@ -93,8 +92,8 @@ def _strategy(arguments: Arguments) -> str:
 # -- integers -----------------------------------------------------------------------------------------------
 
 
-def _product(layer: Layer, weights: Arguments, inputs: Arguments | None) -> str | None:
-    """Which of our products of integers is meant; None for the one with inputs as they are.
+def _product(layer: Layer, weights: Arguments, inputs: Arguments | None) -> Stored | None:
+    """For one of our products of integers; None for the one with inputs as they are.
 
     That is also what is done where inputs would be rounded as we do not.
     """
@@ -105,25 +104,12 @@ def _product(layer: Layer, weights: Arguments, inputs: Arguments | None) -> str 
     if whole_rows and eight and weights.get("symmetric", True):
         match inputs.get("dynamic"), inputs.get("symmetric", True):
             case True, symmetric:
-                return "w8a8" if symmetric else "int8"
+                scheme = w8a8.SCHEMES["w8a8"] if symmetric else int8.SCHEMES["int8"]
+                return by_rows(layer, scheme, torch.int8)
             case False, True if _strategy(inputs) == "tensor":
-                return "w8a8_static"
+                return by_rows(layer, w8a8.SCHEMES["w8a8_static"], torch.int8, inputs=["input_scale"])
     log.info("%s: inputs stay as they are, although the checkpoint would have them rounded", layer.name)
     return None
-
-
-def _int8_product(layer: Layer, name: str) -> Stored:
-    rows, columns = shape2(layer, "weight")
-    inputs = {"input_scale"} if name == "w8a8_static" else set()
-
-    def convert() -> tuple[Scheme, dict[str, Tensor]]:
-        scale = per_row(layer, "weight_scale", rows)
-        packed = {"weight": tensor(layer, "weight", (torch.int8,)), "scale": scale}
-        if name == "int8":
-            return int8.SCHEMES[name], {**packed, "scale": scale.float()}
-        return w8a8.SCHEMES[name], packed | {suffix: one(layer, suffix) for suffix in inputs}
-
-    return Stored((rows, columns), frozenset({"weight", "weight_scale", *inputs}), convert)
 
 
 def _integers(layer: Layer, weights: Arguments) -> Stored:
@@ -208,22 +194,13 @@ def _fp8(layer: Layer, weights: Arguments, inputs: Arguments | None) -> Stored:
         return blocks(layer, "weight_scale")
     if strategy not in ("channel", "tensor"):
         raise refused(layer.name, f"8-bit floats with a scale per {strategy}")
-    rows, columns = shape2(layer, "weight")
-    name, taken = "fp8_a16", {"weight", "weight_scale"}
-    if inputs is not None:
-        static = inputs.get("dynamic") is False
-        if inputs.get("type") != "float" or inputs.get("num_bits") != 8:
-            raise refused(layer.name, f"inputs of {inputs.get('num_bits')} bits for weights in 8-bit floats")
-        name = "fp8_static" if static else "fp8"
-        taken |= {"input_scale"} if static else set()
-
-    def convert() -> tuple[Scheme, dict[str, Tensor]]:
-        packed = {"weight": tensor(layer, "weight", (E4M3,)), "scale": per_row(layer, "weight_scale", rows)}
-        if name == "fp8_static":
-            packed["input_scale"] = one(layer, "input_scale")
-        return fp8.SCHEMES[name], packed
-
-    return Stored((rows, columns), frozenset(taken), convert)
+    if inputs is None:
+        return by_rows(layer, fp8.SCHEMES["fp8_a16"], E4M3)
+    if inputs.get("type") != "float" or inputs.get("num_bits") != 8:
+        raise refused(layer.name, f"inputs of {inputs.get('num_bits')} bits for weights in 8-bit floats")
+    if inputs.get("dynamic") is False:
+        return by_rows(layer, fp8.SCHEMES["fp8_static"], E4M3, inputs=["input_scale"])
+    return by_rows(layer, fp8.SCHEMES["fp8"], E4M3)
 
 
 def _pair(given: Any) -> list[int] | None:
@@ -279,7 +256,6 @@ def _sparse(layer: Layer) -> Stored:
 
 
 def read(config: dict[str, Any], where: str) -> CompressedTensors:
-    """See formats.reader."""
     sparsity = (config.get("sparsity_config") or {}).get("format", "dense")
     for said in (config.get("format"), sparsity):
         if said in REFUSED:

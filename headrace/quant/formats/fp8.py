@@ -1,8 +1,10 @@
 """Checkpoints in 8-bit floats as DeepSeek and Hugging Face write them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused
@@ -25,23 +27,30 @@ class Fp8:
     marks = frozenset({"weight_scale_inv", "weight_scale"})
 
     def open(self, layer: Layer) -> Stored:
-        """See Reader."""
-        rows, columns = shape2(layer, "weight")
         if "weight_scale_inv" in layer.suffixes and len(layer.shape("weight_scale_inv")) == 2:
             return blocks(layer, "weight_scale_inv")
         name = "weight_scale_inv" if "weight_scale_inv" in layer.suffixes else "weight_scale"
         inputs = {"input_scale", "activation_scale"} & layer.suffixes if self.static else set()
         if self.static and not inputs:
             raise BadCheckpoint(f"{layer.name} lacks input_scale, which a static activation_scheme needs")
-        scheme = ROWS["fp8_static" if self.static else "fp8"]
+        return by_rows(layer, ROWS["fp8_static" if self.static else "fp8"], E4M3, name, inputs)
 
-        def convert() -> tuple[Scheme, dict[str, Tensor]]:
-            packed = {"weight": tensor(layer, "weight", (E4M3,)), "scale": per_row(layer, name, rows)}
-            for suffix in inputs:
-                packed["input_scale"] = one(layer, suffix)
-            return scheme, packed
 
-        return Stored((rows, columns), frozenset({"weight", name, *inputs}), convert)
+def by_rows(
+    layer: Layer, scheme: Scheme, dtype: torch.dtype, name: str = "weight_scale", inputs: Collection[str] = ()
+) -> Stored:
+    """A weight with a scale for each row or for all; `inputs`: suffixes that the one of static inputs may have."""
+
+    def convert() -> tuple[Scheme, dict[str, Tensor]]:
+        scale = per_row(layer, name, shape2(layer, "weight")[0])
+        if scheme.name == "int8":  # its products take float32 alone
+            scale = scale.float()
+        packed = {"weight": tensor(layer, "weight", (dtype,)), "scale": scale}
+        for suffix in inputs:
+            packed["input_scale"] = one(layer, suffix)
+        return scheme, packed
+
+    return Stored(shape2(layer, "weight"), frozenset({"weight", name, *inputs}), convert)
 
 
 def blocks(layer: Layer, name: str) -> Stored:
@@ -62,7 +71,6 @@ def per_row(layer: Layer, name: str, rows: int) -> Tensor:
 
 
 def read(config: dict[str, Any], where: str) -> Fp8:
-    """See formats.reader."""
     block = config.get("weight_block_size")
     if block is not None and list(block) != [BLOCK, BLOCK]:
         raise Refused(f"{where}: blocks of {block} are not supported; [128, 128] was expected")

@@ -43,7 +43,6 @@ class Gptq:
     marks = frozenset({"qweight"})
 
     def open(self, layer: Layer) -> Stored:
-        """See Reader."""
         bits, group = self._settings(layer.name)
         words, rows = shape2(layer, "qweight")
         columns = words * WORD // bits
@@ -84,7 +83,6 @@ def _zero(words: Tensor, bits: int, rows: int, shift: int) -> Tensor:
 
 
 def read(config: dict[str, Any], where: str) -> Gptq:
-    """See formats.reader."""
     kind = config.get("checkpoint_format") or config.get("format") or "gptq"
     if kind not in ("gptq", "gptq_v2"):
         raise Refused(f"{where}: GPTQ in the format {kind!r} is not supported; gptq or gptq_v2 was expected")

@@ -98,9 +98,9 @@ def one(layer: Layer, suffix: str) -> Tensor:
     return found.float().reshape(1)
 
 
-def whole(value: Any, what: str, where: str, least: int = 1) -> int:
+def whole(value: Any, what: str, where: str) -> int:
     """A setting that is a whole number. Raises BadCheckpoint otherwise."""
-    if not isinstance(value, int) or isinstance(value, bool) or not (value == -1 or least <= value < 1 << 20):
+    if not isinstance(value, int) or isinstance(value, bool) or not (value == -1 or 1 <= value < 1 << 20):
         raise BadCheckpoint(f"{where}: {what} is {value!r}; a whole number was expected")
     return value
 

@@ -1,14 +1,13 @@
 """Weights as 8-bit floats (e4m3) with a scale per row or for all; inputs too, or as they are."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from headrace.kernels.rounding import cast
 from headrace.quant.eight import EightBits
-from headrace.quant.scheme import Axes, Packed, Spec
-from headrace.quant.tokens import cast, rounded, static
+from headrace.quant.scheme import Packed, Spec
 
 LARGEST = 448.0
 E4M3 = torch.float8_e4m3fn
@@ -16,15 +15,9 @@ E4M3 = torch.float8_e4m3fn
 
 @dataclass(frozen=True)
 class Fp8(EightBits):
-    """weight float8_e4m3fn [N, K]; scale [N, 1]; input_scale float32 [1] where inputs have one from calibration.
+    """A checkpoint's one scale for a whole weight becomes one per row, which are equal: so weights can be joined."""
 
-    A checkpoint's one scale for a whole weight becomes one per row, which are equal: so weights can be joined.
-    """
-
-    @property
-    def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
-        return {"weight": Axes(), "scale": Axes(1, 0), "input_scale": Axes(0, 0)}
+    largest, dtype = LARGEST, E4M3
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
         """See Scheme. A static scheme's input_scale comes from calibration; the caller adds it."""
@@ -36,21 +29,7 @@ class Fp8(EightBits):
         return {"weight": cast(weight_NK.float() / scale.float(), LARGEST, E4M3), "scale": scale.contiguous()}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See Scheme."""
         return (packed["weight"].float() * packed["scale"].float()).to(dtype)
-
-    def inputs(self, packed: Packed, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs in 8 bits [..., K] and their scales in float32 [..., 1]."""
-        if self.spec.static:
-            return static(x, packed["input_scale"], LARGEST, E4M3)
-        return rounded(x, LARGEST, E4M3)
-
-    def seen(self, packed: Packed, x: Tensor) -> Tensor:
-        """See Scheme."""
-        if self.spec.activation is None:
-            return x
-        values, scale = self.inputs(packed, x)
-        return (values.float() * scale).to(x.dtype)
 
 
 # 4 bits of mantissa counting the hidden one: half a step is 1/16 of a number. A scale in bf16 adds 1/256, and

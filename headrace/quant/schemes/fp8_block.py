@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headrace.kernels.rounding import cast, rounded
 from headrace.kernels.scaled import GROUP as BLOCK
 from headrace.kernels.scaled import spread
 from headrace.quant.eight import EightBits
 from headrace.quant.scheme import Axes, Packed, Spec
 from headrace.quant.schemes.fp8 import E4M3, ERROR, LARGEST
-from headrace.quant.tokens import cast, rounded
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,9 @@ class Fp8Block(EightBits):
 
     @property
     def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
         return {"weight": Axes(), "scale": Axes(BLOCK, BLOCK)}
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
-        """See Scheme."""
         rows, columns = weight_NK.shape
         blocks = functional.pad(weight_NK.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))
         peak = blocks.abs().unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).amax((1, 3))
@@ -37,17 +35,13 @@ class Fp8Block(EightBits):
         }
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See Scheme."""
         weight = packed["weight"]
         return (weight.float() * spread(packed["scale"], *weight.shape)).to(dtype)
 
     def seen(self, packed: Packed, x: Tensor) -> Tensor:
-        """See Scheme."""
         padded = functional.pad(x, (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
         values, scale = rounded(padded, LARGEST, E4M3)
         return (values.float() * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
 
 
-SCHEMES = {
-    "fp8_block": Fp8Block("fp8_block", Spec(8, "float", "block", BLOCK, activation="fp8"), ERROR),
-}
+SCHEMES = {"fp8_block": Fp8Block("fp8_block", Spec(8, "float", "block", BLOCK, activation="fp8"), ERROR)}

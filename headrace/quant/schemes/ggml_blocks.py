@@ -22,20 +22,16 @@ class Blocks(Scheme):
 
     @property
     def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
         return {"weight": Axes(1, KINDS[self.kind].elements)}
 
     def fits(self, rows: int, columns: int) -> str | None:
-        """See Scheme."""
         elements = KINDS[self.kind].elements
         return f"blocks of {elements} do not divide {columns} columns" if columns % elements else None
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
-        """See Scheme."""
         return {"weight": quantize(weight_NK, self.kind)}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See Scheme."""
         return dequantize(packed["weight"], self.kind, self.size(packed), dtype)
 
 

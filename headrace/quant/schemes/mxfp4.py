@@ -19,7 +19,6 @@ class Mxfp4(Scheme):
 
     @property
     def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
         return {"weight": Axes(1, 2), "scale": Axes(1, GROUP)}
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
@@ -34,7 +33,6 @@ class Mxfp4(Scheme):
         return {"weight": pack_fp4(values.flatten(1)), "scale": scale.to(torch.uint8)}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See Scheme."""
         values = unpack_fp4(packed["weight"]).unflatten(1, (-1, GROUP))
         return (values * _power(packed["scale"]).unsqueeze(2)).flatten(1).to(dtype)
 

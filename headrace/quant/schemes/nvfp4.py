@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headrace.kernels.rounding import cast
 from headrace.quant.fp4 import LARGEST, pack_fp4, unpack_fp4
 from headrace.quant.scheme import Axes, Packed, Scheme, Spec
-from headrace.quant.tokens import cast
+from headrace.quant.schemes.fp8 import E4M3
+from headrace.quant.schemes.fp8 import LARGEST as LARGEST_SCALE
 
 GROUP = 16
-E4M3 = torch.float8_e4m3fn
-LARGEST_SCALE = 448.0
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,9 @@ class Nvfp4(Scheme):
 
     @property
     def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
         return {"weight": Axes(1, 2), "scale": Axes(1, GROUP), "divisor": Axes(0, 0)}
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
-        """See Scheme."""
         groups = weight_NK.float().unflatten(1, (-1, GROUP))
         peak = groups.abs().amax(2)
         divisor = (LARGEST_SCALE * LARGEST / peak.amax().clamp_min(1e-30)).reshape(1)
@@ -38,7 +36,6 @@ class Nvfp4(Scheme):
         return {"weight": pack_fp4(values.flatten(1)), "scale": scale, "divisor": divisor}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See Scheme."""
         scale = packed["scale"].float() / packed["divisor"]
         values = unpack_fp4(packed["weight"]).unflatten(1, (-1, GROUP))
         return (values * scale.unsqueeze(2)).flatten(1).to(dtype)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from headrace.kernels.rounding import cast, rounded
 from headrace.quant.scheme import Axes, Packed, Scheme, Spec
 from headrace.quant.schemes.fp8 import E4M3, LARGEST
-from headrace.quant.tokens import cast, rounded
 
 OF, KEPT, BYTE = 4, 2, 8
 
@@ -22,11 +22,9 @@ class Sparse24(Scheme):
 
     @property
     def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
         return {"weight": Axes(1, OF // KEPT), "mask": Axes(1, BYTE), "scale": Axes(1, 0)}
 
     def fits(self, rows: int, columns: int) -> str | None:
-        """See Scheme."""
         return f"{columns} columns are not whole bytes of a mask of {BYTE}" if columns % BYTE else None
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
@@ -49,7 +47,6 @@ class Sparse24(Scheme):
         }
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See Scheme."""
         kept, mask = packed["weight"].float(), packed["mask"]
         if "scale" in packed:
             kept = kept * packed["scale"].float()
@@ -58,7 +55,6 @@ class Sparse24(Scheme):
         return whole.masked_scatter_(bits.flatten(1).bool(), kept).to(dtype)
 
     def seen(self, packed: Packed, x: Tensor) -> Tensor:
-        """See Scheme."""
         if self.spec.activation is None:
             return x
         values, scale = rounded(x, LARGEST, E4M3)

@@ -26,17 +26,14 @@ class Int4(Integers):
     columns_per_step: ClassVar[int] = WORD // BITS
 
     def fits(self, rows: int, columns: int) -> str | None:
-        """See Scheme."""
         if columns % self.columns_per_step:
             return f"{columns} columns do not fill words of {self.columns_per_step} values"
         return super().fits(rows, columns)
 
     def store(self, values_NK: Tensor) -> Tensor:
-        """See Integers."""
         return pack_bits(values_NK.int() + (1 << BITS - 1), BITS)
 
     def values(self, packed: Packed) -> Tensor:
-        """See Integers."""
         weight = packed["weight"]
         if weight.dtype == torch.int16:
             return w4a16.values(weight) - w4a16.MIDDLE
@@ -55,7 +52,6 @@ class Int4(Integers):
         return laid
 
     def apply(self, packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See Scheme."""
         tiles = _tiles(packed)
         return super().apply(packed, x, bias) if tiles is None else linear_w4a16(x, tiles, bias)
 
@@ -63,7 +59,6 @@ class Int4(Integers):
         self, packed: Packed, x_TK: Tensor, residual_TK: Tensor | None, norm: Norm, *,
         bias: Tensor | None = None, gated: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """See Scheme."""
         tiles = _tiles(packed)
         if tiles is None:
             return super().normed(packed, x_TK, residual_TK, norm, bias=bias, gated=gated)

@@ -17,11 +17,9 @@ class Int8(Integers):
     """weight int8 [N, K]. Checkpoints with 2, 3, 5, 6 or 7 bits are held so, too: the values fit."""
 
     def store(self, values_NK: Tensor) -> Tensor:
-        """See Integers."""
         return values_NK
 
     def values(self, packed: Packed) -> Tensor:
-        """See Integers."""
         return packed["weight"]
 
     def by_rows(self, packed: Packed, bias: Tensor | None) -> Weight8 | None:
@@ -31,7 +29,6 @@ class Int8(Integers):
         return Weight8(packed["weight"], packed["scale"], rounded=False, bias=bias)
 
     def apply(self, packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See Scheme."""
         weight = self.by_rows(packed, bias)
         return super().apply(packed, x, bias) if weight is None else linear8(x, weight)
 
@@ -39,14 +36,12 @@ class Int8(Integers):
         self, packed: Packed, x_TK: Tensor, residual_TK: Tensor | None, norm: Norm, *,
         bias: Tensor | None = None, gated: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """See Scheme."""
         weight = self.by_rows(packed, bias)
         if weight is None:
             return super().normed(packed, x_TK, residual_TK, norm, bias=bias, gated=gated)
         return norm_linear8(x_TK, residual_TK, *norm, weight, gated)
 
     def prepare(self, packed: Packed) -> dict[str, Tensor]:
-        """See Scheme."""
         return {name: tensor.contiguous() for name, tensor in packed.items()}
 
 

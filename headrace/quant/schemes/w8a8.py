@@ -1,6 +1,5 @@
 """Weights as 8-bit integers with a scale per row, inputs rounded to 8-bit integers: the product is of integers."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,20 +7,16 @@ from torch import Tensor
 
 from headrace.quant.eight import EightBits
 from headrace.quant.integers import from_grid, grid, to_grid
-from headrace.quant.scheme import Axes, Packed, Spec
-from headrace.quant.tokens import rounded, static
+from headrace.quant.scheme import Packed, Spec
 
 LARGEST = 127.0
 
 
 @dataclass(frozen=True)
 class Int8Product(EightBits):
-    """weight int8 [N, K]; scale [N, 1]; input_scale float32 [1] where inputs have one scale from calibration."""
+    """See EightBits."""
 
-    @property
-    def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
-        return {"weight": Axes(), "scale": Axes(1, 0), "input_scale": Axes(0, 0)}
+    largest, dtype = LARGEST, torch.int8
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
         """See Scheme. A static scheme's input_scale comes from calibration; the caller adds it."""
@@ -30,19 +25,7 @@ class Int8Product(EightBits):
         return {"weight": to_grid(whole, scale, None, 8).flatten(1), "scale": scale}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See Scheme."""
         return from_grid(packed["weight"].unsqueeze(1), packed["scale"], None).flatten(1).to(dtype)
-
-    def inputs(self, packed: Packed, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs as int8 [..., K] and their scales in float32 [..., 1]."""
-        if self.spec.static:
-            return static(x, packed["input_scale"], LARGEST, torch.int8)
-        return rounded(x, LARGEST, torch.int8)
-
-    def seen(self, packed: Packed, x: Tensor) -> Tensor:
-        """See Scheme."""
-        values, scale = self.inputs(packed, x)
-        return (values * scale).to(x.dtype)
 
 
 def _scheme(name: str, is_static: bool) -> Int8Product:

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace.optimize.factor import factored
 from headrace.optimize.grid import Search, grid_of
 from headrace.optimize.inputs import Inputs
 from headrace.optimize.passes import gptq
@@ -79,16 +78,6 @@ def test_outputs_change_less_than_by_rounding_alone(name: str):
     assert ours < 0.8 * plain
 
 
-def test_what_it_packs_is_of_the_schemes_shape():
-    for name in NAMES:
-        for dtype in (torch.float32, torch.bfloat16):
-            found = Gptq().pack(weight(), known()[name], inputs(), dtype)
-            expected = known()[name].pack(weight().to(dtype))
-            assert {k: (t.shape, t.dtype) for k, t in found.items()} == {
-                k: (t.shape, t.dtype) for k, t in expected.items()
-            }
-
-
 def test_rows_and_blocks_of_columns_do_not_matter(monkeypatch: pytest.MonkeyPatch):
     scheme = known()["w4a16_g64"]
     whole = Gptq().pack(weight(), scheme, inputs())
@@ -98,20 +87,6 @@ def test_rows_and_blocks_of_columns_do_not_matter(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gptq, "BLOCK", 7)
     found = scheme.unpack(Gptq().pack(weight(), scheme, inputs()))
     assert float((found - scheme.unpack(whole)).abs().lt(1e-5).float().mean()) > 0.97
-
-
-def test_the_same_in_gives_the_same_out():
-    first, second = (Gptq().pack(weight(), known()["w4a16"], inputs()) for _ in range(2))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_projections_share_one_factor():
-    given = inputs()
-    Gptq().pack(weight(), known()["w4a16"], given)
-    assert given.hessian_KK is None
-    factor = factored(given, 0.01, True)
-    Gptq().pack(weight(), known()["w4a16"], given)
-    assert factored(given, 0.01, True) is factor
 
 
 def test_columns_that_are_never_used_are_rounded_to_nearest():

@@ -18,9 +18,6 @@ def test_it_packs_what_the_scheme_packs_and_no_worse(name: str, dtype: torch.dty
     scheme, weight = known()[name], made.correlated(24, 256, seed=1, stand_out=3.0)
     found = Rtn().pack(weight, scheme, Inputs.unknown(256), dtype)
     expected = scheme.pack(weight.to(dtype))
-    assert {key: (t.shape, t.dtype) for key, t in found.items()} == {
-        key: (t.shape, t.dtype) for key, t in expected.items()
-    }
     ours, plain = ((scheme.unpack(packed) - weight).norm() for packed in (found, expected))
     assert ours <= plain * 1.0001
     written(scheme)
