@@ -11,32 +11,18 @@ _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2**63
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU, as the engine sees it; sizes in bytes."""
-
-    name: str
-    capability: tuple[int, int]
-    total: int
-    free: int
-
-
-@dataclass(frozen=True, slots=True)
 class Hardware:
     """One machine. `memory_bytes` and `free_bytes` are those of the container where there is one."""
 
     cores: int
     memory_bytes: int
     free_bytes: int
-    gpus: tuple[Gpu, ...] = ()
     cpu_name: str = ""
     cpu_flags: frozenset[str] = frozenset()
 
 
 def probe(root: Path = Path("/")) -> Hardware:
-    """Look at the machine once. `gpus` is left empty: only the engine may ask torch.
-
-    `root` is where /proc and /sys are found; tests give a folder.
-    """
+    """Look at the machine once, except for its GPUs. `root` is where /proc and /sys are found; tests give a folder."""
     groups = _groups(root)
     total, free = _memory(root)
     for limit, used in _memory_limits(groups):

@@ -1,7 +1,7 @@
 """Has a model answer the items of a task, all in one batch, and counts what is right."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice
 from typing import NamedTuple
 
 from headrace.api.llm import LLM
@@ -42,19 +42,14 @@ def _choose(llm: LLM, name: str, items: Sequence[Choice], chat: bool) -> list[Sc
     sums = [
         sum(read_logprobs(output)[each.context - 1 :]) for output, each in zip(outputs, scored, strict=True)
     ]
-    starts = [0]
-    for item in items:
-        starts.append(starts[-1] + len(item.choices))
+    rest = iter(sums)
     plain, by_length = [], []
-    for item, (start, stop) in zip(items, pairwise(starts), strict=True):
-        found = sums[start:stop]
+    for item in items:
+        found = list(islice(rest, len(item.choices)))
         even = [value / len(choice) for value, choice in zip(found, item.choices, strict=True)]
         plain.append(found.index(max(found)) == item.answer)
         by_length.append(even.index(max(even)) == item.answer)
-    return [
-        Score(name, "accuracy", tuple(plain)),
-        Score(name, "accuracy per character", tuple(by_length)),
-    ]
+    return [Score(name, "accuracy", tuple(plain)), Score(name, "accuracy per character", tuple(by_length))]
 
 
 def _encode(llm: LLM, context: str, choice: str, chat: bool) -> _Scored:

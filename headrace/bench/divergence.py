@@ -14,7 +14,7 @@ from torch import Tensor
 from headrace.base.errors import Refused
 from headrace.bench.estimate import Estimate, Values, blocks, exponential, mean, quantile
 from headrace.bench.plain import Plain
-from headrace.bench.windows import cut
+from headrace.bench.texts import cut
 
 ALL = "all"
 """Name of the row of several texts together."""
@@ -77,13 +77,11 @@ def compare(
             done += len(ids) - 1
             if progress is not None:
                 progress(done, total)
-    each = [
-        {name: [window[n] for window in reads] for name, reads in found.items()} for n in range(len(others))
-    ]
-    return [_rows(reads) for reads in each]
+    return [_rows(found, n) for n in range(len(others))]
 
 
-def _rows(texts: Mapping[str, Sequence[Read]]) -> list[Divergence]:
+def _rows(found: Mapping[str, Sequence[Sequence[Read]]], other: int) -> list[Divergence]:
+    texts = {name: [window[other] for window in windows] for name, windows in found.items()}
     rows = [summary(name, [reads]) for name, reads in texts.items()]
     return rows if len(rows) < 2 else [*rows, summary(ALL, list(texts.values()))]
 
@@ -91,7 +89,7 @@ def _rows(texts: Mapping[str, Sequence[Read]]) -> list[Divergence]:
 def windows(
     base: Plain, others: Sequence[Plain], texts: Mapping[str, str], tokens: int, count: int | None
 ) -> dict[str, list[list[int]]]:
-    """Texts as windows of token ids; see `windows.cut`. Raises Refused where a model reads them differently."""
+    """Texts as windows of token ids; see `texts.cut`. Raises Refused where a model reads them differently."""
     longest = min(model.longest for model in (base, *others)) - 1
     found = {name: cut(base.tokenizer, text, name, tokens, count, longest) for name, text in texts.items()}
     for other in others:

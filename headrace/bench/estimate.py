@@ -68,7 +68,8 @@ def quantile(texts: Sequence[Text], share: float) -> Estimate:
     """The least value that `share` of all tokens do not exceed. Its error: bootstrap over blocks, text by text."""
     values = np.concatenate([block for text in texts for block in text])
     order = np.argsort(values, kind="stable")
-    ids = np.repeat(*_numbered(texts))[order]
+    lengths = [len(block) for text in texts for block in text]
+    ids = np.repeat(np.arange(len(lengths)), lengths)[order]
     values = values[order]
 
     def at(weights: NDArray[np.int64]) -> float:
@@ -85,9 +86,3 @@ def quantile(texts: Sequence[Text], share: float) -> Estimate:
         for _ in range(DRAWS)
     ]
     return Estimate(value, float(np.std(drawn, ddof=1)))
-
-
-def _numbered(texts: Sequence[Text]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(number, tokens) of every block."""
-    counts = np.array([len(block) for text in texts for block in text])
-    return np.arange(len(counts)), counts

@@ -17,7 +17,7 @@ from time import perf_counter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from headrace.base.errors import Broken
-from headrace.bench.result import Measure
+from headrace.bench.result import Measure, spread
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 FIRST = 3
@@ -71,9 +71,9 @@ def measure(work: Work, repeats: int) -> list[Measure]:
     tick = 1 / os.sysconf("SC_CLK_TCK")  # what processor time is counted in
     costs = [max(run.cpu, tick) / total * 1e6 for run in runs]
     return [
-        Measure("throughput", median(rates), "tok/s", "higher", _spread(rates)),
-        Measure("processor time per token", median(costs), "us", "lower", _spread(costs)),
-        Measure("what one core could carry", 1e6 / median(costs), "tok/s", "higher", _spread(costs)),
+        Measure("throughput", median(rates), "tok/s", "higher", spread(rates)),
+        Measure("processor time per token", median(costs), "us", "lower", spread(costs)),
+        Measure("what one core could carry", 1e6 / median(costs), "tok/s", "higher", spread(costs)),
         Measure("chunks per token", median(run.chunks for run in runs) / total, "", "lower"),
         Measure("bytes per token", median(run.bytes for run in runs) / total, "B", "lower"),
     ]
@@ -91,10 +91,6 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": template, "eos_token": SPECIALS[2]})
     )
-
-
-def _spread(values: list[float]) -> float:
-    return (max(values) - min(values)) / 2 / median(values)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a step costs on the host, per row: planning, filling the batch, committing, and turning tokens into text.
+"""What a step costs on the host, per row: planning, filling the batch, committing.
 
 No model runs: an executor answers every step at once with tokens of its own, so only our own work is timed.
 """
@@ -6,6 +6,7 @@ No model runs: an executor answers every step at once with tokens of its own, so
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from headrace.bench.result import Measure
@@ -13,10 +14,8 @@ from headrace.engine.batch import Batch
 from headrace.engine.blocks import BlockPool
 from headrace.engine.cache import KVCache
 from headrace.engine.layout import lay_out
-from headrace.engine.request import Event, Request, SamplingParams
+from headrace.engine.request import Request, SamplingParams
 from headrace.engine.scheduler import Outcome, Row, Scheduler
-from headrace.engine.stream import Stream
-from headrace.text.tokenizer import Tokenizer
 
 
 class Costs(NamedTuple):
@@ -28,16 +27,13 @@ class Costs(NamedTuple):
     plan: float
     fill: float
     commit: float
-    text: float
 
     def measures(self, name: str) -> list[Measure]:
         """Microseconds per row of a step, or per token where a row is many."""
         per = self.tokens if self.tokens > 2 * self.rows else self.rows
         unit = "us/token" if per == self.tokens else "us/row"
-        parts = (("plan", self.plan), ("fill", self.fill), ("commit", self.commit), ("text", self.text))
-        return [
-            Measure(f"{name}: {part}", spent / per * 1e6, unit, "lower") for part, spent in parts if spent
-        ]
+        parts = (("plan", self.plan), ("fill", self.fill), ("commit", self.commit))
+        return [Measure(f"{name}: {part}", spent / per * 1e6, unit, "lower") for part, spent in parts]
 
 
 class _NoAttention:
@@ -45,49 +41,31 @@ class _NoAttention:
         pass
 
 
-def measure(
-    rows: int, tokens_in: int, tokens_out: int, step_tokens: int, tokenizer: Tokenizer | None
-) -> Costs:
-    """Run `rows` requests of these lengths through scheduler, batch and streams, with nothing behind them."""
+def measure(rows: int, tokens_in: int, tokens_out: int, step_tokens: int) -> Costs:
+    """Run `rows` requests of these lengths through scheduler and batch, with nothing behind them."""
     block, most = 16, tokens_in + tokens_out
     layout = lay_out([None])
     scheduler = Scheduler(BlockPool(rows * (most // block + 2), block, layout.groups), step_tokens, rows)
     cache = KVCache(layout, 1, block, 1, 16, torch.float32, torch.device("cpu"))
     batch = Batch(rows, step_tokens, most // block + 1, cache, _NoAttention())  # pyright: ignore[reportArgumentType]
     params = SamplingParams(max_tokens=tokens_out, ignore_eos=True)
-    streams: dict[str, Stream] = {}
     for n in range(rows):
         prompt = tuple((n * 7919 + i) % 30000 + 100 for i in range(tokens_in))
-        request = Request(id=str(n), prompt=prompt, params=params, max_tokens=tokens_out)
-        streams[request.id] = Stream(request, tokenizer)
-        scheduler.add(request)
-    spent = [0.0] * 4
-    counted = [0] * 3
+        scheduler.add(Request(id=str(n), prompt=prompt, params=params, max_tokens=tokens_out))
+    spent, counted = np.zeros(3), np.zeros(3, dtype=int)
     while True:
-        began = perf_counter()
+        times = [perf_counter()]
         step = scheduler.plan()
-        planned = perf_counter()
+        times.append(perf_counter())
         if not step:
-            break
+            return Costs(*counted.tolist(), *spent.tolist())
         batch.fill(step)
-        filled = perf_counter()
-        events = scheduler.commit(step, _answer(step))
-        committed = perf_counter()
-        if tokenizer is not None:
-            _read(events, streams)
-        ended = perf_counter()
-        for i, (a, b) in enumerate(
-            ((began, planned), (planned, filled), (filled, committed), (committed, ended))
-        ):
-            spent[i] += b - a
-        counted = [counted[0] + len(step), counted[1] + batch.tokens, counted[2] + 1]
-    return Costs(*counted, *spent)
+        times.append(perf_counter())
+        scheduler.commit(step, _answer(step))
+        times.append(perf_counter())
+        spent += np.diff(times)
+        counted += (len(step), batch.tokens, 1)
 
 
 def _answer(step: list[Row]) -> Outcome:
     return Outcome([1000 + len(row.seq.tokens) % 5000 for row in step if row.samples])
-
-
-def _read(events: list[Event], streams: dict[str, Stream]) -> None:
-    for event in events:
-        streams[event.id].take(event)

@@ -9,12 +9,11 @@ import torch
 
 from headrace.api.llm import LLM
 from headrace.base.config import Config
-from headrace.base.hardware import probe
 from headrace.bench import divergence, latency, texts
 from headrace.bench.files import write
 from headrace.bench.plain import as_judged, forget, open_plain
 from headrace.bench.report_optimize import Point, Speed, Story, document, html
-from headrace.bench.result import Result, commit, versions
+from headrace.bench.result import Result
 from headrace.engine.resolve import pick_device
 from headrace.optimize.outcome import REPORT, Outcome
 
@@ -80,7 +79,9 @@ def save(story: Story, folder: Path) -> None:
 def _quality(outcome: Outcome, config: Config, trial: Trial, notify: Notify) -> list[divergence.Divergence]:
     read = {name: texts.read(name) for name in trial.texts}
     base, made = (open_plain(as_judged(config, model), notify) for model in (outcome.model, str(outcome.out)))
-    windows = divergence.windows(base, [made], read, trial.tokens, trial.windows)
+    # What was made is judged, however short it reads.
+    tokens = min(trial.tokens, base.longest - 1, made.longest - 1)
+    windows = divergence.windows(base, [made], read, tokens, trial.windows)
     said = "comparing with the base"
     return divergence.compare(base, [made], windows, lambda done, of: notify(said, done / of))[0]
 
@@ -96,23 +97,15 @@ def _speed(config: Config, tokens: int, notify: Notify) -> Speed:
 
 
 def _where(config: Config, outcome: Outcome, trial: Trial) -> Result:
-    hardware = probe()
-    machine: dict[str, object] = {"cpu": hardware.cpu_name, "cores": hardware.cores}
     device = pick_device(config)
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
-    return Result(
-        "optimize",
-        machine,
-        versions("headrace", "torch", "triton"),
-        commit(),
-        {
-            "model": outcome.model,
-            "device": str(device),
-            "texts judged by": ", ".join(trial.texts),
-            "tokens per window": trial.tokens,
-        },
-    )
+    settings = {
+        "model": outcome.model,
+        "device": str(device),
+        "texts judged by": ", ".join(trial.texts),
+        "tokens per window": trial.tokens,
+    }
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return Result.here("optimize", settings, [], gpu)
 
 
 def lines(story: Story) -> list[str]:

@@ -136,7 +136,15 @@ def decode(
     work: Work, sizes: Sizes, way: Way, copies: int, device: torch.device, config: PagedDecode | None = None
 ) -> Launch:
     """As the back end launches it, with the tables' configuration or another."""
-    return attention(work, sizes, way, copies, device, decode_by(work, sizes, way, device, config))
+    workspace = paged_decode.Workspace(device)
+    kernel, used = paged_decode.decode, config
+    if way.fixed:
+        kernel, used = paged_fixed.decode, configs.paged_fixed(sizes.head_dim)
+    elif used is None:
+        used = configs.paged_decode(configs.capability(device), sizes.head_dim)
+    programs = multiprocessors(device) * used.programs
+    launch = partial(kernel, workspace=workspace, config=used, programs=programs)
+    return attention(work, sizes, way, copies, device, launch)
 
 
 def decode_after_store(
@@ -159,33 +167,15 @@ def _both(first: Call, second: Call) -> None:
 def prefill(
     work: Work, sizes: Sizes, way: Way, copies: int, device: torch.device, config: PagedPrefill | None = None
 ) -> Launch:
-    """As the back end launches it, with the tables' configuration or another."""
-    return attention(work, sizes, way, copies, device, prefill_by(work, sizes, way, device, config))
-
-
-def decode_by(work: Work, sizes: Sizes, way: Way, device: torch.device, config: PagedDecode | None) -> Attend:
-    """Decoding attention and its workspace."""
-    workspace = paged_decode.Workspace(device)
-    if way.fixed:
-        fixed = configs.paged_fixed(sizes.head_dim)
-        programs = multiprocessors(device) * fixed.programs
-        return partial(paged_fixed.decode, workspace=workspace, config=fixed, programs=programs)
-    config = config or configs.paged_decode(configs.capability(device), sizes.head_dim)
-    programs = multiprocessors(device) * config.programs
-    return partial(paged_decode.decode, workspace=workspace, config=config, programs=programs)
-
-
-def prefill_by(
-    work: Work, sizes: Sizes, way: Way, device: torch.device, config: PagedPrefill | None
-) -> Attend:
-    """Prompt attention with its list of work."""
+    """As the back end launches it, with the tables' configuration or another, and its list of work."""
     config = config or configs.paged_prefill(configs.capability(device), sizes.head_dim, *work.means)
     used = configs.paged_fixed(sizes.head_dim) if way.fixed else config
     starts = np.cumsum([0] + [queries for queries, _ in work.rows])
     keys = np.array([keys for _, keys in work.rows])
     listed = prefill_work(starts, keys, used.rows // (sizes.heads // sizes.kv_heads), least=1)
     kernel = paged_fixed.prefill if way.fixed else paged_prefill.prefill
-    return partial(kernel, work_W2=torch.from_numpy(listed).to(device), config=used)
+    launch = partial(kernel, work_W2=torch.from_numpy(listed).to(device), config=used)
+    return attention(work, sizes, way, copies, device, launch)
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,16 +52,9 @@ class Sizes:
         if name not in SHAPES:
             raise UnknownName.among("shape", name, list(SHAPES), param="shape")
         said = SHAPES[name]
-        return cls(
-            name,
-            said["hidden_size"],
-            said["intermediate_size"],
-            said["num_attention_heads"],
-            said["num_key_value_heads"],
-            said["head_dim"],
-            said["vocab_size"],
-            said["model_type"] == "qwen3",
-        )
+        heads = said["num_attention_heads"], said["num_key_value_heads"], said["head_dim"]
+        sizes = said["hidden_size"], said["intermediate_size"], *heads, said["vocab_size"]
+        return cls(name, *sizes, qk_norm=said["model_type"] == "qwen3")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -121,8 +114,3 @@ def error(out: Tensor, wanted: Tensor) -> float:
 def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Normal random numbers."""
     return torch.randn(shape, device=device).to(dtype)
-
-
-def settings(way: Way) -> dict[str, Any]:
-    """For the record."""
-    return {"deterministic": way.fixed, "kv_dtype": str(way.kv).removeprefix("torch.")}

@@ -160,10 +160,8 @@ def drawn(rows: int, vocab: int, how: Draw, copies: int, device: torch.device) -
         return torch.multinomial(torch.softmax(logits * how.scale, -1), 1)
 
     def check() -> float:
-        logits, settings = (
-            torch.randn(CHECKED_ROWS, vocab, device=device) * 3,
-            how.settings(CHECKED_ROWS, device),
-        )
+        logits = torch.randn(CHECKED_ROWS, vocab, device=device) * 3
+        settings = how.settings(CHECKED_ROWS, device)
         return float((ours(logits, settings) != sample.draw_ref(logits, settings)).float().mean())
 
     settings = how.settings(rows, device)

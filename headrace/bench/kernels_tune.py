@@ -142,9 +142,14 @@ def product(
     return Launch(calls, lambda: 0.0)
 
 
+def layer_row(layer: Layer) -> Row:
+    """What a row is for that serves one layer."""
+    return ("n", layer.n), ("k", layer.k), ("gated", layer.gated)
+
+
 def linear_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
     """One token, a few, many: the library is a candidate for all but one token."""
-    row = (("n", layer.n), ("k", layer.k), ("gated", layer.gated))
+    row = layer_row(layer)
     for config in gemvs(layer):
         yield Trial("gemv", row, config, layer.bytes, partial(product, layer, 1, config))
     for most in SKINNY_TOKENS:
@@ -156,8 +161,7 @@ def linear_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
         tokens = min(most, LONG)
         if layer.name == "head" and most == MANY:
             continue
-        options = wides(layer, tokens, attention.multiprocessors(device))
-        for many in (None, *options):
+        for many in (None, *wides(layer, tokens, attention.multiprocessors(device))):
             make = partial(product, layer, tokens, many)
             yield Trial("middle", (("tokens", said(most)), *row), many, layer.bytes, make)
 
@@ -166,8 +170,7 @@ def eight_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
     """As linear_trials for weights in 8 bits: the library is a candidate for many tokens of floats."""
     shape, moved = (("n", layer.rows), ("k", layer.k)), layer.rows * layer.k
     for config in eight.gemvs(layer):
-        row = (("n", layer.n), ("k", layer.k), ("gated", layer.gated))
-        yield Trial("gemv8", row, config, moved, partial(eight.trial, layer, 1, "fp8", config))
+        yield Trial("gemv8", layer_row(layer), config, moved, partial(eight.trial, layer, 1, "fp8", config))
     if configs.capability(device) < (9, 0) or layer.k % 16:
         return
     for most in SKINNY_TOKENS:
@@ -185,7 +188,7 @@ def eight_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
 
 def int4_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
     """As linear_trials for weights in 4 bits; None stands for unpacking them."""
-    row, cap = (("n", layer.n), ("k", layer.k), ("gated", layer.gated)), configs.capability(device)
+    row, cap = layer_row(layer), configs.capability(device)
     for most in int4.TOKEN_STEPS:
         if configs.fetches4(cap, most):
             continue
@@ -255,15 +258,14 @@ def trials(kernels: Sequence[str], shapes: Sequence[str], limits: Limits) -> lis
     device = torch.device("cuda")
     sizes = [Sizes.of(shape) for shape in shapes]
     found: list[Trial] = []
-    if "linear" in kernels:
-        layers = {(y.n, y.k, y.gated): y for one in sizes for y in one.layers}
-        found += [trial for layer in layers.values() for trial in linear_trials(layer, device)]
-    if "linear8" in kernels:
-        layers = {(y.n, y.k, y.gated): y for one in sizes for y in one.layers[:-1]}
-        found += [trial for layer in layers.values() for trial in eight_trials(layer, device)]
-    if "linear4" in kernels:
-        layers = {(y.n, y.k, y.gated): y for one in sizes for y in int4.layers(one)}
-        found += [trial for layer in layers.values() for trial in int4_trials(layer, device)]
+    for kernel, layers_of, trials_of in (
+        ("linear", lambda one: one.layers, linear_trials),
+        ("linear8", lambda one: one.layers[:-1], eight_trials),
+        ("linear4", int4.layers, int4_trials),
+    ):
+        if kernel in kernels:
+            layers = {(y.n, y.k, y.gated): y for one in sizes for y in layers_of(one)}
+            found += [trial for layer in layers.values() for trial in trials_of(layer, device)]
     by_head = {one.head_dim: one for one in sizes}
     for one in by_head.values():
         found += attention_trials(one, kernels, limits, device)

@@ -77,7 +77,7 @@ def llama_cpp(settings: dict[str, Any]) -> Started:
     model = lib.llama_model_load_from_file(settings["model"].encode(), lib.llama_model_default_params())
     if not model:
         raise RuntimeError(f"llama.cpp cannot load {settings['model']}")
-    threads = settings["threads"] or len(os.sched_getaffinity(0))
+    threads = settings["threads"]
 
     def run(work: Work) -> tuple[float, int]:
         context = _llama_context(lib, model, work, threads)

@@ -12,11 +12,10 @@ from select import select
 from statistics import median
 from tempfile import TemporaryFile
 from time import monotonic
-from types import TracebackType
 from typing import IO, Any
 
 from headrace.base.errors import Broken, Refused
-from headrace.bench.result import Measure
+from headrace.bench.result import Measure, spread
 from headrace.bench.workloads import Workload
 
 OURS = "headrace"
@@ -82,9 +81,7 @@ class Contestant:
         self._signal(signal.SIGSTOP)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def run(self, work: Workload) -> float:
@@ -165,17 +162,12 @@ class Race:
         name = self.work.name
         rows: list[Measure] = []
         for engine, seconds in self.seconds.items():
-            rows += self.work.measures(f"{name}: {engine}", median(seconds), part(seconds))
+            rows += self.work.measures(f"{name}: {engine}", median(seconds), spread(seconds))
         for engine in self.seconds:
             if engine != OURS:
                 found = self.ratios(engine)
-                rows.append(Measure(f"{name}: against {engine}", median(found), "x", "higher", part(found)))
+                rows.append(Measure(f"{name}: against {engine}", median(found), "x", "higher", spread(found)))
         return rows
-
-
-def part(values: Sequence[float]) -> float:
-    """Half the distance between the best and the worst, as a part of the median."""
-    return (max(values) - min(values)) / 2 / median(values)
 
 
 def race(

@@ -9,7 +9,7 @@ from headrace.api.llm import LLM
 from headrace.api.outputs import RequestOutput
 from headrace.base.errors import Refused
 from headrace.bench.estimate import Estimate, Values, blocks, exponential
-from headrace.bench.windows import cut
+from headrace.bench.texts import cut
 from headrace.engine.request import SamplingParams
 
 ONLY_READ = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
@@ -33,16 +33,8 @@ class Perplexity:
         return sum(map(len, self.losses))
 
     @property
-    def value(self) -> float:
-        return self.estimate.value
-
-    @property
-    def error(self) -> float:
-        """The standard error; see bench.estimate."""
-        return self.estimate.error
-
-    @property
     def estimate(self) -> Estimate:
+        """With its standard error; see bench.estimate."""
         return exponential([blocks(self.losses)])
 
     def over(self, base: "Perplexity") -> Estimate:
@@ -61,7 +53,7 @@ class Perplexity:
 
 
 def measure(llm: LLM, text: str, name: str, tokens: int = 1024, windows: int | None = 1) -> Perplexity:
-    """Perplexity over the first `windows` windows that predict `tokens` tokens each; see `windows.cut`."""
+    """Perplexity over the first `windows` windows that predict `tokens` tokens each; see `texts.cut`."""
     prompts = cut(llm.intake.text_tokenizer, text, name, tokens, windows, llm.plan.max_len - 2)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], ONLY_READ)
     return Perplexity(name, prompts, [-np.array(read_logprobs(output)) for output in outputs])

@@ -1,10 +1,12 @@
 """Times kernels on a GPU: graphs of launches over memory that has left the L2, and what the device can do at best."""
 
-import statistics
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import NamedTuple
 
 import torch
+
+from headrace.bench.result import spread
 
 Call = Callable[[], object]
 
@@ -15,7 +17,7 @@ LAUNCHES = (20, 256)
 
 
 class Took(NamedTuple):
-    """Microseconds per launch, the median of some replays; `spread` is half of (most - least), as a part of it."""
+    """Microseconds per launch, the median of some replays, and their `spread`."""
 
     us: float
     spread: float
@@ -53,8 +55,7 @@ def replay(calls: Sequence[Call], repeats: int = 7, target_ms: float = 4.0) -> T
     once = _elapsed_ms(graph, 1)
     count = max(1, min(200, int(target_ms / max(once, 1e-3))))
     each = [_elapsed_ms(graph, count) * 1e3 / count / len(calls) for _ in range(repeats)]
-    median = statistics.median(each)
-    return Took(median, (max(each) - min(each)) / 2 / median)
+    return Took(median(each), spread(each))
 
 
 def _elapsed_ms(graph: torch.cuda.CUDAGraph, count: int) -> float:

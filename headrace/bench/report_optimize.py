@@ -15,10 +15,7 @@ from headrace.bench.result import Result, as_json
 from headrace.optimize.outcome import FORMAT, Layer, Outcome
 
 DEFINITIONS = (
-    (
-        "±",
-        "one standard error, from how much windows of a text differ; texts themselves are fixed",
-    ),
+    ("±", "one standard error, from how much windows of a text differ; texts themselves are fixed"),
     (
         "KL",
         "sum over the vocabulary of p log(p / q) in nats, p being the base's distribution of the next token and q the"
@@ -35,10 +32,7 @@ DEFINITIONS = (
         "of a layer: |W'x' - Wx| / |Wx| over inputs x sampled while calibrating, x' being x as the scheme rounds it;"
         " |W' - W| / |W| where nothing was calibrated",
     ),
-    (
-        "sensitivity",
-        "how much worse the model gets, in mean KL, when this layer alone has that scheme",
-    ),
+    ("sensitivity", "how much worse the model gets, in mean KL, when this layer alone has that scheme"),
     (
         "bits per weight",
         "stored bits of all weights of the blocks' linear layers, scales and zero points included, over their number",
@@ -181,23 +175,16 @@ def _gains(story: Story) -> str:
     rows = [["weights", _size(before), _size(after), f"{after / before:.1%}"]]
     if story.speed is not None:
         old, new = story.speed
-        ratio = [new.per_second / old.per_second, new.first_ms / old.first_ms]
         rows += [
-            [
-                "tokens per second, one stream",
-                f"{old.per_second:.1f}",
-                f"{new.per_second:.1f}",
-                f"{ratio[0]:.2f} x",
-            ],
-            [
-                "time to the first token, ms",
-                f"{old.first_ms:.1f}",
-                f"{new.first_ms:.1f}",
-                f"{ratio[1]:.2f} x",
-            ],
+            ["tokens per second, one stream", *_change(old.per_second, new.per_second)],
+            ["time to the first token, ms", *_change(old.first_ms, new.first_ms)],
             ["weights multiplied as", escape(old.kept), escape(new.kept), ""],
         ]
     return "<h2>Size and speed on this machine</h2>" + table(("", "before", "after", ""), rows)
+
+
+def _change(old: float, new: float) -> tuple[str, str, str]:
+    return f"{old:.1f}", f"{new:.1f}", f"{new / old:.2f} x"
 
 
 # -- layers -----------------------------------------------------------------------------------------------------
@@ -210,13 +197,13 @@ def _place(name: str) -> tuple[str, str, int | None]:
     return rest.rpartition(".")[2], last, int(found[1]) if found else None
 
 
-def _by_part(values: Mapping[str, float], suffix: str = "") -> dict[str, list[Line]]:
+def _by_part(values: Mapping[str, float]) -> dict[str, list[Line]]:
     """Lines over the block's number, one per kind of projection, by what they are part of."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name, value in values.items():
         part, projection, block = _place(name)
         if block is not None:
-            found.setdefault(part, {}).setdefault(projection + suffix, []).append((block, value))
+            found.setdefault(part, {}).setdefault(projection, []).append((block, value))
     return {part: [Line(name, points) for name, points in kinds.items()] for part, kinds in found.items()}
 
 

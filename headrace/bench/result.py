@@ -3,14 +3,16 @@
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from headrace.base.errors import Refused
+from headrace.base.hardware import probe
 from headrace.bench.files import read, write
 
 NOISE = 0.03
@@ -26,7 +28,12 @@ class Measure:
     unit: str
     better: str
     spread: float = 0.0
-    """Half the distance between the best and the worst repeat, as a part of the value."""
+    """See `spread`."""
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the distance between the best and the worst repeat, as a part of their median."""
+    return (max(values) - min(values)) / 2 / median(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,15 @@ class Result:
     commit: str | None
     settings: dict[str, Any]
     measures: list[Measure] = field(default_factory=list)
+
+    @classmethod
+    def here(
+        cls, benchmark: str, settings: dict[str, Any], measures: list[Measure], gpu: str | None = None
+    ) -> "Result":
+        """Of this machine and this code; `gpu` by name."""
+        hardware = probe()
+        machine = {"cpu": hardware.cpu_name, "cores": hardware.cores} | ({"gpu": gpu} if gpu else {})
+        return cls(benchmark, machine, versions("headrace", "torch", "triton"), commit(), settings, measures)
 
     def write(self, path: Path) -> None:
         """Raises Refused."""

@@ -1,9 +1,11 @@
 """Real models' shapes, to be filled with random weights: speed depends on these and not on the values."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from headrace.base.config import Config
 from headrace.base.errors import UnknownName
 
 _LLAMA: dict[str, Any] = {
@@ -42,9 +44,10 @@ _QWEN3: dict[str, Any] = {
 }
 
 
-def _sized(
+def sized(
     like: dict[str, Any], hidden: int, inner: int, layers: int, heads: int, kv: int, tied: bool
 ) -> dict[str, Any]:
+    """A config.json with these sizes, otherwise like another."""
     return like | {
         "hidden_size": hidden,
         "intermediate_size": inner,
@@ -56,13 +59,13 @@ def _sized(
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama-3.1-8b": _sized(_LLAMA, 4096, 14336, 32, 32, 8, False) | {"rope_scaling": _LLAMA3_ROPE},
-    "llama-3.2-1b": _sized(_LLAMA, 2048, 8192, 16, 32, 8, True)
+    "llama-3.1-8b": sized(_LLAMA, 4096, 14336, 32, 32, 8, False) | {"rope_scaling": _LLAMA3_ROPE},
+    "llama-3.2-1b": sized(_LLAMA, 2048, 8192, 16, 32, 8, True)
     | {"rope_scaling": _LLAMA3_ROPE | {"factor": 32.0}, "head_dim": 64},
-    "qwen3-0.6b": _sized(_QWEN3, 1024, 3072, 28, 16, 8, True),
-    "qwen3-4b": _sized(_QWEN3, 2560, 9728, 36, 32, 8, True),
-    "qwen3-8b": _sized(_QWEN3, 4096, 12288, 36, 32, 8, False),
-    "smollm2-135m": _sized(_LLAMA, 576, 1536, 30, 9, 3, True)
+    "qwen3-0.6b": sized(_QWEN3, 1024, 3072, 28, 16, 8, True),
+    "qwen3-4b": sized(_QWEN3, 2560, 9728, 36, 32, 8, True),
+    "qwen3-8b": sized(_QWEN3, 4096, 12288, 36, 32, 8, False),
+    "smollm2-135m": sized(_LLAMA, 576, 1536, 30, 9, 3, True)
     | {
         "vocab_size": 49152,
         "max_position_embeddings": 8192,
@@ -75,10 +78,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_shape(name: str, folder: Path) -> Path:
-    """A folder with the config.json of a shape. Raises UnknownName listing the known ones."""
+LONGEST = 32768
+"""Most tokens of a request of a shape, where none is said."""
+
+
+def shaped(config: Config, name: str, folder: Path) -> Config:
+    """`config` with that shape instead of its model; its config.json is written into `folder`. Raises UnknownName."""
     if name not in SHAPES:
         raise UnknownName.among("shape", name, list(SHAPES), param="shape")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(SHAPES[name], indent=1))
-    return folder
+    longest = config.model.max_len or min(LONGEST, int(SHAPES[name]["max_position_embeddings"]))
+    return replace(config, model=replace(config.model, path=str(folder), dummy_weights=True, max_len=longest))

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from headrace.base.errors import Broken
-from headrace.bench.result import Measure
+from headrace.bench.result import Measure, spread
 
 STAGES = ("import", "start", "first token", "in all")
 
@@ -34,11 +34,10 @@ def measure(settings: dict[str, Any], repeats: int) -> list[Measure]:
     """
     runs = [_once(settings) for _ in range(repeats)]
     rows = [[*run, sum(run)] for run in runs]
-    measures = []
-    for stage, seconds in zip(STAGES, zip(*rows, strict=True), strict=True):
-        middle = median(seconds)
-        measures.append(Measure(stage, middle, "s", "lower", (max(seconds) - min(seconds)) / 2 / middle))
-    return measures
+    return [
+        Measure(stage, median(seconds), "s", "lower", spread(seconds))
+        for stage, seconds in zip(STAGES, zip(*rows, strict=True), strict=True)
+    ]
 
 
 def _once(settings: dict[str, Any]) -> list[float]:

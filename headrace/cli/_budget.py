@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from headrace.base.config import knob
 from headrace.base.errors import Refused
-from headrace.cli._making import Asked, finished, judged, look_ahead, made
+from headrace.cli._making import Asked, Bar, finished, judged, look_ahead, made
 
 if TYPE_CHECKING:
     from headrace.bench.report_optimize import Point, Story
@@ -56,28 +57,20 @@ class Search:
     @property
     def budgets(self) -> list[str]:
         """Flags of the limits that are given."""
-        given = {
-            "--target-bits": self.target_bits,
-            "--max-kl": self.max_kl,
-            "--max-latency-ms": self.max_latency_ms,
-        }
-        return [flag for flag, value in given.items() if value is not None]
+        return self._given("target_bits", "max_kl", "max_latency_ms")
+
+    def _given(self, *names: str) -> list[str]:
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
 
     def check(self) -> None:
         """Raises Refused for flags that do nothing together."""
-        if not self.budgets:
-            given = {
-                "--schemes": self.schemes,
-                "--sensitivity-tokens": self.sensitivity_tokens,
-                "--sensitivity": self.sensitivity,
-            }
-            for flag, value in given.items():
-                if value is not None:
-                    raise Refused(
-                        f"{flag} is for a search, and there is no budget",
-                        param=flag.strip("-").replace("-", "_"),
-                        hint="add --target-bits, --max-kl or --max-latency-ms",
-                    )
+        others = self._given("schemes", "sensitivity_tokens", "sensitivity")
+        if others and not self.budgets:
+            raise Refused(
+                f"{others[0]} is for a search, and there is no budget",
+                param=others[0].strip("-").replace("-", "_"),
+                hint="add --target-bits, --max-kl or --max-latency-ms",
+            )
         if self.sensitivity is not None and self.sensitivity_tokens is not None:
             raise Refused("--sensitivity was measured already", param="sensitivity_tokens")
 
@@ -135,13 +128,13 @@ def _sensitivity(asked: Asked, search: Search, budget: "Budget") -> "Sensitivity
         device=asked.device,
         tell=asked.console.print,
     )
-    layers = len(planned.names)
+    layers = len(planned.places)
     asked.console.print(
         f"{layers} layers are tried in {len(planned.trials) / layers:.1f} schemes each: about "
         f"{planned.seconds / 60:.0f} min, and {planned.disk / 1e6:.0f} MB of disk meanwhile",
         highlight=False,
     )
-    with asked.bar(asked.console) as bar:
+    with Bar(asked.console) as bar:
         found = measure(planned, asked.fresh, bar.tell)
     return found.only([*names, "none"]) if names and "none" in names else found
 
@@ -176,10 +169,7 @@ def _pace(model: str, device: str | None) -> "Pace":
     work = Workload(min(1000, anatomy.max_len // 2), min(300, anatomy.max_len // 4), 1)
     made = mixed(Option(anatomy, gpu(device or GPU), engine("headrace"), work))
 
-    def milliseconds(scheme: str, weights: int, size: int) -> float:
-        return 1e3 * made.seconds(scheme, weights, size)
-
-    return Pace(1e3 * made.rest, milliseconds, made.setup.gpu.name)
+    return Pace(1e3 * made.rest, lambda *layer: 1e3 * made.seconds(*layer), made.setup.gpu.name)
 
 
 def _say(console: Console, chosen: "Chosen") -> None:
@@ -195,12 +185,7 @@ def _say(console: Console, chosen: "Chosen") -> None:
         row = [label, f"{spot.bits:.3f}", f"{spot.kl:.4g}"]
         table.add_row(*row, *([f"{spot.ms:.3f}"] if spot.ms is not None else []))
     console.print(table)
-    counts: dict[str, int] = {}
-    for name in chosen.taken.schemes:
-        counts[name] = counts.get(name, 0) + 1
-    said = ", ".join(
-        f"{count} in {name}" for name, count in sorted(counts.items(), key=lambda each: -each[1])
-    )
+    said = ", ".join(f"{count} in {name}" for name, count in Counter(chosen.taken.schemes).most_common())
     console.print(f"of {len(chosen.taken.schemes)} layers {said}", highlight=False)
 
 
@@ -249,10 +234,8 @@ def _kept(asked: Asked, first: "Chosen", most: float, pace: "Pace | None") -> "S
             shutil.rmtree(at, ignore_errors=True)
         story = _made(asked, replace(chosen, budget=first.budget), at)
         kl = story.quality[-1].kl
-        said = (
-            f"foreseen {chosen.taken.kl:.4g}, measured {kl}, allowed {most:g}, {chosen.taken.bits:.3f} bits"
-        )
-        asked.console.print(f"KL: {said}", highlight=False)
+        said = f"foreseen {chosen.taken.kl:.4g}, measured {kl}, allowed {most:g}"
+        asked.console.print(f"KL: {said}, {chosen.taken.bits:.3f} bits", highlight=False)
         if kl.value <= most:
             story = replace(story, outcome=replace(story.outcome, out=asked.out))
             save(story, at)

@@ -1,12 +1,13 @@
 """The flags of every command that loads a model, made from the tree of knobs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from cyclopts import Group, Parameter
 from cyclopts.field_info import FieldInfo
 
 from headrace.base.config import Config, Memory, Model, Schedule
+from headrace.base.errors import Refused
 
 
 def flag(knob: str) -> str:
@@ -41,6 +42,14 @@ class Engine:
     def config(self) -> Config:
         """The whole tree with what the flags say."""
         return Config(model=self.model, memory=self.memory, schedule=self.schedule)
+
+    def of(self, path: str | None) -> "Engine":
+        """With the model that is an argument, where one is given. Raises Refused where --model names another."""
+        if path is None:
+            return self
+        if self.model.path not in (Model().path, path):
+            raise Refused(f"two models are given: {path} and {self.model.path}", hint="leave --model out")
+        return replace(self, model=replace(self.model, path=path))
 
 
 EngineFlags = Annotated[Engine, Parameter(name="*")]

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -48,26 +48,22 @@ def count(path: Path) -> int:
 
 def _parsed(raw: bytes, number: int, first: dict[str, int]) -> Line:
     id = f"batch_req_{number}"
+
+    def bad(what: str, param: str | None = None) -> Line:
+        return Line(id, None, wrong=Refused(f"line {number} {what}", param=param))
+
     try:
         said = json.loads(raw)
     except (ValueError, RecursionError) as fault:
-        return Line(id, None, wrong=Refused(f"line {number} is not JSON: {fault}"))
+        return bad(f"is not JSON: {fault}")
     if not isinstance(said, dict):
-        return Line(id, None, wrong=Refused(f"line {number} is not a JSON object"))
+        return bad("is not a JSON object")
     name = said.get("custom_id")
     if not isinstance(name, str) or not name:
-        return Line(
-            id, None, wrong=Refused(f"line {number} has no custom_id; expected text", param="custom_id")
-        )
+        return bad("has no custom_id; expected text", "custom_id")
     if name in first:
-        return Line(
-            id,
-            None,
-            wrong=Refused(
-                f"line {number} has the custom_id {name!r} of line {first[name]}; expected one of its own",
-                param="custom_id",
-            ),
-        )
+        what = f"has the custom_id {name!r} of line {first[name]}; expected one of its own"
+        return bad(what, "custom_id")
     first[name] = number
     return Line(id, name, said.get("method"), said.get("url"), said.get("body"))
 
@@ -87,13 +83,10 @@ class Answers:
         self.path = path
         self.done: set[str] = set()
         self.failed = 0
-        try:
-            with ExitStack() as closing:
-                self._file = closing.enter_context(path.open("ab+", buffering=0))
-                self._keep_whole_lines()
-                closing.pop_all()  # all is well: it stays open
-        except OSError as fault:
-            raise Refused(f"{path} cannot be written: {fault.strerror}", param="output") from fault
+        with self._writing(), ExitStack() as closing:
+            self._file = closing.enter_context(path.open("ab+", buffering=0))
+            self._keep_whole_lines()
+            closing.pop_all()  # all is well: it stays open
         self._synced = monotonic()
 
     def _keep_whole_lines(self) -> None:
@@ -127,10 +120,15 @@ class Answers:
     def add(self, line: Line, answer: dict[str, Any]) -> None:
         """Append one answer in a single write. Raises Refused when the disk does not take it."""
         said = {"id": line.id, "custom_id": line.custom_id, **answer}
-        try:
+        with self._writing():
             self._write(_json(said) + b"\n")
             if monotonic() - self._synced > SYNC_EVERY:
-                self.sync()
+                self._sync()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as fault:
             raise Refused(f"{self.path} cannot be written: {fault.strerror}", param="output") from fault
 
@@ -138,15 +136,15 @@ class Answers:
         while raw:  # a full disk takes a part of it; the torn line is cut off by the next run
             raw = raw[self._file.write(raw) or 0 :]
 
-    def sync(self) -> None:
-        """Onto the disk."""
+    def _sync(self) -> None:
         if self._file.seekable():
             os.fsync(self._file.fileno())
         self._synced = monotonic()
 
     def close(self) -> None:
-        self.sync()
-        self._file.close()
+        """Raises Refused where the disk does not take what was added."""
+        with self._writing(), self._file:
+            self._sync()
 
 
 def _json(said: dict[str, Any]) -> bytes:

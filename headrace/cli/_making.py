@@ -3,12 +3,14 @@
 What an earlier run made but was killed before it had judged is not made again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from headrace.base.config import from_names
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the command was asked; `show` shows a preflight, `bar` opens a progress bar, `say` says what came of it."""
+    """What the command was asked."""
 
     model: str
     out: Path
@@ -33,9 +35,6 @@ class Asked:
     dry_run: bool
     trial: "Trial"
     console: Console
-    show: Callable[[Console, Any], None]
-    bar: Callable[[Console], Any]
-    say: Callable[[Console, "Outcome"], None]
 
 
 def look_ahead(asked: Asked, recipe: "Recipe", out: Path) -> "tuple[Job, Preflight]":
@@ -45,7 +44,7 @@ def look_ahead(asked: Asked, recipe: "Recipe", out: Path) -> "tuple[Job, Preflig
 
     job = look(asked.model, out, recipe, asked.device, asked.console.print)
     ahead = preflight(job)
-    asked.show(asked.console, ahead)
+    _show(asked.console, ahead)
     return job, ahead
 
 
@@ -60,9 +59,9 @@ def made(asked: Asked, recipe: "Recipe", out: Path, beside: Mapping[str, Any] | 
         )
         return found[0]
     job, ahead = look_ahead(asked, recipe, out)
-    with asked.bar(asked.console) as bar:
+    with Bar(asked.console) as bar:
         outcome = execute(job, ahead, asked.fresh, bar.tell, beside)
-    asked.say(asked.console, outcome)
+    _say(asked.console, outcome)
     return outcome
 
 
@@ -91,8 +90,89 @@ def judged(
     from headrace.optimize.job import device_named
 
     config = from_names(device=str(device_named(asked.device)))
-    meter = Meter(asked.console)
-    try:
+    with Meter(asked.console) as meter:
         return judge(outcome, config, asked.trial, meter.tell, sensitivity=sensitivity, frontier=frontier)
-    finally:
-        meter.stop()
+
+
+# -- what is shown of it ----------------------------------------------------------------------------------------
+
+
+class Bar(Progress):
+    """How much of the work is done and how long the rest will take; a line per block where there is no terminal."""
+
+    def __init__(self, console: Console):
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._line = self.add_task("", total=None)
+        self._stage = ""
+
+    def tell(self, what: str, done: float, total: float) -> None:
+        """See optimize.walk.Report."""
+        self.update(self._line, description=what, completed=done, total=total or None)
+        stage = what.partition(":")[0]
+        if stage != self._stage and not self.console.is_terminal:
+            self.console.print(stage, highlight=False)
+        self._stage = stage
+
+
+def _show(console: Console, ahead: "Preflight") -> None:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("layer", "becomes", "why"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("from", "to"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, rows in _alike(ahead):
+        before, after = sum(row.before for row in rows), sum(row.after for row in rows)
+        table.add_row(label, rows[0].becomes, rows[0].why, _mb(before), _mb(after))
+    console.print(table)
+    cost = ahead.cost
+    console.print(
+        f"{_mb(ahead.before)} will become about {_mb(ahead.after)}; it takes about {_time(cost.seconds)}, "
+        f"{_mb(cost.memory)} of memory and {_mb(cost.disk)} of disk meanwhile",
+        highlight=False,
+    )
+    for note in ahead.notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def _alike(ahead: "Preflight") -> "list[tuple[str, list]]":
+    """Rows of like layers of all blocks that get the same, under one name."""
+    groups: dict[tuple[str, str, str], list] = {}
+    for row in ahead.rows:
+        parts = ["*" if part.isdecimal() else part for part in row.name.split(".")]
+        groups.setdefault((".".join(parts), row.becomes, row.why), []).append(row)
+    return [
+        (f"{name} ({len(rows)})" if len(rows) > 1 else rows[0].name, rows)
+        for (name, _, _), rows in groups.items()
+    ]
+
+
+def _say(console: Console, outcome: "Outcome") -> None:
+    rounded = [layer for layer in outcome.layers if layer.scheme != "none"]
+    worst = sorted(rounded, key=lambda layer: -layer.error)[:3]
+    console.print(
+        f"{outcome.out}: {_mb(outcome.before)} became {_mb(outcome.after)}, {outcome.bits:.2f} bits per weight of "
+        f"its blocks' layers, in {_time(outcome.seconds)}",
+        highlight=False,
+    )
+    if worst:
+        names = ", ".join(f"{layer.name} {layer.error:.1%}" for layer in worst)
+        console.print(f"outputs that changed most: {names}", highlight=False)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**10 else f"{size / 1e6:.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

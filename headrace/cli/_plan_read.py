@@ -39,15 +39,16 @@ def read(model: str, setup: Setup, wanted: Wanted, results: Sequence[Path]) -> P
     known = GPUS if setup.gpus_file is None else read_table(setup.gpus_file)
     devices = _devices(setup.gpu, known, wanted.anything)
     anatomy = dissect(_short(model), _settings(model))
-    option = Option(anatomy, devices[0], engine(setup.engine), workload(setup.workload))
-    option = replace(
-        option,
+    option = Option(
+        anatomy,
+        devices[0],
+        engine(setup.engine),
+        workload(setup.workload)._replace(draft=_draft(setup.draft)),
         gpus=1 if setup.gpus is None else setup.gpus,
-        scheme=default_scheme(anatomy, option.gpu) if setup.scheme is None else scheme(setup.scheme).name,
+        scheme=default_scheme(anatomy, devices[0]) if setup.scheme is None else scheme(setup.scheme).name,
         kv=setup.kv,
         max_len=setup.max_len,
         price=setup.price,
-        work=option.work._replace(draft=_draft(setup.draft)),
     )
     fit = _fit(option, results, known)
     option = option if fit is None else replace(option, reach=fit.after)

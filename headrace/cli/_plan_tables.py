@@ -1,11 +1,13 @@
 """The tables of `headrace plan`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from headrace.cli._plan_read import Fit, Planned
+from headrace.cli._print import sheet, table
 from headrace.cli.plan import SHOWN
 from headrace.plan import words
 from headrace.plan.advice import Advice
@@ -33,48 +35,42 @@ def show(planned: Planned, advice: Sequence[Advice], goal: str) -> None:
 
 def _settings(option: Option, made: Forecast | None) -> Table:
     model, work = option.anatomy, option.work
-    table = Table(title=f"{model.name} on {option.name}", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    active = "" if model.active == model.parameters else f", {words.count(model.active)} of them for a token"
-    table.add_row("parameters", f"{words.count(model.parameters)}{active}")
     per_token = model.kv_per_token * option.setup.kv_bits / 8
-    table.add_row("KV cache", f"{per_token / 1024:,.1f} KiB per token")
     shared = f", the first {work.shared:,} of them shared" if work.shared else ""
     guesses = f", {work.draft.tokens} guessed per step" if work.draft else ""
-    table.add_row(
-        "workload",
-        f"{work.tokens_in:,} tokens in{shared}, {work.tokens_out:,} out{guesses};"
-        f" {work.concurrency:,} requests at once",
-    )
-    table.add_row("engine", option.engine.about)
+    asked = f"{work.tokens_in:,} tokens in{shared}, {work.tokens_out:,} out{guesses}"
     style = "green" if made is not None else "red"
-    table.add_row("verdict", f"[{style}]{words.verdict(option, made)}[/]")
-    for note in model.notes:
-        table.add_row("note", note)
+    rows = [
+        ("parameters", words.count(model.parameters) + words.active(model)),
+        ("KV cache", f"{per_token / 1024:,.1f} KiB per token"),
+        ("workload", f"{asked}; {work.concurrency:,} requests at once"),
+        ("engine", option.engine.about),
+        ("verdict", f"[{style}]{words.verdict(option, made)}[/]"),
+        *(("note", note) for note in model.notes),
+    ]
     if option.borrowed:
-        table.add_row("note", "no run of this engine on this device and scheme stands behind the times below")
-    return table
+        rows.append(("note", "no run of this engine on this device and scheme stands behind the times below"))
+    return sheet(f"{model.name} on {option.name}", rows)
 
 
 def _memory(option: Option) -> Table:
     made = option.memory
     fits = ", ".join(f"{number:,} of {length:,}" for length, number in words.at_once(made))
-    table = Table(title="memory of each device", caption=f"requests at once: {fits} tokens" if fits else None)
-    table.add_column()
-    table.add_column("", justify="right")
-    table.add_column("", overflow="fold")
-    for row in words.memory_rows(made):
-        table.add_row(row.name, words.size(row.amount), row.said)
-    table.add_row("all", words.size(made.total), "")
-    return table
+    rows = [(row.name, words.size(row.amount), row.said) for row in words.memory_rows(made)]
+    caption = f"requests at once: {fits} tokens" if fits else None
+    return _said([*rows, ("all", words.size(made.total), "")], title="memory of each device", caption=caption)
+
+
+def _said(rows: Iterable[tuple[str, str, str]], **style: Any) -> Table:
+    """Names, numbers, and what is said of them."""
+    made = table(("", ""), (), **style)
+    made.add_column("", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def _forecast(option: Option, made: Forecast) -> Table:
-    table = Table(title="expected", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(overflow="fold")
     waits = option.work.concurrency - made.rows
     rows = (
         ("time to first token", words.seconds(made.ttft), f"p99 {words.seconds(made.ttft_p99)}"),
@@ -86,49 +82,35 @@ def _forecast(option: Option, made: Forecast) -> Table:
         ("cost", f"${made.cost:,.3f}", f"per million tokens made, at ${option.per_hour:,.2f} per hour"),
         ("limited by", "", words.limited(made)),
     )
-    for row in rows:
-        table.add_row(*row)
-    table.caption = f"prices of {PRICES_OF}, rough: give yours with --price" if option.price is None else None
-    return table
+    caption = f"prices of {PRICES_OF}, rough: give yours with --price" if option.price is None else None
+    return _said(rows, title="expected", show_header=False, caption=caption)
 
 
 def _advice(found: Sequence[Advice], goal: str) -> Table:
     stars = any(advice.borrowed for advice in found)
-    table = Table(
-        title=f"what to change, for {goal}",
-        caption="each alone, against the above" + ("; * not measured with this engine" if stars else ""),
-    )
-    table.add_column("change")
-    for heading in words.ADVICE_HEADS:
-        table.add_column(heading, justify="right")
-    for a in found:
-        table.add_row(a.text + ("*" if a.borrowed else ""), *words.advice_cells(a))
-    return table
+    caption = "each alone, against the above" + ("; * not measured with this engine" if stars else "")
+    rows = [(a.text + ("*" if a.borrowed else ""), *words.advice_cells(a)) for a in found]
+    return table(("change", *words.ADVICE_HEADS), rows, title=f"what to change, for {goal}", caption=caption)
 
 
 def _choices(found: Sequence[Choice]) -> Table:
-    table = Table(
-        title="the cheapest that holds", caption=f"prices of {PRICES_OF}, rough: see --price, --gpus-file"
-    )
-    for heading in words.CHOICE_HEADS:
-        table.add_column(heading, justify="left" if heading == words.CHOICE_HEADS[0] else "right")
-    for choice in found[:SHOWN]:
-        table.add_row(*words.choice_cells(choice))
-    return table
+    caption = f"prices of {PRICES_OF}, rough: see --price, --gpus-file"
+    rows = map(words.choice_cells, found[:SHOWN])
+    return table(words.CHOICE_HEADS, rows, title="the cheapest that holds", caption=caption)
 
 
 def _calibration(fit: Fit) -> Table:
     worst = max(abs(sample.error(fit.after)) for sample in fit.samples)
-    table = Table(title="against measured runs", caption=f"at most {worst:.1%} wrong after fitting")
-    table.add_column("run")
-    for heading in ("measured", "predicted", "error", "before fitting"):
-        table.add_column(heading, justify="right")
-    for sample in fit.samples:
-        table.add_row(
+    rows = [
+        (
             sample.name,
             words.seconds(sample.seconds),
             words.seconds(sample.predicted(fit.after)),
             f"{sample.error(fit.after):+.1%}",
             f"{sample.error(fit.before):+.1%}",
         )
-    return table
+        for sample in fit.samples
+    ]
+    heads = ("run", "measured", "predicted", "error", "before fitting")
+    caption = f"at most {worst:.1%} wrong after fitting"
+    return table(heads, rows, title="against measured runs", caption=caption)

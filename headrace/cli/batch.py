@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import monotonic, time
@@ -123,17 +124,11 @@ class Work:
         """Put a line into the engine, or answer it with what is wrong with it."""
         try:
             ask = self._ask(line)
-            params = ask.params
+            make = partial(self.llm.intake.requests, params=ask.params, salt=ask.salt, priority=ask.priority)
             requests = [
                 request
                 for n, prompt in enumerate(ask.prompts)
-                for request in self.llm.intake.requests(
-                    f"{line.id}/{n}",
-                    {"prompt_token_ids": prompt},
-                    params,
-                    salt=ask.salt,
-                    priority=ask.priority,
-                )
+                for request in make(f"{line.id}/{n}", {"prompt_token_ids": prompt})
             ]
             job = Job(line, ask, left=len(requests))
             for request in requests:
@@ -207,31 +202,21 @@ def _answer(line: Line, status: int, body: Json) -> Json:
     return {"response": {"status_code": status, "request_id": line.id, "body": body}}
 
 
-class Bar:
+class Bar(Progress):
     """Lines done, errors, time left and speed, on standard error; nothing where that is no terminal."""
 
     def __init__(self, total: int, before: int):
         console = Console(stderr=True)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bars = Progress(
-            *columns,
-            TextColumn("{task.description}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        hidden = not console.is_terminal
+        super().__init__(
+            *columns, TextColumn("{task.description}"), console=console, transient=True, disable=hidden
         )
-        self._task = self._bars.add_task("", total=total, completed=before)
+        self._line = self.add_task("", total=total, completed=before)
         self._before, self._began = before, monotonic()
-
-    def __enter__(self) -> "Bar":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
 
     def show(self, done: int, bad: int, written: int) -> None:
         """So many lines of this run are answered, so many of them with an error; so many tokens were written."""
         rate = written / max(monotonic() - self._began, 1e-9)
         text = f"{rate:.0f} tok/s" + (f", {bad} with an error" if bad else "")
-        self._bars.update(self._task, completed=self._before + done, description=text)
+        self.update(self._line, completed=self._before + done, description=text)

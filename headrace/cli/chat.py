@@ -28,10 +28,7 @@ Message = dict[str, Any]
 
 
 def run(
-    *,
-    system: str | None = None,
-    sampling: SamplingFlags = Sampling(),
-    engine: EngineFlags = Engine(),
+    *, system: str | None = None, sampling: SamplingFlags = Sampling(), engine: EngineFlags = Engine()
 ) -> int:
     """Talk with a model.
 

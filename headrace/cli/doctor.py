@@ -1,9 +1,7 @@
 """Says what this machine is, what will be used, and what is missing."""
 
-import json as text_of
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -18,10 +16,11 @@ from headrace import __version__
 from headrace.base.config import Config, Model
 from headrace.base.errors import Fault
 from headrace.base.hardware import Hardware, probe
+from headrace.cli._print import table, write_json
 
 PACKAGES = (
-    "torch", "triton", "numpy", "safetensors", "tokenizers", "huggingface-hub", "jinja2", "msgspec", "rich",
-    "prompt_toolkit", "cyclopts",
+    "torch", "triton", "numpy", "safetensors", "pyyaml", "tokenizers", "huggingface-hub", "jinja2", "msgspec",
+    "rich", "prompt_toolkit", "cyclopts", "fastapi", "uvicorn", "pyzmq", "llguidance", "prometheus-client",
 )  # fmt: skip
 OPTIONAL = {"triton": "kernels on an NVIDIA GPU; CUDA builds of torch bring it"}
 FLAGS = {
@@ -60,8 +59,7 @@ def run(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
     with Console(stderr=True).status("looking"):
         report = examine()
     if json:
-        text_of.dump(report, sys.stdout, indent=1)
-        sys.stdout.write("\n")
+        write_json(report)
     else:
         _show(report)
     return 1 if report["missing"] else 0
@@ -184,42 +182,38 @@ def _show(report: dict[str, Any]) -> None:
     console.print(_machine(report))
     for title, findings in (("missing", report["missing"]), ("could be better", report["better"])):
         if findings:
-            table = Table(title=title)
-            table.add_column("what")
-            table.add_column("what to do")
-            for finding in findings:
-                table.add_row(finding["problem"], finding["remedy"])
-            console.print(table)
+            rows = [(finding["problem"], finding["remedy"]) for finding in findings]
+            console.print(table(("what", "what to do"), rows, words=2, title=title))
     if not report["missing"]:
         console.print("nothing that is needed is missing")
 
 
 def _machine(report: dict[str, Any]) -> Table:
-    cpu, memory, cache, use = report["cpu"], report["memory"], report["cache"], report["will_use"]
-    table = Table(title=f"headrace {report['headrace']}", show_header=False)
-    table.add_row("system", report["system"])
-    table.add_row("python", report["python"])
+    cpu, cache, use = report["cpu"], report["cache"], report["will_use"]
+    made = Table(title=f"headrace {report['headrace']}", show_header=False)
+    made.add_row("system", report["system"])
+    made.add_row("python", report["python"])
     installed = [f"{name} {number or '-'}" for name, number in report["packages"].items()]
-    table.add_row("packages", ", ".join(installed), end_section=True)
-    table.add_row("CPU", cpu["name"])
-    table.add_row(
-        "cores", f"{cpu['usable_cores']} usable of {cpu['cores']} (affinity {cpu['allowed_cores'] or '-'})"
-    )
-    table.add_row(
-        "CPU features", ", ".join(f"{flag} ({FLAGS[flag]})" for flag in cpu["flags"]) or "none of note"
-    )
-    table.add_row("memory", f"{_gib(memory['free'])} free of {_gib(memory['total'])}")
+    made.add_row("packages", ", ".join(installed), end_section=True)
+    made.add_row("CPU", cpu["name"])
+    cores = f"{cpu['usable_cores']} usable of {cpu['cores']} (affinity {cpu['allowed_cores'] or '-'})"
+    made.add_row("cores", cores)
+    features = ", ".join(f"{flag} ({FLAGS[flag]})" for flag in cpu["flags"])
+    made.add_row("CPU features", features or "none of note")
+    made.add_row("memory", _free(report["memory"]))
     for gpu in report["gpus"]:
-        memory = f"{_gib(gpu['free'])} free of {_gib(gpu['total'])}"
-        table.add_row(
-            f"GPU {gpu['index']}", f"{gpu['name']}, compute capability {gpu['capability']}, {memory}"
-        )
+        said = f"{gpu['name']}, compute capability {gpu['capability']}, {_free(gpu)}"
+        made.add_row(f"GPU {gpu['index']}", said)
     if not report["gpus"]:
-        table.add_row("GPUs", "none that torch can use")
-    table.add_row("cache", f"{cache['folder']}, {_gib(cache['size'])}", end_section=True)
+        made.add_row("GPUs", "none that torch can use")
+    made.add_row("cache", f"{cache['folder']}, {_gib(cache['size'])}", end_section=True)
     for name, value in use.items():
-        table.add_row(f"will use: {name}", str(value))
-    return table
+        made.add_row(f"will use: {name}", str(value))
+    return made
+
+
+def _free(memory: dict[str, Any]) -> str:
+    return f"{_gib(memory['free'])} free of {_gib(memory['total'])}"
 
 
 def _gib(size: float) -> str:

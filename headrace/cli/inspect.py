@@ -1,16 +1,13 @@
 """Shows what would be run and where memory would go, before anything is loaded."""
 
-import json as text_of
-import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli._print import sheet, table, write_json
 
 if TYPE_CHECKING:
     from headrace.engine.resolve import Plan
@@ -37,22 +34,17 @@ def run(
     json
         print JSON instead of tables
     """
-    config = engine.config
-    if path is not None:
-        if config.model.path not in (type(config.model)().path, path):
-            raise Refused(f"two models are given: {path} and {config.model.path}", hint="leave --model out")
-        config = replace(config, model=replace(config.model, path=path))
+    config = engine.of(path).config
     with Console(stderr=True).status("starting"):
         from headrace.engine.start import look
 
     plan = look(config).plan
     if json:
-        text_of.dump(facts(plan), sys.stdout, indent=1)
-        sys.stdout.write("\n")
+        write_json(facts(plan))
         return
     console = Console()
-    for table in (_settings(plan), _memory(plan), _requests(plan)):
-        console.print(table)
+    for shown in (_settings(plan), _memory(plan), _requests(plan)):
+        console.print(shown)
 
 
 def facts(plan: "Plan") -> dict[str, Any]:
@@ -118,32 +110,26 @@ def at_once(plan: "Plan") -> list[tuple[int, int]]:
 
 
 def _settings(plan: "Plan") -> Table:
-    table = Table(title="plan", show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
     said = facts(plan)
-    for name in ("model", "path", "architecture"):
-        table.add_row(name, str(said[name]))
-    table.add_row("parameters", f"{plan.parameters / 1e6:,.1f} million")
-    for name in ("dtype", "quantization", "device", "attention", "threads"):
-        table.add_row(name, str(said[name]))
-    table.add_row("step", f"at most {plan.tokens} tokens of {plan.rows} requests, in order of {plan.policy}")
-    table.add_row("prefix cache", "on" if plan.prefix_cache else "off")
-    table.add_row("plans ahead", "yes" if plan.overlap else "no")
-    table.add_row("guesses", f"up to {plan.speculate} tokens ahead" if plan.speculate else "none")
+    rows = [(name, str(said[name])) for name in ("model", "path", "architecture")]
+    rows.append(("parameters", f"{plan.parameters / 1e6:,.1f} million"))
+    rows += [(name, str(said[name])) for name in ("dtype", "quantization", "device", "attention", "threads")]
+    rows += [
+        ("step", f"at most {plan.tokens} tokens of {plan.rows} requests, in order of {plan.policy}"),
+        ("prefix cache", "on" if plan.prefix_cache else "off"),
+        ("plans ahead", "yes" if plan.overlap else "no"),
+        ("guesses", f"up to {plan.speculate} tokens ahead" if plan.speculate else "none"),
+    ]
     if plan.deterministic:
-        table.add_row("deterministic", "logits do not depend on what shares a step")
+        rows.append(("deterministic", "logits do not depend on what shares a step"))
     for window, count in groups(plan):
         seen = "all that came before" if window is None else f"the last {window} tokens"
-        table.add_row("layer group", f"{count} layers that see {seen}")
-    return table
+        rows.append(("layer group", f"{count} layers that see {seen}"))
+    return sheet("plan", rows)
 
 
 def _memory(plan: "Plan") -> Table:
     memory = plan.memory
-    table = Table(title="memory")
-    for heading in ("what", "size", "of what is free"):
-        table.add_column(heading, justify="left" if heading == "what" else "right")
     rows = (
         ("weights", memory.weights),
         ("workspace of a step", memory.workspace),
@@ -152,9 +138,10 @@ def _memory(plan: "Plan") -> Table:
         ("may be used (memory.share)", memory.allowed),
         ("free now", memory.free),
     )
-    for n, (name, size) in enumerate(rows):
-        table.add_row(name, _size(size), f"{size / max(memory.free, 1):.1%}", end_section=n == 3)
-    return table
+    cells = [(name, _size(size), f"{size / max(memory.free, 1):.1%}") for name, size in rows]
+    shown = table(("what", "size", "of what is free"), cells, title="memory")
+    shown.rows[3].end_section = True
+    return shown
 
 
 def _kept(plan: "Plan") -> str:
@@ -162,13 +149,12 @@ def _kept(plan: "Plan") -> str:
 
 
 def _requests(plan: "Plan") -> Table:
-    table = Table(title="requests")
-    table.add_column("tokens, prompt and answer", justify="right")
-    table.add_column("at once", justify="right")
-    for length, count in at_once(plan):
-        table.add_row(f"{length}" + (" (longest)" if length == plan.max_len else ""), str(count))
-    table.caption = f"the KV cache holds {plan.kv_tokens} tokens"
-    return table
+    rows = [
+        (f"{length}" + (" (longest)" if length == plan.max_len else ""), str(count))
+        for length, count in at_once(plan)
+    ]
+    caption = f"the KV cache holds {plan.kv_tokens} tokens"
+    return table(("tokens, prompt and answer", "at once"), rows, words=0, title="requests", caption=caption)
 
 
 def _size(size: float) -> str:

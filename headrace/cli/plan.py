@@ -1,7 +1,5 @@
 """Predicts what a model needs and how fast it will be on devices one does not have."""
 
-import json as text_of
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from headrace.base.config import knob
+from headrace.cli._print import write_json
 
 if TYPE_CHECKING:
     from headrace.cli._plan_read import Planned
@@ -58,8 +57,7 @@ class Wanted:
         " configuration that holds them",
     )
     qps: float | None = knob(
-        None,
-        "requests per second that must be served: gives the cheapest configuration, replicas included",
+        None, "requests per second that must be served: gives the cheapest configuration, replicas included"
     )
 
     @property
@@ -107,8 +105,7 @@ def run(
     if html is not None:
         write(html, page(planned.option, advice, planned.choices[:SHOWN], goal), "html")
     if json:
-        text_of.dump(_facts(planned, advice), sys.stdout, indent=1)
-        sys.stdout.write("\n")
+        write_json(_facts(planned, advice))
     else:
         _plan_tables.show(planned, advice, goal)
 

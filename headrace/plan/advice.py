@@ -45,17 +45,15 @@ def advise(option: Option, goal: str = "cost") -> list[Advice]:
     """Changes that gain in some measure, best by the goal first; what would fit, where nothing fits now."""
     now = option.forecast
     found: list[Advice] = []
-    for text, flags, changed in _changes(option):
-        then = changed.forecast
-        if then is None:
-            continue
-        made = Advice(text, flags, changed, then, *_ratios(now, then, changed))
-        if now is None or _gains(made):
-            found.append(made)
+    for text, flags, changed in (*_narrower(option), *_more_devices(option), *_other_load(option)):
+        if (then := changed.forecast) is not None:
+            made = Advice(text, flags, changed, then, *_ratios(now, then))
+            if now is None or _gains(made):
+                found.append(made)
     return sorted(found, key=lambda advice: GOALS[goal](advice.forecast))
 
 
-def _ratios(now: Forecast | None, then: Forecast, changed: Option) -> tuple[float | None, ...]:
+def _ratios(now: Forecast | None, then: Forecast) -> tuple[float | None, ...]:
     if now is None:
         return None, None, None, None
     return (
@@ -71,14 +69,11 @@ def _gains(made: Advice) -> bool:
     return (made.throughput or 0) > 1 + NOTABLE or any(ratio < 1 - NOTABLE for ratio in less)
 
 
-def _changes(option: Option) -> Iterator[tuple[str, str, Option]]:
-    """(what it is, the flags that say it, the option changed)."""
-    yield from _narrower(option)
-    yield from _more_devices(option)
-    yield from _other_load(option)
+Changes = Iterator[tuple[str, str, Option]]
+"""What it is, the flags that say it, the option changed."""
 
 
-def _narrower(option: Option) -> Iterator[tuple[str, str, Option]]:
+def _narrower(option: Option) -> Changes:
     now = SCHEMES[option.scheme]
     for name in ("fp8", "int8", "w8a16", "w4a16", "nvfp4"):
         kept = SCHEMES[name]
@@ -94,43 +89,32 @@ def _narrower(option: Option) -> Iterator[tuple[str, str, Option]]:
         yield "both of fp8", "--scheme fp8 --kv fp8", replace(option, scheme="fp8", kv="fp8")
 
 
-def _more_devices(option: Option) -> Iterator[tuple[str, str, Option]]:
+def _more_devices(option: Option) -> Changes:
     for gpus in (2 * option.gpus, 4 * option.gpus, 8 * option.gpus):
         if gpus <= 16 and option.gpu.kind == "gpu" and splits(option.anatomy, gpus):
             yield f"{gpus} devices share the model", f"--gpus {gpus}", replace(option, gpus=gpus)
 
 
-def _other_load(option: Option) -> Iterator[tuple[str, str, Option]]:
+def _other_load(option: Option) -> Changes:
     work = option.work
     said = f"in={work.tokens_in},out={work.tokens_out}"
     longest = option.memory.longest
     if work.length <= longest < (option.max_len or option.anatomy.max_len):
-        yield (
-            f"a longest request of {longest} tokens",
-            f"--max-len {longest}",
-            replace(option, max_len=longest),
-        )
+        text = f"a longest request of {longest} tokens"
+        yield text, f"--max-len {longest}", replace(option, max_len=longest)
     if work.concurrency > 1:
         fewer = work.concurrency // 2
         flags = f'--workload "{said},concurrency={fewer}"'
-        yield (
-            f"{fewer} at once, the rest elsewhere",
-            flags,
-            replace(option, work=work._replace(concurrency=fewer)),
-        )
+        yield f"{fewer} at once, the rest elsewhere", flags, option.asked(concurrency=fewer)
     room = option.memory.requests(work.tokens_in + work.tokens_out / 2, work.shared)
     if room > work.concurrency:
         more = min(room, 2 * work.concurrency)
         flags = f'--workload "{said},concurrency={more}"'
-        yield f"{more} at once", flags, replace(option, work=work._replace(concurrency=more))
+        yield f"{more} at once", flags, option.asked(concurrency=more)
     if work.draft is None and work.tokens_out > 1:
         text = f"speculation: {GUESSES.tokens} tokens, each right in {GUESSES.acceptance:.0%} of cases"
-        yield (
-            text,
-            f"--draft {GUESSES.tokens},{GUESSES.acceptance}",
-            replace(option, work=work._replace(draft=GUESSES)),
-        )
+        yield text, f"--draft {GUESSES.tokens},{GUESSES.acceptance}", option.asked(draft=GUESSES)
     if work.shared == 0 and work.tokens_in > 32:
         half = work.tokens_in // 2
         flags = f'--workload "{said},concurrency={work.concurrency},prefix={half}"'
-        yield "prefix caching, if prompts share half", flags, replace(option, work=work._replace(shared=half))
+        yield "prefix caching, if prompts share half", flags, option.asked(shared=half)

@@ -1,28 +1,17 @@
 """What a decoder is made of, counted from its config.json: weights, KV cache and arithmetic of every layer."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.nn.shape import MOST_HEADS, MOST_LAYERS, count, flag
-from headrace.plan.layers import Attention, attention
-from headrace.plan.windows import views
+from headrace.plan.layers import Attention, attention, views
 
-PLAIN = frozenset(
-    {
-        "llama",
-        "mistral",
-        "ministral",
-        "qwen2",
-        "qwen3",
-        "gemma2",
-        "gemma3_text",
-        "phi3",
-        "mixtral",
-        "qwen2_moe",
-    }
-    | {"qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "kimi_k2", "gpt_oss", "glm4_moe"}
+PLAIN = (
+    *("llama", "mistral", "ministral", "mixtral", "gemma2", "gemma3_text", "phi3", "gpt_oss", "glm4_moe"),
+    *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "kimi_k2"),
 )
 """Model types whose parts are known; any other is counted as a plain decoder, and the plan says so."""
 
@@ -33,9 +22,9 @@ NEEDED = (
     "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings",
 )  # fmt: skip
-
-
 WIDTHS = ("intermediate_size", "moe_intermediate_size")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 class Layer(NamedTuple):
@@ -79,10 +68,6 @@ class Anatomy:
     notes: tuple[str, ...] = field(default=())
 
     @property
-    def embedding(self) -> int:
-        return self.vocab * self.hidden
-
-    @property
     def head(self) -> int:
         """Weights that make logits, whether or not they are the embedding's."""
         return self.vocab * self.hidden
@@ -90,8 +75,7 @@ class Anatomy:
     @cached_property
     def parameters(self) -> int:
         """All of them: embedding, head where it is one of its own, blocks, last norm."""
-        heads = self.embedding + (0 if self.tied else self.head)
-        return heads + sum(layer.weights for layer in self.layers) + self.hidden
+        return self.head * (1 if self.tied else 2) + sum(layer.weights for layer in self.layers) + self.hidden
 
     @cached_property
     def active(self) -> int:
@@ -121,10 +105,7 @@ class Anatomy:
     @cached_property
     def kinds(self) -> tuple[tuple[Attention, int], ...]:
         """Each kind of attention, and how many layers have it."""
-        found: dict[Attention, int] = {}
-        for layer in self.layers:
-            found[layer.attention] = found.get(layer.attention, 0) + 1
-        return tuple(found.items())
+        return tuple(Counter(layer.attention for layer in self.layers).items())
 
     @property
     def kv_per_token(self) -> int:
@@ -159,7 +140,7 @@ def dissect(name: str, config: dict[str, Any]) -> Anatomy:
         kind=kind,
         vocab=count(config, "vocab_size"),
         hidden=hidden,
-        inner=_widest(config),
+        inner=count(config, _first(config, *WIDTHS) or WIDTHS[0]),
         attended=attended,
         tied=flag(config, "tie_word_embeddings", kind.startswith("gemma")),
         max_len=count(config, "max_position_embeddings"),
@@ -200,14 +181,6 @@ def _first(config: dict[str, Any], *keys: str) -> str | None:
     return next((key for key in keys if config.get(key) is not None), None)
 
 
-def _widest(config: dict[str, Any]) -> int:
-    """Width of the feed-forward that a token goes through: dense, or its experts side by side."""
-    return count(config, _first(config, *WIDTHS) or WIDTHS[0])
-
-
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-
-
 def _layer(config: dict[str, Any], kind: str, seen: Attention, index: int) -> Layer:
     hidden = count(config, "hidden_size")
     norms = hidden * (4 if kind in ("gemma2", "gemma3_text") else 2)
@@ -222,8 +195,7 @@ def _layer(config: dict[str, Any], kind: str, seen: Attention, index: int) -> La
             f"config.json: {active} experts per token of {experts}", param="num_experts_per_tok"
         )
     width = count(config, _first(config, "moe_intermediate_size") or "intermediate_size")
-    shared = 0
-    gate = 0
+    shared = gate = 0
     if config.get("shared_expert_intermediate_size"):
         shared, gate = count(config, "shared_expert_intermediate_size"), hidden
     elif config.get("n_shared_experts"):
@@ -249,9 +221,6 @@ def _routes(config: dict[str, Any], kind: str, index: int) -> bool:
         )
     every = count(config, "decoder_sparse_step", 1)
     return index not in dense and (index + 1) % every == 0
-
-
-DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def _dtype(config: dict[str, Any]) -> str:

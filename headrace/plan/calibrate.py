@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from headrace.base.errors import Refused, UnknownName
 from headrace.bench.result import Result
 from headrace.bench.workloads import CPU, GPU, workload
-from headrace.plan.anatomy import Anatomy, dissect
+from headrace.plan.anatomy import DTYPES, Anatomy, dissect
 from headrace.plan.cost import Setup
 from headrace.plan.efficiency import Efficiency
 from headrace.plan.find import settings
@@ -26,7 +26,6 @@ PRIOR = 0.1
 """How strongly the efficiencies stay where they are: one run moves what it can tell about, and little else."""
 KEPT = frozenset({"attention"})
 """Measured by itself, and hard to tell from other things in the time of a whole run."""
-PLAIN = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 TIME = ": time"
 
 
@@ -105,7 +104,7 @@ def _scheme(said: dict[str, Any], option: Option) -> str:
     quantization = str(said.get("quantization", "none"))
     if quantization == "checkpoint":
         return option.scheme
-    return like(quantization) if quantization != "none" else PLAIN.get(str(said.get("dtype")), option.scheme)
+    return like(quantization) if quantization != "none" else DTYPES.get(str(said.get("dtype")), option.scheme)
 
 
 def _device(machine: dict[str, Any], option: Option, known: dict[str, Gpu]) -> Gpu:

@@ -4,6 +4,7 @@ All of it is plain arithmetic on numbers or on numpy arrays, so one call prices 
 formulas are in docs/plan.md (roofline: Williams, Waterman, Patterson, 2009).
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -126,11 +127,10 @@ def _touched_bytes(setup: Setup, tokens: Number) -> Number:
 
 def _expert_groups(model: Anatomy) -> list[tuple[int, int, int]]:
     """(experts, of them active, weights of all over the layers), once for each mixture that occurs."""
-    found: dict[tuple[int, int], int] = {}
+    found: Counter[tuple[int, int]] = Counter()
     for layer in model.layers:
         if layer.experts:
-            key = (layer.experts, layer.active)
-            found[key] = found.get(key, 0) + layer.experts * layer.expert
+            found[layer.experts, layer.active] += layer.experts * layer.expert
     return [(*key, weights) for key, weights in found.items()]
 
 

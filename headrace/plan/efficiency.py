@@ -51,19 +51,10 @@ class Efficiency:
 
     def values(self) -> dict[str, float]:
         """Every number by its name, such as `kv` or `weights.fp8`."""
-        found = {name: float(value) for name, value in self.plain().items()}
+        plain = ("kv", "attention", "moves", "step_us", "layer_us", "row_us")
+        found = {name: float(getattr(self, name)) for name in plain}
         found |= {f"weights.{name}": value for name, value in self.weights.items()}
         return found | {f"matmul.{name}": value for name, value in self.matmul.items()}
-
-    def plain(self) -> dict[str, float]:
-        return {
-            "kv": self.kv,
-            "attention": self.attention,
-            "moves": self.moves,
-            "step_us": self.step_us,
-            "layer_us": self.layer_us,
-            "row_us": self.row_us,
-        }
 
     def changed(self, values: Mapping[str, float]) -> "Efficiency":
         """The same with other numbers, named as in `values()`."""

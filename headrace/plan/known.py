@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from headrace.bench.shapes import SHAPES
+from headrace.bench.shapes import SHAPES, sized
 
 
 def _shape(
@@ -10,18 +10,8 @@ def _shape(
 ) -> dict[str, Any]:
     """`sizes`: hidden, feed-forward, layers, query heads, KV heads."""
     hidden, inner, layers, heads, kv = sizes
-    return {
-        "model_type": kind,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "vocab_size": vocab,
-        "max_position_embeddings": longest,
-        "tie_word_embeddings": False,
-        "dtype": "bfloat16",
-    } | more
+    like = {"model_type": kind, "vocab_size": vocab, "max_position_embeddings": longest, "dtype": "bfloat16"}
+    return sized(like, hidden, inner, layers, heads, kv, tied=False) | more
 
 
 _LATENT = {

@@ -57,7 +57,7 @@ def mixed(option: Option) -> Mixed:
     """
     if option.anatomy.routed:
         raise Refused(f"{option.anatomy.name} has experts; only dense models are searched", param="model")
-    alone = replace(option, scheme="bf16", work=option.work._replace(concurrency=1, draft=None))
+    alone = replace(option.asked(concurrency=1, draft=None), scheme="bf16")
     made = alone.forecast
     if made is None:
         raise Refused(

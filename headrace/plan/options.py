@@ -1,6 +1,7 @@
 """A configuration to be judged: which model on which devices, how it is kept, what is asked of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from headrace.base.errors import Refused
 from headrace.plan.anatomy import Anatomy
@@ -33,6 +34,10 @@ class Option:
     """Dollars per hour of one device, where not the table's."""
     reach: Efficiency | None = None
     """The efficiencies, where not the engine's."""
+
+    def asked(self, **work: Any) -> "Option":
+        """The same with something else about the workload."""
+        return replace(self, work=self.work._replace(**work))
 
     @property
     def efficiency(self) -> Efficiency:
@@ -70,10 +75,8 @@ class Option:
     @property
     def _dense(self) -> bool:
         """Whether the model is of the kind that was measured: grouped attention, no experts."""
-        parts = self.anatomy.layers
-        return not any(
-            p.experts or p.attention.state or p.attention.lookup != p.attention.score for p in parts
-        )
+        plain = all(kind.lookup == kind.score and not kind.state for kind, _ in self.anatomy.kinds)
+        return plain and not self.anatomy.routed
 
     @property
     def name(self) -> str:

@@ -1,18 +1,31 @@
 """One HTML file about a plan: nothing is loaded from outside, nothing runs in it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 
 from headrace.bench.chart import COLOURS, Line, bar, draw
 from headrace.bench.page import opening, table, tiles
 from headrace.plan import words
 from headrace.plan.advice import Advice
-from headrace.plan.curves import Curve, curves
 from headrace.plan.forecast import Forecast
-from headrace.plan.options import Option
+from headrace.plan.options import Option, splits
+from headrace.plan.scheme import SCHEMES
 from headrace.plan.search import Choice
 
 Measure = Callable[[Forecast], float]
+STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+MOST = 6
+"""Lines of one picture: more cannot be told apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A configuration's points: (requests at once, what is expected of them)."""
+
+    name: str
+    option: Option
+    points: tuple[tuple[int, Forecast], ...]
 
 
 def page(option: Option, advice: Sequence[Advice], choices: Sequence[Choice], goal: str) -> str:
@@ -32,9 +45,8 @@ def page(option: Option, advice: Sequence[Advice], choices: Sequence[Choice], go
 
 def _head(option: Option) -> str:
     model, work = option.anatomy, option.work
-    active = "" if model.active == model.parameters else f", {words.count(model.active)} of them for a token"
     said = (
-        f"{model.kind}, {words.count(model.parameters)} parameters{active}; {work.tokens_in:,} tokens in,"
+        f"{model.kind}, {words.count(model.parameters)} parameters{words.active(model)}; {work.tokens_in:,} tokens in,"
         f" {work.tokens_out:,} out, {work.concurrency:,} requests at once; as {option.engine.about} would run it"
     )
     notes = "".join(f'<p class="sub">{escape(note)}</p>' for note in model.notes)
@@ -130,3 +142,38 @@ def _foot(option: Option) -> str:
         f"Predicted by arithmetic, not measured. Price: ${option.per_hour:,.2f} per hour; check it. Formulas, and how"
         " far they are from measured runs: docs/plan.md."
     )
+
+
+# -- throughput against latency: a line per configuration, a point per number of requests at once ------------------
+
+
+def curves(option: Option) -> list[Curve]:
+    """The option itself first, then narrower weights and more devices, each where something fits."""
+    found = [curve for tried in _options(option) if (curve := _curve(tried)).points]
+    return found[:MOST]
+
+
+def _options(option: Option) -> Iterator[Option]:
+    yield option
+    narrow = [
+        name
+        for name in ("fp8", "w4a16")
+        if SCHEMES[name].bits < SCHEMES[option.scheme].bits and (name != "fp8" or option.gpu.fp8)
+    ]
+    for name in narrow:
+        yield replace(option, scheme=name)
+    if narrow and option.anatomy.windows and option.setup.kv_bits > 8:
+        yield replace(option, scheme=narrow[0], kv="fp8")
+    for gpus in (2 * option.gpus, 4 * option.gpus):
+        if option.gpu.kind == "gpu" and gpus <= 16 and splits(option.anatomy, gpus):
+            yield replace(option, gpus=gpus)
+
+
+def _curve(option: Option) -> Curve:
+    points: list[tuple[int, Forecast]] = []
+    for count in sorted({*STEPS, option.work.concurrency}):
+        made = option.asked(concurrency=count).forecast
+        if made is None or made.rows < count:
+            break  # from here on requests wait for each other: more of them make nothing faster
+        points.append((count, made))
+    return Curve(option.name, option, tuple(points))

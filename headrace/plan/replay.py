@@ -59,8 +59,7 @@ class _Cut:
         while self.waiting or self.begun or self.left.size:
             chunks = self._admit()
             rows = int(self.left.size)
-            alone = not chunks and rows
-            times = float(self.left.min()) if alone else 1.0
+            times = float(self.left.min()) if rows and not chunks else 1.0
             keys = [float(self._seen(window, (times - 1) / 2)) for window in self.windows]
             near = [float(min(self.shared, w or self.shared) * rows) for w in self.windows]
             pairs = [sum(visible(a, b, w) for a, b, *_ in chunks) for w in self.windows]
@@ -80,8 +79,8 @@ class _Cut:
 
     def _admit(self) -> list[tuple[int, int, int, int]]:
         """Pieces of prompts for this step: (from, to, prompt, answer)."""
-        budget = self.limits.tokens - int(self.left.size)
         rows = int(self.left.size)
+        budget = self.limits.tokens - rows
         chunks: list[tuple[int, int, int, int]] = []
         while budget > 0 and (self.begun or self.waiting):
             if self.begun is None and not self._open(rows):
@@ -113,16 +112,13 @@ class _Cut:
         self.context, self.left = self.context + times, self.left - times
         stays = self.left > 0
         if not stays.all():
-            self.held = max(0.0, self.held - float(np.sum(self._need(self.context[~stays]))))
+            self.held = max(0.0, self.held - float(np.sum(self.context[~stays] - self.shared)))
             self.context, self.left = self.context[stays], self.left[stays]
         fresh = [(prompt, answer - 1) for prompt, answer in done if answer > 1]
         self.held -= sum(prompt + answer / 2 for prompt, answer in done if answer <= 1)
         if fresh:
             self.context = np.concatenate([self.context, [float(p) for p, _ in fresh]])
             self.left = np.concatenate([self.left, [float(a) for _, a in fresh]])
-
-    def _need(self, context: Counts) -> Counts:
-        return context - self.shared
 
 
 def cut(model: Anatomy, requests: list[tuple[int, int]], limits: Limits, shared: int = 0) -> Run:

@@ -52,7 +52,7 @@ def cheapest(option: Option, gpus: Iterable[Gpu], schemes: Sequence[str], wanted
     for tried in _options(option, gpus, schemes, wanted.counts):
         if (made := _most(tried, found)) is not None:
             choices.append(_choice(*made, qps))
-        elif (alone := replace(tried, work=tried.work._replace(concurrency=1)).forecast) is not None:
+        elif (alone := tried.asked(concurrency=1).forecast) is not None:
             misses.append((_excess(alone, found), tried, alone))
     if not choices:
         raise _nothing(misses, found)
@@ -77,7 +77,7 @@ def _most(option: Option, found: list[Limit]) -> tuple[Option, Forecast] | None:
     """The option with the most requests at once for which the limits hold; none of them waits for a row."""
 
     def at(concurrency: int) -> tuple[Option, Forecast] | None:
-        tried = replace(option, work=option.work._replace(concurrency=concurrency))
+        tried = option.asked(concurrency=concurrency)
         made = tried.forecast
         fits = made is not None and made.rows >= concurrency and holds(found, made.measure)
         return (tried, made) if fits and made is not None else None
@@ -96,15 +96,12 @@ def _choice(option: Option, made: Forecast, qps: float | None) -> Choice:
 def _at_rate(option: Option, most: Forecast, qps: float) -> tuple[Option, Forecast]:
     """The fewest requests at once that make the rate: what a replica really has to carry."""
 
-    def at(concurrency: int) -> tuple[Option, Forecast | None]:
-        tried = replace(option, work=option.work._replace(concurrency=concurrency))
-        return tried, tried.forecast
-
     def enough(concurrency: int) -> bool:
-        made = at(concurrency)[1]
+        made = option.asked(concurrency=concurrency).forecast
         return made is not None and made.requests_per_s >= qps
 
-    fewer, made = at(1 + bisect_left(range(1, option.work.concurrency), True, key=enough))
+    fewer = option.asked(concurrency=1 + bisect_left(range(1, option.work.concurrency), True, key=enough))
+    made = fewer.forecast
     return (fewer, made) if made is not None else (option, most)
 
 

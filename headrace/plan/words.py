@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from headrace.plan.advice import Advice
+from headrace.plan.anatomy import Anatomy
 from headrace.plan.forecast import Forecast
 from headrace.plan.memory import Memory
 from headrace.plan.options import Option
@@ -31,6 +32,11 @@ def count(amount: float) -> str:
         if amount >= unit:
             return f"{amount / unit:,.2f} {name}"
     return f"{amount:,.0f}"
+
+
+def active(model: Anatomy) -> str:
+    """To be said after the number of parameters, where a token meets only some."""
+    return "" if model.active == model.parameters else f", {count(model.active)} of them for a token"
 
 
 def seconds(amount: float) -> str:

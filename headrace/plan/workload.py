@@ -1,6 +1,5 @@
 """What is asked of a model: lengths, how many at once, what prompts share; and the limits that must hold."""
 
-import operator
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -71,9 +70,9 @@ def _pairs(text: str, what: str, signs: str, known: Any) -> list[tuple[str, str]
         if not sign:
             raise Refused(f"{what}: {key} has no value", param=what, hint=f"as in {EXAMPLES[what]}")
         pairs.append((key, value))
-    doubled = {key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1}
-    if doubled:
-        raise Refused(f"{what}: {', '.join(sorted(doubled))} is given twice", param=what)
+    keys = [key for key, _ in pairs]
+    if doubled := sorted({key for key in keys if keys.count(key) > 1}):
+        raise Refused(f"{what}: {', '.join(doubled)} is given twice", param=what)
     return pairs
 
 
@@ -106,4 +105,4 @@ def limits(text: str) -> list[Limit]:
 
 def holds(found: list[Limit], measure: Callable[[str], float]) -> bool:
     """Whether every limit holds for what `measure` says."""
-    return all(operator.le(measure(limit.measure), limit.below) for limit in found)
+    return all(measure(limit.measure) <= limit.below for limit in found)

@@ -1,12 +1,11 @@
-"""The tree of knobs: what it accepts, what it refuses, and how it becomes a command line."""
+"""The tree of knobs: what it accepts, what it refuses, and vLLM's names for it."""
 
 from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from cyclopts import App, Parameter
 from hypothesis import given
 
 from headrace.base.config import (
@@ -162,46 +161,37 @@ def test_from_names_takes_dotted_names_and_none():
     assert from_names() == Config()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "ours"), [("torch.bfloat16", "bfloat16"), ("float", "float32"), ("auto", "auto")]
-)
-def test_from_names_reads_types(dtype: str, ours: str):
-    assert from_names(dtype=dtype).model.dtype == ours
+NGRAM = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4}
 
 
 @pytest.mark.parametrize(
-    ("policy", "ours"), [("fcfs", "arrival"), ("arrival", "arrival"), ("priority", "priority")]
-)
-def test_from_names_reads_policies(policy: str, ours: str):
-    assert from_names(scheduling_policy=policy).schedule.policy == ours
-
-
-@pytest.mark.parametrize(("given", "ours"), [("auto", "auto"), ("fp8", "fp8"), ("fp8_e4m3", "fp8")])
-def test_from_names_reads_cache_types(given: str, ours: str):
-    assert from_names(kv_cache_dtype=given).memory.kv_dtype == ours
-
-
-def test_from_names_refuses_a_cache_type_that_is_not_there():
-    with pytest.raises(Refused, match="expected auto or fp8"):
-        from_names(kv_cache_dtype="fp8_e5m2")
-
-
-def test_deterministic_has_a_short_name():
-    assert from_names(deterministic=True).schedule.deterministic
-
-
-@pytest.mark.parametrize(("given", "ours"), [(False, "off"), ("auto", "auto")])
-def test_from_names_reads_overlap(given: Any, ours: str):
-    assert from_names(async_scheduling=given).schedule.overlap == ours
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "given", "knob", "ours"),
     [
-        ("tensor_parallel_size", 2),
-        ("trust_remote_code", True),
-        ("enable_lora", True),
+        ("dtype", "torch.bfloat16", "model.dtype", "bfloat16"),
+        ("dtype", "float", "model.dtype", "float32"),
+        ("dtype", "auto", "model.dtype", "auto"),
+        ("quantization", "awq", "model.quantization", "auto"),  # what a checkpoint says need not be said
+        ("quantization", "fp8", "model.quantization", "fp8"),
+        ("quantization", None, "model.quantization", "auto"),
+        ("kv_cache_dtype", "auto", "memory.kv_dtype", "auto"),
+        ("kv_cache_dtype", "fp8", "memory.kv_dtype", "fp8"),
+        ("kv_cache_dtype", "fp8_e4m3", "memory.kv_dtype", "fp8"),
+        ("scheduling_policy", "fcfs", "schedule.policy", "arrival"),
+        ("scheduling_policy", "arrival", "schedule.policy", "arrival"),
+        ("async_scheduling", False, "schedule.overlap", "off"),
+        ("async_scheduling", "auto", "schedule.overlap", "auto"),
+        ("deterministic", True, "schedule.deterministic", True),
+        ("speculative_config", None, "schedule.speculate", None),
+        ("speculative_config", NGRAM, "schedule.speculate", 5),
+        ("speculative_config", {"model": "[ngram]", "num_speculative_tokens": 2}, "schedule.speculate", 2),
     ],
+)
+def test_from_names_reads_values(name: str, given: Any, knob: str, ours: Any):
+    assert values(from_names(**{name: given}))[knob] == ours
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("tensor_parallel_size", 2), ("trust_remote_code", True), ("enable_lora", True)]
 )
 def test_from_names_refuses_what_it_would_have_to_ignore(name: str, value: Any):
     with pytest.raises(Refused, match="not supported") as refused:
@@ -211,7 +201,17 @@ def test_from_names_refuses_what_it_would_have_to_ignore(name: str, value: Any):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("load_format", "pt"), ("dtype", "int8"), ("max_num_seqs", 0), ("model", None)]
+    ("name", "value"),
+    [
+        ("load_format", "pt"),
+        ("dtype", "int8"),
+        ("max_num_seqs", 0),
+        ("model", None),
+        ("kv_cache_dtype", "fp8_e5m2"),
+        ("speculative_config", {"model": "some/draft", "num_speculative_tokens": 5}),
+        ("speculative_config", {"method": "eagle"}),
+        ("speculative_config", "ngram"),
+    ],
 )
 def test_from_names_refuses_values(name: str, value: Any):
     with pytest.raises(Refused):
@@ -222,62 +222,3 @@ def test_from_names_proposes_the_nearest_name():
     with pytest.raises(UnknownName) as refused:
         from_names(max_model_length=5)
     assert "did you mean 'max_model_len'?" in refused.value.hint
-
-
-# -- the command line ---------------------------------------------------------------------------------
-
-
-def parser() -> App:
-    app = App(name="toy", result_action="return_value")
-
-    @app.command
-    def go(prompt: str, *, config: Annotated[Config, Parameter(name="*")] = Config()) -> Config:
-        return config
-
-    return app
-
-
-def test_the_tree_is_a_command_line():
-    words = ["go", "hi", "--memory.share", "0.5", "--model.dummy-weights", "--schedule.policy", "priority"]
-    expected = {"memory.share": 0.5, "model.dummy_weights": True, "schedule.policy": "priority"}
-    assert parser()(words) == replace_dotted(Config(), expected)
-
-
-def test_a_refused_value_reaches_the_program_as_a_fault():
-    with pytest.raises(Refused, match=r"memory\.share is 5"):
-        parser()(["go", "hi", "--memory.share", "5"])
-
-
-def test_help_is_written_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    parser()(["go", "--help"])
-    shown = "".join(capsys.readouterr().out.replace("│", " ").split())
-    for name, knob in flat(Config).items():
-        assert f"--{name.replace('_', '-')}" in shown
-        assert "".join(knob.help.split()) in shown
-
-
-def test_a_checkpoints_own_method_need_not_be_said():
-    assert from_names(quantization="awq").model.quantization == "auto"
-    assert from_names(quantization="fp8").model.quantization == "fp8"
-    assert from_names(quantization=None).model.quantization == "auto"
-
-
-@pytest.mark.parametrize(
-    ("given", "ours"),
-    [
-        (None, None),
-        ({"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4}, 5),
-        ({"model": "[ngram]", "num_speculative_tokens": 2}, 2),
-    ],
-)
-def test_prompt_lookup_by_vllms_name(given, ours):
-    assert from_names(speculative_config=given).schedule.speculate == ours
-
-
-@pytest.mark.parametrize(
-    "given", [{"model": "some/draft", "num_speculative_tokens": 5}, {"method": "eagle"}, "ngram"]
-)
-def test_other_ways_to_guess_are_refused(given):
-    with pytest.raises(Refused):
-        from_names(speculative_config=given)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from headrace.base import hardware
 from headrace.base.hardware import probe
 
 GIB = 1 << 30
@@ -17,61 +16,60 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
 
 
-def tree(root: Path, **files: str) -> Path:
-    """A root folder; in names `__` stands for the slash."""
-    for name, text in {"proc__meminfo": MEMINFO, **files}.items():
-        path = root / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+def tree(root: Path, files: dict[str, str]) -> Path:
+    """A root folder with /proc/meminfo and these."""
+    for name, text in {"proc/meminfo": MEMINFO, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
     return root
 
 
-def write(root: Path, path: str, text: str) -> None:
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    (root / path).write_text(text)
+def cgroup(root: Path, groups: str, files: dict[str, str]) -> tuple[int, int, int]:
+    """Cores, memory and free memory in a group with these files."""
+    named = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    found = probe(tree(root, {"proc/self/cgroup": groups, **named}))
+    return found.cores, found.memory_bytes, found.free_bytes
 
 
 def test_without_limits(tmp_path: Path):
-    found = probe(tree(tmp_path))
-    assert (found.cores, found.memory_bytes, found.free_bytes, found.gpus) == (8, 16 * GIB, 8 * GIB, ())
+    found = probe(tree(tmp_path, {}))
+    assert (found.cores, found.memory_bytes, found.free_bytes) == (8, 16 * GIB, 8 * GIB)
 
 
 def test_cgroup_v2_on_the_way_up(tmp_path: Path):
-    root = tree(tmp_path, proc__self__cgroup="0::/slice/app\n")
-    write(root, "sys/fs/cgroup/slice/cpu.max", "250000 100000\n")
-    write(root, "sys/fs/cgroup/slice/app/cpu.max", "max 100000\n")
-    write(root, "sys/fs/cgroup/slice/app/memory.max", f"{4 * GIB}\n")
-    write(root, "sys/fs/cgroup/slice/app/memory.current", f"{3 * GIB}\n")
-    write(root, "sys/fs/cgroup/slice/app/memory.stat", f"anon 5\ninactive_file {2 * GIB}\n")
-    found = probe(root)
-    assert (found.cores, found.memory_bytes, found.free_bytes) == (2, 4 * GIB, 3 * GIB)
+    files = {
+        "slice/cpu.max": "250000 100000",
+        "slice/app/cpu.max": "max 100000",
+        "slice/app/memory.max": f"{4 * GIB}",
+        "slice/app/memory.current": f"{3 * GIB}",
+        "slice/app/memory.stat": f"anon 5\ninactive_file {2 * GIB}",
+    }
+    assert cgroup(tmp_path, "0::/slice/app", files) == (2, 4 * GIB, 3 * GIB)
 
 
 def test_cgroup_v2_seen_from_inside_a_container(tmp_path: Path):
-    root = tree(tmp_path, proc__self__cgroup="0::/\n")
-    write(root, "sys/fs/cgroup/cpu.max", "50000 100000\n")
-    write(root, "sys/fs/cgroup/memory.max", "max\n")
-    found = probe(root)
-    assert (found.cores, found.memory_bytes) == (1, 16 * GIB)
+    files = {"cpu.max": "50000 100000", "memory.max": "max"}
+    assert cgroup(tmp_path, "0::/", files) == (1, 16 * GIB, 8 * GIB)
 
 
 def test_cgroup_v1(tmp_path: Path):
-    root = tree(tmp_path, proc__self__cgroup="4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n2:pids:/x\n")
-    write(root, "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1\n")
-    write(root, "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_quota_us", "300000\n")
-    write(root, "sys/fs/cgroup/cpu/docker/abc/cpu.cfs_period_us", "100000\n")
-    write(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", f"{2 * GIB}\n")
-    write(root, "sys/fs/cgroup/memory/memory.usage_in_bytes", f"{3 * GIB}\n")
-    write(root, "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", f"{2**63 - 4096}\n")
-    found = probe(root)
-    assert (found.cores, found.memory_bytes, found.free_bytes) == (3, 2 * GIB, 0)
+    files = {
+        "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+        "cpu/docker/abc/cpu.cfs_quota_us": "300000",
+        "cpu/docker/abc/cpu.cfs_period_us": "100000",
+        "memory/memory.limit_in_bytes": f"{2 * GIB}",
+        "memory/memory.usage_in_bytes": f"{3 * GIB}",
+        "memory/docker/abc/memory.limit_in_bytes": f"{2**63 - 4096}",
+    }
+    groups = "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n2:pids:/x"
+    assert cgroup(tmp_path, groups, files) == (3, 2 * GIB, 0)
 
 
 def test_the_processor(tmp_path: Path):
     text = "model name\t: Fast 9000\nflags\t\t: sse avx2\n\nmodel name\t: Fast 9000\nflags\t\t: sse avx2\n"
-    found = probe(tree(tmp_path, proc__cpuinfo=text))
+    found = probe(tree(tmp_path, {"proc/cpuinfo": text}))
     assert (found.cpu_name, found.cpu_flags) == ("Fast 9000", frozenset({"sse", "avx2"}))
-    arm = probe(tree(tmp_path, proc__cpuinfo="Features\t: asimd bf16\n"))
+    arm = probe(tree(tmp_path, {"proc/cpuinfo": "Features\t: asimd bf16"}))
     assert arm.cpu_flags == frozenset({"asimd", "bf16"})
     assert arm.cpu_name
 
@@ -96,4 +94,3 @@ def test_this_machine():
     found = probe()
     assert found.cores >= 1
     assert 0 < found.free_bytes <= found.memory_bytes
-    assert isinstance(found, hardware.Hardware)

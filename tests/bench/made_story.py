@@ -14,34 +14,19 @@ PARTS = [*(f"self_attn.{name}" for name in ATTENTION), *(f"mlp.{name}" for name 
 
 
 def row(text: str, tokens: int = 4096) -> Divergence:
-    return Divergence(
-        text,
-        8,
-        tokens,
-        Estimate(0.0412, 0.0021),
-        Estimate(0.51, 0.04),
-        Estimate(0.912, 0.006),
-        Estimate(5.84, 0.21),
-        Estimate(6.02, 0.22),
-        Estimate(1.031, 0.004),
-    )
+    kl, p99, top1 = Estimate(0.0412, 0.0021), Estimate(0.51, 0.04), Estimate(0.912, 0.006)
+    perplexities = Estimate(5.84, 0.21), Estimate(6.02, 0.22), Estimate(1.031, 0.004)
+    return Divergence(text, 8, tokens, kl, p99, top1, *perplexities)
 
 
 def outcome(blocks: int = 30, out: Path = Path("out"), model: str = "<b>smollm2-135m") -> Outcome:
-    layers = tuple(
-        Layer(
-            f"model.layers.{n}.{part}",
-            "w4a16_g64" if n else "none",
-            "gptq",
-            4.25 if n else 16.0,
-            576 * 576 * 2,
-            576 * 576 // 2,
-            0.05 * (1 + k) * (1 + n / blocks) if n else 0.0,
-            0.4,
-        )
-        for n in range(blocks)
-        for k, part in enumerate(PARTS)
-    )
+    layers: list[Layer] = []
+    for n in range(blocks):
+        scheme, bits = ("w4a16_g64", 4.25) if n else ("none", 16.0)
+        for k, part in enumerate(PARTS):
+            error = 0.05 * (1 + k) * (1 + n / blocks) if n else 0.0
+            name, sizes = f"model.layers.{n}.{part}", (576 * 576 * 2, 576 * 576 // 2)
+            layers.append(Layer(name, scheme, "gptq", bits, *sizes, error, 0.4))
     head = Layer("lm_head", "none", "gptq", 16.0, 10, 10, 0.0, 0.0)
     recipe = Recipe.parse({"scheme": "w4a16_g64", "passes": ["gptq"]})
     return Outcome(

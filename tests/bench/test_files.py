@@ -6,7 +6,6 @@ import pytest
 
 from headrace.base.errors import Refused
 from headrace.bench.files import read, write
-from headrace.bench.result import Result
 
 
 def test_what_is_written_is_read(tmp_path: Path):
@@ -20,5 +19,3 @@ def test_a_path_that_cannot_be_used_is_refused_with_its_flag(tmp_path: Path):
     assert fault.value.param == "html"
     with pytest.raises(Refused, match="cannot be read"):
         read(tmp_path, "compare")
-    with pytest.raises(Refused, match="cannot be written"):
-        Result("throughput", {}, {}, None, {}).write(tmp_path / "no" / "such.json")

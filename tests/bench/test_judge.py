@@ -55,6 +55,17 @@ def test_all_of_it(made: tuple[Path, Path], tmp_path: Path):
     assert last == f"report: {out / 'report.html'}"
 
 
+def test_a_model_that_reads_less_than_a_window_is_judged_by_what_it_reads(
+    made: tuple[Path, Path], tmp_path: Path
+):
+    base, out = made
+    (tmp_path / "t.txt").write_text(TEXT)
+    found = judge(
+        outcome(2, out, str(base)), config(base), Trial((str(tmp_path / "t.txt"),), windows=1, generated=0)
+    )
+    assert found.quality[0].tokens == 255
+
+
 def test_what_is_not_asked_for_is_not_measured(made: tuple[Path, Path]):
     base, out = made
     found = judge(outcome(2, out, str(base)), config(base), Trial(texts=(), generated=0))

@@ -1,5 +1,6 @@
 """Engines take turns on the same token ids; what goes wrong in one is said with what it printed."""
 
+import json
 import os
 import sys
 import time
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from headrace.base.config import Config, from_names, values
+from headrace.base.config import values
 from headrace.base.errors import Broken, Refused
 from headrace.bench import peers
 from headrace.bench.peers import OURS, Contestant, Peer, Race, race
 from headrace.bench.workloads import Workload, workload
+from headrace.models.llama import TINY
 from tests.bench.fakes import fake_python
+from tests.tiny import config
 
 WORK = Workload("small", [[1, 2, 3], [4, 5]], [4, 2])
 
@@ -115,17 +118,10 @@ def test_an_environment_without_the_engine(tmp_path: Path):
 @pytest.fixture
 def three(vllm: Callable[..., Peer], llama: Peer, tmp_path: Path) -> Iterator[list[Contestant]]:
     """This engine on a tiny model, and both fakes."""
-    from headrace.models.llama import TINY
-
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny/config.json").write_text(
-        str(TINY).replace("'", '"').replace("None", "null").replace("False", "false")
-    )
-    config: Config = from_names(
-        model=str(tmp_path / "tiny"), load_format="dummy", device="cpu", num_gpu_blocks_override=80,
-        gpu_memory_utilization=0.05, max_num_seqs=8, **{"model.threads": 1},
-    )  # fmt: skip
-    ours = Peer(OURS, Path(sys.executable), {"knobs": values(config), "temperature": 0.0})
+    (tmp_path / "tiny/config.json").write_text(json.dumps(TINY))
+    knobs = values(config(tmp_path / "tiny", load_format="dummy"))
+    ours = Peer(OURS, Path(sys.executable), {"knobs": knobs, "temperature": 0.0})
     with ExitStack() as stack:
         yield [stack.enter_context(Contestant(peer)) for peer in (ours, vllm(), llama)]
 

@@ -1,39 +1,24 @@
 """Perplexity: the arithmetic, the windows, and the known numbers of the default model."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from headrace.api.llm import LLM
-from headrace.base.config import Config, Memory, Model, Schedule
 from headrace.base.errors import Refused
 from headrace.bench.perplexity import Perplexity, measure
-from headrace.bench.windows import cut
+from headrace.bench.texts import cut
 from headrace.engine.request import SamplingParams
-from headrace.models.llama import TINY
+from tests.tiny import config, folder
 
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
     """A tiny random model that reads bytes, 256 at once, 64 in a step."""
-    folder = tmp_path_factory.mktemp("tiny")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Tokenizer(models.BPE({piece: n for n, piece in enumerate(alphabet)}, []))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    library.save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text(json.dumps(TINY | {"vocab_size": 256}))
-    model = Model(path=str(folder), dummy_weights=True, threads=1)
-    return LLM(
-        config=Config(
-            model=model, memory=Memory(kv_blocks=80, share=0.02), schedule=Schedule(rows=4, tokens=64)
-        )
-    )
+    return LLM(config=config(folder(tmp_path_factory.mktemp("tiny") / "m")))
 
 
 def of(*windows: list[float], ids: int = 0) -> Perplexity:
@@ -43,15 +28,15 @@ def of(*windows: list[float], ids: int = 0) -> Perplexity:
 def test_a_fair_coin_has_perplexity_two():
     coin = of([math.log(2)] * 10)
     assert (coin.tokens, len(coin.windows)) == (10, 1)
-    assert coin.value == pytest.approx(2)
-    assert coin.error == pytest.approx(0, abs=1e-12)
+    assert coin.estimate.value == pytest.approx(2)
+    assert coin.estimate.error == pytest.approx(0, abs=1e-12)
 
 
 def test_the_error_is_that_of_the_mean():
     found = of([1.0, 3.0])
-    assert found.value == pytest.approx(math.exp(2))
-    assert found.error == pytest.approx(math.exp(2) * math.sqrt(2) / math.sqrt(2))
-    assert math.isnan(of([1.0]).error)
+    assert found.estimate.value == pytest.approx(math.exp(2))
+    assert found.estimate.error == pytest.approx(math.exp(2) * math.sqrt(2) / math.sqrt(2))
+    assert math.isnan(of([1.0]).estimate.error)
 
 
 def test_another_model_is_compared_token_by_token():
@@ -97,7 +82,7 @@ def test_it_is_what_generating_would_have_given(llm: LLM):
         expected.append(logprobs[0][ids[n]].logprob)
     found = measure(llm, "water", "x", 4)
     assert found.tokens == 4
-    assert found.value == pytest.approx(math.exp(-sum(expected) / 4), rel=1e-3)
+    assert found.estimate.value == pytest.approx(math.exp(-sum(expected) / 4), rel=1e-3)
 
 
 def test_windows_are_read_alone(llm: LLM):
@@ -106,9 +91,9 @@ def test_windows_are_read_alone(llm: LLM):
     together = measure(llm, text, "x", 100, 2)
     ids = llm.intake.text_tokenizer.encode(text)
     parts = [llm.intake.text_tokenizer.decode(ids[a : a + 101]) for a in (0, 100)]
-    alone = [math.log(measure(llm, part, "x", 100, 1).value) for part in parts]
+    alone = [math.log(measure(llm, part, "x", 100, 1).estimate.value) for part in parts]
     assert (together.tokens, len(together.windows)) == (200, 2)
-    assert math.log(together.value) == pytest.approx(sum(alone) / 2, rel=1e-4)
+    assert math.log(together.estimate.value) == pytest.approx(sum(alone) / 2, rel=1e-4)
 
 
 @pytest.mark.model
@@ -118,4 +103,4 @@ def test_the_default_model_has_its_known_perplexity(name: str, value: float, def
     from headrace.bench import texts
 
     llm = LLM(str(default_model), **{"memory.share": 0.1})
-    assert measure(llm, texts.read(name), name).value == pytest.approx(value, rel=1e-3)
+    assert measure(llm, texts.read(name), name).estimate.value == pytest.approx(value, rel=1e-3)

@@ -45,7 +45,7 @@ def test_latency_has_percentiles_of_both(llm: LLM):
 
 
 def test_host_counts_rows_and_tokens():
-    costs = host.measure(4, 40, 6, 64, None)
+    costs = host.measure(4, 40, 6, 64)
     assert costs.tokens == 4 * (40 + 5)
     assert costs.steps >= 6
     assert all(m.value > 0 for m in costs.measures("x"))
@@ -58,9 +58,10 @@ def test_masks_are_timed_for_grammars_that_all_differ(folder: Path):
     assert all(m.value > 0 for m in measures)
 
 
-def test_startup_says_how_it_failed(folder: Path):
-    with pytest.raises(Broken, match="no file or folder"):
-        startup.measure({"model": str(folder / "config.jsonx")}, 1)
+def test_startup_says_how_it_failed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(startup, "_SCRIPT", "raise ValueError('no file or folder')")
+    with pytest.raises(Broken, match="did not start: ValueError: no file or folder"):
+        startup.measure({}, 1)
 
 
 @pytest.mark.slow

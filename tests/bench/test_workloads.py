@@ -1,9 +1,12 @@
 """A workload's name and vocabulary decide its work, to the token."""
 
+from pathlib import Path
+
 import pytest
 
+from headrace.base.config import Config, Model
 from headrace.base.errors import UnknownName
-from headrace.bench.shapes import SHAPES, write_shape
+from headrace.bench.shapes import SHAPES, shaped
 from headrace.bench.workloads import CPU, GPU, custom, workload
 from headrace.checkpoint.config import read_config
 
@@ -43,7 +46,15 @@ def test_unknown_names_list_the_known():
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_shape_is_a_model_we_read(name: str, tmp_path):
-    assert read_config(write_shape(name, tmp_path))["vocab_size"] > 1000
+def test_every_shape_is_a_model_we_read(name: str, tmp_path: Path):
+    model = shaped(Config(), name, tmp_path).model
+    settings = read_config(Path(model.path))
+    assert settings["vocab_size"] > 1000
+    assert (model.dummy_weights, model.max_len) == (True, min(32768, settings["max_position_embeddings"]))
+    asked = Config(model=Model(max_len=100))
+    assert shaped(asked, name, tmp_path).model.max_len == 100
+
+
+def test_an_unknown_shape_lists_the_known(tmp_path: Path):
     with pytest.raises(UnknownName, match=r"llama-3\.1-8b"):
-        write_shape("llama-9", tmp_path)
+        shaped(Config(), "llama-9", tmp_path)

@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from headrace.cli import main
 from headrace.models.llama import TINY
+from tests.tiny import EOS, SPECIALS, TEMPLATE, library
 
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SMALL = [
     "--dummy-weights",
     "--memory.share=0.02",
@@ -37,6 +32,9 @@ class Done(NamedTuple):
     err: str
 
 
+Command = Callable[..., Done]
+
+
 class Closed(io.StringIO):
     """A standard input that is a terminal nobody types at."""
 
@@ -49,17 +47,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config and a tokenizer of single bytes, and no weights."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     folder.mkdir()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = Tokenizer(models.BPE({piece: n for n, piece in enumerate([*SPECIALS, *alphabet])}, []))
-    library.add_special_tokens(SPECIALS)
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    library.save(str(folder / "tokenizer.json"))
-    config = TINY | {"vocab_size": library.get_vocab_size(), "eos_token_id": 2}
+    words = library()
+    words.save(str(folder / "tokenizer.json"))
+    config = TINY | {"vocab_size": words.get_vocab_size(), "eos_token_id": EOS}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"chat_template": TEMPLATE, "eos_token": "<|im_end|>", "bos_token": "<|im_start|>"})
-    )
+    said = {"chat_template": TEMPLATE, "eos_token": SPECIALS[EOS], "bos_token": SPECIALS[1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
     return folder
 
 
@@ -74,18 +67,14 @@ def bare(tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: Path
-) -> Callable[..., Done]:
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Command:
     """Runs `headrace WORDS`; `stdin` is what is piped in (None: a terminal), `small` adds SMALL and the tiny model."""
 
     def run(*words: str, stdin: str | None = None, small: bool = False) -> Done:
         monkeypatch.setattr(sys, "stdin", Closed() if stdin is None else io.StringIO(stdin))
-        more = (
-            [*SMALL, *([] if "--model" in words or "-m" in words else ["--model", str(tiny)])]
-            if small
-            else []
-        )
+        more = SMALL if small else []
+        if small and "--model" not in words:
+            more = [*more, "--model", str(tiny)]
         at = words.index("--") if "--" in words else len(words)
         code = main.run([*words[:at], *more, *words[at:]])
         return Done(code, *capsys.readouterr())

@@ -7,19 +7,14 @@ from pathlib import Path
 import pytest
 
 from headrace.api.llm import LLM
-from headrace.base.config import Config, Memory, Model, Schedule
 from headrace.cli._answer import Answer, Interrupt, answer
 from headrace.engine.request import SamplingParams
+from tests.tiny import config
 
 
 @pytest.fixture(scope="module")
 def llm(tiny: Path) -> LLM:
-    model = Model(path=str(tiny), dummy_weights=True, threads=1)
-    return LLM(
-        config=Config(
-            model=model, memory=Memory(kv_blocks=80, share=0.02), schedule=Schedule(rows=4, tokens=64)
-        )
-    )
+    return LLM(config=config(tiny, load_format="dummy"))
 
 
 def params(tokens: int) -> SamplingParams:

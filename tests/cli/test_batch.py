@@ -10,8 +10,8 @@ import pytest
 
 from headrace.api.local import Local
 from headrace.cli import _lines
+from tests.cli.conftest import Command
 
-Command = Callable[..., tuple[int, str, str]]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 

@@ -1,11 +1,8 @@
 """`headrace optimize` with a budget."""
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +18,9 @@ from headrace.optimize.losses import read
 from headrace.optimize.recipe import Recipe
 from headrace.optimize.sensitivity import folder_for
 from headrace.optimize.work import folder_of
+from tests.cli.conftest import Command
 from tests.optimize import small
 
-Command = Callable[..., tuple[int, str, str]]
 SCHEMES = "w4a16_g32,w8a16"
 MEASURE = ["--schemes", SCHEMES, "--sensitivity-tokens=256", "--algorithm=rtn"]
 
@@ -140,14 +137,8 @@ def test_killed_while_it_is_compared_it_goes_on_there(
 def asked(at: Path, out: Path) -> Asked:
     base = small.recipe(at / "words.txt")
     trial = Trial((str(at / "words.txt"),), tokens=40, windows=2, generated=0)
-
-    def bar(console: Console) -> Any:
-        return nullcontext(SimpleNamespace(tell=lambda *told: None))
-
-    console = Console(stderr=True)
     recipe = Recipe(None, base.passes, (), base.calibration, "float32")
-    show, say = lambda *shown: None, lambda *said: None
-    return Asked(str(at / "m"), out, recipe, "cpu", False, False, trial, console, show, bar, say)
+    return Asked(str(at / "m"), out, recipe, "cpu", False, False, trial, Console(stderr=True))
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, factors: list[float]) -> None:

@@ -1,7 +1,8 @@
 """`headrace doctor`."""
 
 import json
-from collections.abc import Callable
+import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -10,8 +11,7 @@ import pytest
 from headrace.base.errors import Refused
 from headrace.base.hardware import Hardware
 from headrace.cli import doctor
-
-Command = Callable[..., tuple[int, str, str]]
+from tests.cli.conftest import Command
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +38,12 @@ def test_tables(command: Command):
     assert code == 0
     assert "nothing that is needed is missing" in out
     assert "could be better" in out
+
+
+def test_all_that_the_project_needs_is_looked_for():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    needed = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    assert needed <= set(doctor.PACKAGES)
 
 
 def test_a_package_that_is_not_there(command: Command, monkeypatch: pytest.MonkeyPatch):

@@ -1,13 +1,11 @@
 """`headrace export`."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from headrace.checkpoint.config import read_config
 from headrace.models.llama import TINY
 from tests import tiny as models
-
-Command = Callable[..., tuple[int, str, str]]
+from tests.cli.conftest import Command
 
 
 def folder(at: Path) -> Path:

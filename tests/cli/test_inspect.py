@@ -1,25 +1,19 @@
 """`headrace inspect`."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from headrace.models.llama import TINY
+from tests.cli.conftest import Command
 
-Command = Callable[..., tuple[int, str, str]]
 SIZES = ("--memory.kv-blocks=80", "--schedule.rows=4", "--schedule.tokens=64")
 
 
 def test_tables(command: Command, tiny: Path):
     code, out, err = command("inspect", str(tiny), *SIZES)
     assert (code, err) == (0, "")
-    for said in (
-        "llama",
-        "float32",
-        "KV cache, 80 blocks of 16 tokens",
-        "256 (longest)",
-        "3 layers that see all",
-    ):
+    blocks = "KV cache, 80 blocks of 16 tokens"
+    for said in ("llama", "float32", blocks, "256 (longest)", "3 layers that see all"):
         assert said in out
     assert str(tiny).replace("/", "")[-20:] in "".join(out.split()).replace("│", "").replace("/", "")
 

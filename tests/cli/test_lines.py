@@ -101,4 +101,6 @@ def test_a_full_disk_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(answers, "_write", full)
     with pytest.raises(Refused, match="No space left"):
         answers.add(Line("1", "a"), {})
-    answers.close()
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(Refused, match="No space left"):
+        answers.close()

@@ -1,17 +1,14 @@
 """The command: what it says before it begins, what it refuses, what it makes."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from headrace.cli import optimize
-from tests.cli.conftest import Done
+from tests.cli.conftest import Command
 from tests.optimize import small
-
-Command = Callable[..., Done]
 
 
 class Killed(BaseException):
@@ -29,34 +26,19 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(model: Path, text: Path, *more: str) -> list[str]:
-    return [
-        "optimize",
-        str(model),
-        "--text",
-        str(text),
-        "--samples",
-        "4",
-        "--tokens",
-        "24",
-        "--device",
-        "cpu",
-        *more,
-    ]
+    """A small run, with `more` flags or others instead of its own."""
+    flags = {"--text": str(text), "--samples": "4", "--tokens": "24", "--device": "cpu"}
+    kept = (word for name, value in flags.items() if name not in more for word in (name, value))
+    return ["optimize", str(model), *kept, *more]
 
 
 def test_a_dry_run_says_all_and_does_nothing(command: Command, model: Path, text: Path, tmp_path: Path):
     done = command(*words(model, text, "-o", str(tmp_path / "out"), "--dry-run"))
     assert done.code == 0
     said = " ".join(done.err.split())
-    for expected in (
-        "w4a16_g32",
-        "model.embed_tokens",
-        "as it is",
-        "will become about",
-        "of memory and",
-        "lm_head",
-    ):
+    for expected in ("w4a16_g32", "model.embed_tokens", "as it is", "will become about", "of memory and"):
         assert expected in said
+    assert "lm_head" in said
     assert not list(tmp_path.iterdir())
     assert command(*words(model, text, "--dry-run")).code == 0, "without a folder to write to"
 
@@ -69,9 +51,8 @@ def test_it_makes_a_folder(command: Command, model: Path, text: Path, tmp_path: 
     assert done.code == 0, done.err
     assert "became" in done.err
     assert "block 3 of 3" in done.err
-    assert {"model.safetensors", "config.json", "recipe.yaml", "README.md"} <= {
-        file.name for file in out.iterdir()
-    }
+    files = {"model.safetensors", "config.json", "recipe.yaml", "README.md"}
+    assert files <= {file.name for file in out.iterdir()}
     recipe = (out / "recipe.yaml").read_text()
     assert "scheme: w8a16" in recipe
     assert "samples: 4" in recipe
@@ -103,12 +84,7 @@ def test_it_makes_a_folder(command: Command, model: Path, text: Path, tmp_path: 
 def test_what_cannot_be_done_is_said_and_nothing_written(
     command: Command, model: Path, text: Path, tmp_path: Path, more: list[str], said: str
 ):
-    replaced = {more[n] for n in range(0, len(more), 2)}
-    base = words(model, text, "-o", str(tmp_path / "out"))
-    kept = base[:2]
-    for name, value in zip(base[2::2], base[3::2], strict=True):
-        kept += [] if name in replaced else [name, value]
-    done = command(*kept, *more)
+    done = command(*words(model, text, "-o", str(tmp_path / "out"), *more))
     assert done.code == 2
     assert said in done.err
     assert not list(tmp_path.iterdir())
@@ -121,7 +97,7 @@ def test_a_recipe_with_a_layer_that_is_not_there(command: Command, model: Path, 
     )
     assert done.code == 2
     assert "matches no layer of this model" in done.err
-    assert "did you mean 'model.layers.0.mlp.up_proj'" in done.err or "did you mean 'model.layers" in done.err
+    assert "did you mean 'model.layers" in done.err
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
 
 

@@ -5,14 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headrace.bench.result import Measure, Result
 from headrace.models.llama import TINY
-from headrace.plan.known import KNOWN
+from tests.cli.conftest import Command
 
-Command = Callable[..., tuple[int, str, str]]
 LLAMA = "llama-3.1-8b"
 
 
@@ -20,23 +20,28 @@ def test_tables(command: Command, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "140")
     code, out, err = command("plan", LLAMA, "--gpu", "h200")
     assert (code, err) == (0, "")
-    for said in (
-        "8.03 billion",
-        "909,216 tokens",
-        "fits: 64 of 64",
-        "128.0 KiB per token",
-        "limited by",
-        "0.74 x",
-    ):
+    assert "8.03 billion" in out
+    for said in ("909,216 tokens", "fits: 64 of 64", "128.0 KiB per token", "limited by", "0.74 x"):
         assert said in out
 
 
-def test_json(command: Command):
-    code, out, _ = command(
-        "plan", LLAMA, "--gpu", "h200", "--workload", "in=100,out=50,concurrency=4", "--json"
-    )
-    said = json.loads(out)
-    assert code == 0
+@pytest.fixture
+def planned(command: Command) -> Callable[..., dict[str, Any]]:
+    """Plans a model and gives the JSON."""
+
+    def run(model: str, *words: str) -> dict[str, Any]:
+        code, out, err = command("plan", model, *words, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    return run
+
+
+Plan = Callable[..., dict[str, Any]]
+
+
+def test_json(planned: Plan):
+    said = planned(LLAMA, "--gpu", "h200", "--workload", "in=100,out=50,concurrency=4")
     assert (said["parameters"], said["fits"]) == (8_030_261_248, True)
     assert said["memory"]["kv_tokens"] == 909_216
     assert said["workload"] == {"in": 100, "out": 50, "concurrency": 4, "prefix": 0}
@@ -46,30 +51,27 @@ def test_json(command: Command):
     assert "calibration" not in said
 
 
-def test_a_folder_with_a_config_is_enough(command: Command, tmp_path: Path):
+def test_a_folder_with_a_config_is_enough(planned: Plan, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"max_position_embeddings": 4096}))
-    code, out, _ = command("plan", str(tmp_path), "--gpu", "l4", "--json")
-    assert code == 0
-    assert json.loads(out)["model"] == tmp_path.name
+    assert planned(str(tmp_path), "--gpu", "l4")["model"] == tmp_path.name
 
 
-def test_what_does_not_fit_is_an_answer(command: Command):
-    code, out, _ = command("plan", "llama-3.1-70b", "--gpu", "h100", "--json")
-    said = json.loads(out)
-    assert (code, said["fits"], said["forecast"]) == (0, False, None)
+def test_what_does_not_fit_is_an_answer(planned: Plan, command: Command):
+    said = planned("llama-3.1-70b", "--gpu", "h100")
+    assert (said["fits"], said["forecast"]) == (False, None)
     assert "does not fit" in said["verdict"]
     assert said["advice"]
     assert command("plan", "llama-3.1-70b", "--gpu", "h100")[0] == 0
 
 
-def test_a_quantized_checkpoint_is_planned_as_it_is(command: Command):
-    said = json.loads(command("plan", "deepseek-v3", "--gpu", "h200", "--gpus", "8", "--json")[1])
+def test_a_quantized_checkpoint_is_planned_as_it_is(planned: Plan):
+    said = planned("deepseek-v3", "--gpu", "h200", "--gpus", "8")
     assert (said["scheme"], said["fits"]) == ("fp8", True)
 
 
-def test_flags_change_the_plan(command: Command):
+def test_flags_change_the_plan(planned: Plan):
     def forecast(*words: str) -> float:
-        return json.loads(command("plan", LLAMA, *words, "--json")[1])["forecast"]["output_tokens_per_s"]
+        return planned(LLAMA, *words)["forecast"]["output_tokens_per_s"]
 
     plain = forecast()
     assert forecast("--scheme", "fp8") > plain
@@ -80,50 +82,43 @@ def test_flags_change_the_plan(command: Command):
     assert forecast("--gpu", "l40s") < plain
 
 
-def test_prices(command: Command, tmp_path: Path):
-    file = tmp_path / "gpus.json"
-    file.write_text('{"h200": {"price": 7.2}}')
-    costs = [
-        json.loads(command("plan", LLAMA, *words, "--json")[1])["forecast"]["cost_per_million_output"]
-        for words in (
-            ("--price", "3.6"),
-            ("--gpus-file", str(file)),
-            ("--gpus-file", str(file), "--price", "1.8"),
-        )
-    ]
+def test_prices(planned: Plan, tmp_path: Path):
+    (tmp_path / "gpus.json").write_text('{"h200": {"price": 7.2}}')
+    file = ("--gpus-file", str(tmp_path / "gpus.json"))
+    asked = (("--price", "3.6"), file, (*file, "--price", "1.8"))
+    costs = [planned(LLAMA, *words)["forecast"]["cost_per_million_output"] for words in asked]
     assert costs[1] == pytest.approx(2 * costs[0])
     assert costs[2] == pytest.approx(costs[0] / 2)
 
 
-def test_the_cheapest_that_holds(command: Command, tmp_path: Path):
+def test_the_cheapest_that_holds(planned: Plan, command: Command, tmp_path: Path):
     page = tmp_path / "plan.html"
     words = ("--slo", "ttft<0.5,tpot<0.03", "--qps", "20", "--html", str(page))
-    said = json.loads(command("plan", LLAMA, *words, "--json")[1])
+    said = planned(LLAMA, *words)
     best = said["choices"][0]
     assert (said["gpu"], said["scheme"]) == (best["gpu"], best["scheme"])
     assert best["forecast"]["tpot"] < 0.03
-    assert [c["price_per_hour"] for c in said["choices"]] == sorted(
-        c["price_per_hour"] for c in said["choices"]
-    )
+    prices = [choice["price_per_hour"] for choice in said["choices"]]
+    assert prices == sorted(prices)
     assert "cheapest" in page.read_text()
-    only = json.loads(command("plan", LLAMA, *words, "--gpu", "l4,l40s", "--json")[1])
+    only = planned(LLAMA, *words, "--gpu", "l4,l40s")
     assert {c["gpu"] for c in only["choices"]} <= {"l4", "l40s"}
     code, out, _ = command("plan", LLAMA, "--slo", "tpot<0.03", "--gpu", "h100", "--gpus", "2")
     assert code == 0
     assert "the cheapest that holds" in out
 
 
-def test_calibration_says_its_error(command: Command, tmp_path: Path):
+def test_calibration_says_its_error(planned: Plan, command: Command, tmp_path: Path):
     file = tmp_path / "result.json"
     settings = {"model": LLAMA, "dtype": "bfloat16", "kv_tokens": 900_000, "rows": 512, "tokens": 8192}
     measures = [Measure("single: time", 2.2, "s", "lower"), Measure("batch32: time", 3.0, "s", "lower")]
     Result("throughput", {"gpu": "NVIDIA H200"}, {}, None, settings, measures).write(file)
-    said = json.loads(command("plan", LLAMA, "--calibrate", str(file), "--json")[1])
+    said = planned(LLAMA, "--calibrate", str(file))
     rows = said["calibration"]["samples"]
     assert [row["name"] for row in rows] == [f"{LLAMA} bf16 single", f"{LLAMA} bf16 batch32"]
     assert all(abs(row["error"]) < abs(row["error_before"]) for row in rows)
     slower = said["forecast"]["tpot"]
-    assert slower > json.loads(command("plan", LLAMA, "--json")[1])["forecast"]["tpot"]
+    assert slower > planned(LLAMA)["forecast"]["tpot"]
     assert "before fitting" in command("plan", LLAMA, "--calibrate", str(file))[1]
     code, _, err = command("plan", LLAMA, "--gpu", "cpu", "--calibrate", str(file))
     assert code == 2
@@ -164,15 +159,6 @@ def test_what_cannot_be_is_refused(command: Command, words: tuple[str, ...], sai
     assert err.startswith("error: ")
     assert said in err
     assert "Traceback" not in err
-
-
-@pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "intermediate_size", "model_type"])
-def test_a_config_with_fields_missing(command: Command, tmp_path: Path, key: str):
-    config = {name: value for name, value in KNOWN[LLAMA].items() if name != key}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    code, _, err = command("plan", str(tmp_path))
-    assert code == 2
-    assert key in err
 
 
 def test_torch_is_not_loaded():

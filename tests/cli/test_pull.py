@@ -1,11 +1,10 @@
 """`headrace pull`."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-Command = Callable[..., tuple[int, str, str]]
+from tests.cli.conftest import Command
 
 
 def test_it_prints_where_the_model_lies(command: Command, tiny: Path):

@@ -2,14 +2,13 @@
 
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from headrace.cli import run
+from tests.cli.conftest import Command
 
-Command = Callable[..., tuple[int, str, str]]
 STATS = re.compile(
     r"\[loaded in [\d.]+ s, prompt (\d+) tokens, first token after .* s in all, ended by (\w+)\]\n"
 )

@@ -4,15 +4,13 @@ E hidden, F feed-forward, H query heads, K KV heads, D head size, V vocabulary, 
 q E*H*D, k and v 2*E*K*D, o H*D*E, gate, up and down 3*E*F, two norms 2*E.
 """
 
-import json
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from headrace.base.errors import BadCheckpoint, Refused
-from headrace.plan.anatomy import dissect
+from headrace.plan.anatomy import NEEDED, dissect
 from headrace.plan.known import KNOWN
 
 
@@ -126,11 +124,8 @@ def test_a_sliding_layer_may_be_said_by_its_type_or_by_the_rule():
 
 
 def test_qwen_slides_from_a_layer_on():
-    config = KNOWN["qwen2.5-7b"] | {
-        "sliding_window": 512,
-        "use_sliding_window": True,
-        "max_window_layers": 20,
-    }
+    more = {"sliding_window": 512, "use_sliding_window": True, "max_window_layers": 20}
+    config = KNOWN["qwen2.5-7b"] | more
     assert dissect("x", config).windows == [None] * 20 + [512] * 8
     assert dissect("x", config | {"use_sliding_window": False}).windows == [None] * 28
 
@@ -157,6 +152,11 @@ def test_a_type_nobody_knows_is_counted_by_its_sizes_and_said():
     assert "zebra" in made.notes[0]
 
 
+def compressed(kind: str) -> dict[str, Any]:
+    group = {"weights": {"num_bits": 8, "type": kind}, "input_activations": {"num_bits": 8}}
+    return {"quant_method": "compressed-tensors", "config_groups": {"g": group}}
+
+
 @pytest.mark.parametrize(
     ("said", "scheme"),
     [
@@ -165,27 +165,8 @@ def test_a_type_nobody_knows_is_counted_by_its_sizes_and_said():
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "w4a16"),
         ({"quant_method": "awq", "bits": 8}, "w8a16"),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {
-                    "group_0": {
-                        "weights": {"num_bits": 8, "type": "float"},
-                        "input_activations": {"num_bits": 8},
-                    }
-                },
-            },
-            "fp8",
-        ),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {
-                    "g": {"weights": {"num_bits": 8, "type": "int"}, "input_activations": {"num_bits": 8}}
-                },
-            },
-            "int8",
-        ),
+        (compressed("float"), "fp8"),
+        (compressed("int"), "int8"),
     ],
 )
 def test_what_a_checkpoint_is_quantized_to(said: Any, scheme: str | None):
@@ -195,17 +176,7 @@ def test_what_a_checkpoint_is_quantized_to(said: Any, scheme: str | None):
 # -- what cannot be read ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "model_type",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "vocab_size",
-        "intermediate_size",
-    ],
-)
+@pytest.mark.parametrize("key", [*NEEDED, "intermediate_size"])
 def test_a_missing_key_is_named(key: str):
     config = {name: value for name, value in KNOWN["llama-3.1-8b"].items() if name != key}
     with pytest.raises(BadCheckpoint, match=key):
@@ -257,9 +228,3 @@ def test_strangers_are_refused():
         dissect("x", {"is_encoder_decoder": True})
     with pytest.raises(Refused, match="zip9"):
         dissect("x", KNOWN["llama-3.1-8b"] | {"quantization_config": {"quant_method": "zip9"}})
-
-
-def test_known_shapes_are_json(tmp_path: Path):
-    file = tmp_path / "all.json"
-    file.write_text(json.dumps(KNOWN))
-    assert json.loads(file.read_text()) == KNOWN

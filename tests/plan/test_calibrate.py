@@ -1,6 +1,5 @@
 """Measured runs are predicted within a quarter by one table per engine; a fit finds what made the numbers."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,11 +106,8 @@ def test_requests_of_given_lengths(tmp_path: Path):
 def test_what_a_result_does_not_say_is_what_is_planned(tmp_path: Path):
     file = result(tmp_path, machine={"cpu": "x", "cores": 2}, settings={"model": "/tmp/gone"})
     (row,) = read(file, option("qwen3-0.6b", "cpu-2core", scheme="fp32"), GPUS)
-    assert (row.setup.anatomy.name, row.setup.gpu.name, row.setup.scheme.name) == (
-        "qwen3-0.6b",
-        "cpu-2core",
-        "fp32",
-    )
+    assert (row.setup.anatomy.name, row.setup.gpu.name) == ("qwen3-0.6b", "cpu-2core")
+    assert row.setup.scheme.name == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -138,10 +134,3 @@ def test_a_run_of_quantized_weights_is_one(tmp_path: Path, quantization: str, sc
 def test_other_results_are_refused(tmp_path: Path, changes: dict[str, Any]):
     with pytest.raises(Refused):
         read(result(tmp_path, **changes), option(), GPUS)
-
-
-def test_other_files_are_refused(tmp_path: Path):
-    (tmp_path / "x.json").write_text(json.dumps({"a": 1}))
-    for name in ("x.json", "none.json"):
-        with pytest.raises(Refused):
-            read(tmp_path / name, option(), GPUS)

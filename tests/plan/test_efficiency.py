@@ -2,8 +2,7 @@
 
 import pytest
 
-from headrace.base.errors import UnknownName
-from headrace.plan.efficiency import ENGINES, Efficiency, engine
+from headrace.plan.efficiency import ENGINES, Efficiency
 from headrace.plan.scheme import SCHEMES
 
 TABLES = [(name, kind) for name, made in ENGINES.items() for kind in made.on]
@@ -34,9 +33,3 @@ def test_changed_by_name():
     assert made.changed(table.values()).values() | {"weights.new": 0.4} == table.values() | {
         "weights.new": 0.4
     }
-
-
-def test_unknown_engine():
-    with pytest.raises(UnknownName, match="vlm") as fault:
-        engine("vlm")
-    assert "'vllm'" in fault.value.hint

@@ -6,26 +6,13 @@ from typing import Any
 
 import pytest
 
-from headrace.base.errors import Refused, UnknownName
+from headrace.base.errors import Refused
 from headrace.plan.gpus import GPUS, gpu, read_table
 
-ASKED = (
-    "h100",
-    "h200",
-    "b200",
-    "a100-40gb",
-    "a100-80gb",
-    "l40s",
-    "l4",
-    "a10g",
-    "mi300x",
-    "rtx-4090",
-    "rtx-5090",
-    "cpu",
-)
+ASKED = "h100 h200 b200 a100-40gb a100-80gb l40s l4 a10g mi300x rtx-4090 rtx-5090 cpu"
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", ASKED.split())
 def test_the_devices_one_can_rent_or_buy(name: str):
     made = GPUS[name]
     assert made.price > 0
@@ -44,12 +31,6 @@ def test_the_devices_one_can_rent_or_buy(name: str):
 )  # fmt: skip
 def test_names_as_people_and_drivers_write_them(said: str, name: str):
     assert gpu(said).name == name
-
-
-def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(UnknownName, match="h20o") as fault:
-        gpu("h20o")
-    assert "'h200'" in fault.value.hint
 
 
 def test_speeds_fall_back_on_what_a_device_has():
@@ -83,8 +64,3 @@ def test_a_file_changes_prices_and_adds_devices(tmp_path: Path):
 def test_a_file_that_is_wrong_is_refused(tmp_path: Path, said: Any):
     with pytest.raises(Refused):
         read_table(table(tmp_path, said))
-
-
-def test_a_file_that_is_not_there(tmp_path: Path):
-    with pytest.raises(Refused, match="cannot be read"):
-        read_table(tmp_path / "none.json")

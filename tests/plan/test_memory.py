@@ -71,10 +71,7 @@ def test_it_adds_up_and_does_not_overlap():
 
 @pytest.mark.parametrize("gpus", [2, 4, 8])
 def test_devices_divide_weights_and_heads(gpus: int):
-    one, many = (
-        option("llama-3.1-70b", scheme="fp8").memory,
-        option("llama-3.1-70b", gpus=gpus, scheme="fp8").memory,
-    )
+    one, many = (option("llama-3.1-70b", gpus=n, scheme="fp8").memory for n in (1, gpus))
     table = 128 * 131072 * 4
     small = 81 * 8192 * 2 + 80 * 8192 * 2  # two norms of each layer and the last one, in each device
     assert (many.weights - table - small) * gpus == pytest.approx(one.weights - table - small, rel=1e-6)
@@ -82,10 +79,9 @@ def test_devices_divide_weights_and_heads(gpus: int):
 
 
 def test_more_devices_than_kv_heads_copy_them_and_a_latent_is_never_divided():
-    assert (
-        option("llama-3.1-70b", gpus=16).memory.per_block == option("llama-3.1-70b", gpus=8).memory.per_block
-    )
-    alone, eight = option("deepseek-v3").memory, option("deepseek-v3", gpus=8).memory
+    eight, sixteen = (option("llama-3.1-70b", gpus=n).memory for n in (8, 16))
+    assert eight.per_block == sixteen.per_block
+    alone, eight = (option("deepseek-v3", gpus=n).memory for n in (1, 8))
     assert alone.per_block == eight.per_block == BLOCK * 61 * (512 + 64) * 2
 
 

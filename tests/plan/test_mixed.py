@@ -5,24 +5,13 @@ from dataclasses import replace
 import pytest
 
 from headrace.base.errors import Refused
-from headrace.plan import find
-from headrace.plan.anatomy import dissect
-from headrace.plan.efficiency import engine
-from headrace.plan.gpus import gpu
 from headrace.plan.mixed import like, mixed
-from headrace.plan.options import Option
-from headrace.plan.workload import Workload
-
-
-def option(model: str = "llama-3.1-8b", device: str = "h200") -> Option:
-    return Option(
-        dissect(model, find.settings(model)), gpu(device), engine("headrace"), Workload(1000, 300, 1)
-    )
+from tests.plan.options import option
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [("bf16", 16), ("fp8", 8), ("w4a16", 4.125), ("w8a16", 8)])
 def test_all_layers_in_one_scheme_are_as_planned(scheme: str, bits: float):
-    asked = option()
+    asked = option(work={"concurrency": 1})
     made, weights = mixed(asked), asked.anatomy.linear
     planned = replace(asked, scheme=scheme).forecast
     assert planned is not None
@@ -34,12 +23,8 @@ def test_all_layers_in_one_scheme_are_as_planned(scheme: str, bits: float):
 
 
 def test_schemes_go_by_how_their_names_begin():
-    assert [like(name) for name in ("w4a16_g32_asym", "fp8_static", "w8a8", "none")] == [
-        "w4a16",
-        "fp8",
-        "int8",
-        "bf16",
-    ]
+    names = ("w4a16_g32_asym", "fp8_static", "w8a8", "none")
+    assert list(map(like, names)) == ["w4a16", "fp8", "int8", "bf16"]
     with pytest.raises(Refused, match="how fast sparse24 is"):
         like("sparse24")
 

@@ -1,7 +1,7 @@
 """Levels of load, one after the other, against one server."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from headrace.bench.serve.arrivals import Load, times
 from headrace.bench.serve.client import LOST
 from headrace.bench.serve.connection import Target
 from headrace.bench.serve.crew import Progress
-from headrace.bench.serve.data import Prompts, Source, trace
+from headrace.bench.serve.data import Prompts, Source, replayed
 from headrace.bench.serve.dialect import Ask
 from headrace.bench.serve.measures import Definitions, Summary, summarize
 from headrace.bench.serve.sample import Sample
@@ -29,6 +29,10 @@ HEAD_START = 0.8
 """Seconds that client processes get to start in, and a little more for each that shares a core."""
 
 Told = Callable[[Load, Progress, Sequence[Point]], None]
+
+
+def _silent(load: Load, progress: Progress, points: Sequence[Point]) -> None:
+    """Nobody is told."""
 
 
 class Level(NamedTuple):
@@ -82,15 +86,13 @@ class Campaign:
     cancel: float = 0.0
     limits: dict[str, float] | None = None
     definitions: Definitions = "headrace"
-    told: Told = field(default=lambda load, progress, points: None)
+    told: Told = _silent
 
     def warm_up(self, requests: int) -> None:
         """A few requests, so that what a server does once is not measured."""
         if requests:
             load = Load(streams=min(requests, 4), requests=requests, duration=self.timeout)
-            replace(self, told=lambda load, progress, points: None, cancel=0.0)._play(
-                load, self.seed + 999_983, []
-            )
+            replace(self, told=_silent, cancel=0.0)._play(load, self.seed + 999_983, [])
 
     def level(self, load: Load, number: int = 0) -> Level:
         """Play one level. Prompts differ from those of other numbers, so that no cache has them."""
@@ -122,10 +124,9 @@ class Campaign:
         if load.streams is not None:
             return load.duration if load.duration is not None else 24 * 3600.0
         if load.replay and isinstance(self.source, Prompts):
-            scale = 1.0 if load.rate == float("inf") else load.rate
-            whole = trace(self.source, seed)[: load.requests][-1][0] / scale
-            return whole if load.duration is None else min(whole, load.duration)
-        due = times(load, seed)
+            due = [at for at, _ in replayed(self.source, load, seed)]
+        else:
+            due = times(load, seed)
         return due[-1] if due else 0.0
 
     def _judged(
@@ -137,11 +138,9 @@ class Campaign:
         calm = None
         if window is not None:
             held = steady.inside(samples, *window)
-            calm = summarize(held, window[1] - window[0], self.limits, self.definitions)
-            generated = steady.tokens_in(samples, *window)
-            calm = calm._replace(
-                output_tokens=generated, output_per_second=generated / (window[1] - window[0])
-            )
+            length, generated = window[1] - window[0], steady.tokens_in(samples, *window)
+            calm = summarize(held, length, self.limits, self.definitions)
+            calm = calm._replace(output_tokens=generated, output_per_second=generated / length)
         found = Level(load, samples, start, whole, window, calm, points, join(points), cpu, [])
         found.warnings.extend(_warnings(found))
         return found

@@ -45,7 +45,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
             verify=verify,
         )
 
-    def head(self, method: str, path: str, length: int, more: dict[str, str] | None = None) -> bytes:
+    def head(self, method: str, path: str, length: int) -> bytes:
         """The head of a request."""
         name = self.host if ":" not in self.host else f"[{self.host}]"
         lines = [
@@ -53,7 +53,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
             f"Host: {name}:{self.port}",
             f"Content-Length: {length}",
         ]
-        fields = {"Content-Type": "application/json", "Accept": "*/*", **self.headers, **(more or {})}
+        fields = {"Content-Type": "application/json", "Accept": "*/*", **self.headers}
         lines += [f"{key}: {value}" for key, value in fields.items()]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 

@@ -11,6 +11,7 @@ import msgspec
 from headrace.base.errors import Refused
 from headrace.bench import files
 from headrace.bench.serve import lengths
+from headrace.bench.serve.arrivals import Load
 from headrace.bench.serve.client import Conversation, Turn
 
 # Short common words: nearly every tokenizer has each of them, with the space before it, as one token.
@@ -171,6 +172,15 @@ def _sharegpt(item: Any, most: Any, think: Any) -> Conversation:
 
 BLOCK = 512
 """Tokens that one of a trace's `hash_ids` stands for."""
+
+
+def replayed(source: Prompts, load: Load, seed: int) -> list[tuple[float, Conversation]]:
+    """What of a trace is sent and when: a rate speeds it up."""
+    scale = 1.0 if load.rate == float("inf") else load.rate
+    found = [(at / scale, one) for at, one in trace(source, seed)]
+    if load.duration is not None:
+        found = [(at, one) for at, one in found if at < load.duration]
+    return found[: load.requests]
 
 
 def trace(source: Prompts, seed: int) -> list[tuple[float, Conversation]]:

@@ -90,9 +90,7 @@ def vllm_keys(level: Level) -> Json:
             f"mean_{theirs}_ms": spread and spread.mean * 1000,
             f"median_{theirs}_ms": spread and spread.percentiles[50][0] * 1000,
             f"std_{theirs}_ms": spread and spread.std * 1000,
-        }
-        found |= {
-            f"p{part}_{theirs}_ms": spread and spread.percentiles[part][0] * 1000 for part in PERCENTILES
+            **{f"p{part}_{theirs}_ms": spread and spread.percentiles[part][0] * 1000 for part in PERCENTILES},
         }
     return found
 
@@ -107,13 +105,8 @@ def summary_json(summary: Summary) -> Json:
 def _spread_json(spread: Spread | None) -> Json | None:
     if spread is None:
         return None
-    found: Json = {
-        "n": spread.n,
-        "mean": spread.mean,
-        "std": spread.std,
-        "min": spread.least,
-        "max": spread.most,
-    }
+    found: Json = {"n": spread.n, "mean": spread.mean, "std": spread.std}
+    found |= {"min": spread.least, "max": spread.most}
     for part, (value, low, high) in spread.percentiles.items():
         found[f"p{part}"] = value
         found[f"p{part}_ci95"] = [low, high]
@@ -143,9 +136,8 @@ def write_csv(path: Path, levels: Sequence[Level]) -> None:
     rows: list[Json] = []
     for level in levels:
         server = level.server._asdict() if level.server else {}
-        rows.append(
-            {"name": level.load.name, **vllm_keys(level), **{f"server_{k}": v for k, v in server.items()}}
-        )
+        server = {f"server_{name}": value for name, value in server.items()}
+        rows.append({"name": level.load.name, **vllm_keys(level), **server})
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

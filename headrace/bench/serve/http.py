@@ -163,8 +163,3 @@ class Frames:
                 if data:
                     found.append(b"\n".join(data))
         return found
-
-    @property
-    def rest(self) -> bytes:
-        """What has begun and not ended."""
-        return self._buffer.strip()

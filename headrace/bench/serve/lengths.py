@@ -10,6 +10,8 @@ EXPECTED = (
     " numbers (128:0.7,1024:0.3)"
 )
 
+MOST = 2**20
+
 Draw = Callable[[Random], float]
 
 
@@ -21,9 +23,9 @@ def parse(text: str, flag: str) -> Draw:
         raise Refused(f"--{flag} is {text!r}; expected {EXPECTED}", param=flag) from None
 
 
-def whole(draw: Draw, random: Random, low: int = 1, high: int = 2**20) -> int:
-    """A whole number, at least `low`."""
-    return min(max(low, round(draw(random))), high)
+def whole(draw: Draw, random: Random) -> int:
+    """A whole number from 1 to a million."""
+    return min(max(1, round(draw(random))), MOST)
 
 
 def _parse(text: str) -> Draw:

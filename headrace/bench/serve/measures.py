@@ -10,6 +10,7 @@ For a request with n tokens, due at d, sent at s, tokens at t_1 ... t_n, over at
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import sqrt
@@ -70,10 +71,7 @@ def interval(ordered: Floats, part: float) -> tuple[float | None, float | None]:
     n = len(ordered)
     middle, reach = n * part, Z95 * sqrt(n * part * (1 - part))
     low, high = int(np.floor(middle - reach)), int(np.ceil(middle + reach))
-    return (
-        float(ordered[low - 1]) if low >= 1 else None,
-        float(ordered[high - 1]) if high <= n else None,
-    )
+    return (float(ordered[low - 1]) if low >= 1 else None, float(ordered[high - 1]) if high <= n else None)
 
 
 def _by_batches(batches: Sequence[Floats], part: int, value: float) -> tuple[float | None, float | None]:
@@ -222,12 +220,8 @@ def summarize(
 ) -> Summary:
     """What samples came to over a time. `limits`: seconds that `ttft`, `tpot` and `e2e` of a good request may have."""
     ok = [sample for sample in samples if sample.outcome == "ok"]
-    outcomes: dict[str, int] = {}
-    reasons: dict[str, int] = {}
-    for sample in samples:
-        outcomes[sample.outcome] = outcomes.get(sample.outcome, 0) + 1
-        if sample.outcome not in ("ok", "cancelled"):
-            reasons[sample.reason] = reasons.get(sample.reason, 0) + 1
+    outcomes = dict(Counter(sample.outcome for sample in samples))
+    reasons = Counter(sample.reason for sample in samples if sample.outcome not in ("ok", "cancelled"))
     generated = sum(sample.output_tokens for sample in samples)
     given = sum(sample.prompt_tokens for sample in ok)
     seconds = max(duration, 1e-9)
@@ -253,11 +247,11 @@ def summarize(
     )
 
 
-def _often(reasons: dict[str, int], most: int = 20) -> dict[str, int]:
-    """The most frequent first; beyond `most`, what they differ in (an id, a time) is not worth a line each."""
-    ordered = sorted(reasons.items(), key=lambda item: -item[1])
-    rest = sum(count for _, count in ordered[most:])
-    return dict(ordered[:most]) | ({"other reasons": rest} if rest else {})
+def _often(reasons: Counter[str]) -> dict[str, int]:
+    """The 20 most frequent first; beyond them, what they differ in (an id, a time) is not worth a line each."""
+    first = dict(reasons.most_common(20))
+    rest = reasons.total() - sum(first.values())
+    return first | ({"other reasons": rest} if rest else {})
 
 
 def _spreads(ok: Sequence[Sample], definitions: Definitions) -> dict[str, Spread | None]:

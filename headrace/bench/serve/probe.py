@@ -79,7 +79,6 @@ def weigh_words(target: Target, model: str) -> tuple[list[str], float]:
     Words that are several tokens are left out by halving; where few remain, or nothing can be found out, all are
     taken with their average.
     """
-
     whole = _count(target, model, WORDS)
     if whole is None:
         return WORDS, 1.0

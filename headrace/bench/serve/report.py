@@ -13,7 +13,7 @@ from headrace.bench.serve.campaign import Level
 from headrace.bench.serve.compare import Row, said
 from headrace.bench.serve.measures import OF_ONE, Spread, itls
 from headrace.bench.serve.scrape import shown
-from headrace.bench.serve.steady import running
+from headrace.bench.serve.steady import moments_of, running
 
 DEFINITIONS = (
     (
@@ -199,11 +199,8 @@ def _tail(values: Sequence[float]) -> list[tuple[float, float]]:
     if not values:
         return []
     most = 100 * (1 - 1 / (len(values) + 1))
-    parts = [
-        part
-        for part in (*range(0, 90, 5), *np.arange(90, 99, 0.5), *np.arange(99, 99.95, 0.05))
-        if part <= most
-    ]
+    parts = np.concatenate([np.arange(0, 90, 5), np.arange(90, 99, 0.5), np.arange(99, 99.95, 0.05)])
+    parts = parts[parts <= most]
     return [(_stretch(float(p)), v * MS) for p, v in zip(parts, np.percentile(values, parts), strict=True)]
 
 
@@ -213,18 +210,9 @@ def _timelines(level: Level) -> str:
         return ""
     moments = np.linspace(0, duration, 200)
     lines = [Line("on their way", list(zip(moments, running(samples, moments), strict=True)))]
-    for key, name in (("running", "running (server)"), ("waiting", "waiting (server)")):
-        found = [(point.at - level.start, point.values[key]) for point in level.points if key in point.values]
-        lines.append(Line(name, [point for point in found if point[0] >= 0]))
+    lines += [Line(f"{key} (server)", _gauge(level, key)) for key in ("running", "waiting")]
     charts = [draw(lines, "seconds", "requests")]
-    came = np.concatenate(
-        [
-            one.first + np.concatenate(([0.0], np.cumsum(one.chunks)))
-            for one in samples
-            if one.first is not None
-        ]
-        or [np.zeros(0)]
-    )
+    came = np.concatenate([moments_of(one) for one in samples])
     width = max(duration / 100, 0.1)
     counts, edges = np.histogram(came, bins=np.arange(0, duration + width, width))
     rate = [
@@ -233,13 +221,15 @@ def _timelines(level: Level) -> str:
     charts.append(draw([Line("chunks with tokens", rate)], "seconds", "per second"))
     firsts = [(one.scheduled, (one.first - one.scheduled) * MS) for one in samples if one.first is not None]
     charts.append(draw([Line("TTFT", firsts, dots=True)], "due after seconds", "ms", log_y=True))
-    used = [
-        (point.at - level.start, point.values["kv_usage"] * 100)
-        for point in level.points
-        if "kv_usage" in point.values
-    ]
-    charts.append(draw([Line("KV in use", [point for point in used if point[0] >= 0])], "seconds", "percent"))
+    used = [(at, part * 100) for at, part in _gauge(level, "kv_usage")]
+    charts.append(draw([Line("KV in use", used)], "seconds", "percent"))
     return "".join(charts)
+
+
+def _gauge(level: Level, key: str) -> list[tuple[float, float]]:
+    """What the server said of itself since the level began."""
+    found = [(point.at - level.start, point.values[key]) for point in level.points if key in point.values]
+    return [point for point in found if point[0] >= 0]
 
 
 def _others(whose: str) -> str:

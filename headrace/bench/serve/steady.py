@@ -49,13 +49,19 @@ def inside(samples: Sequence[Sample], begin: float, end: float) -> list[Sample]:
     return [sample for sample in samples if begin <= sample.scheduled < end]
 
 
+def moments_of(sample: Sample) -> NDArray[np.float64]:
+    """When each chunk with tokens came."""
+    first = [] if sample.first is None else [sample.first]
+    return np.cumsum([*first, *sample.chunks])
+
+
 def tokens_in(samples: Sequence[Sample], begin: float, end: float) -> int:
     """Tokens that came in a window, whenever their requests began."""
     total = 0
     for sample in samples:
         if sample.first is None or sample.first >= end or sample.ended < begin:
             continue
-        moments = sample.first + np.concatenate(([0.0], np.cumsum(sample.chunks)))
+        moments = moments_of(sample)
         counts = np.array(sample.tokens) if sample.tokens else np.ones(len(moments))
         scale = sample.output_tokens / counts.sum() if counts.sum() else 1.0
         held = (moments >= begin) & (moments < end)

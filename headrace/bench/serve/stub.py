@@ -170,30 +170,18 @@ class Stream(asyncio.Protocol):
         }
         self.token = chunk(frame(self.start | {"choices": [choice | part]}))
         if not body.get("stream"):
-            whole = (
-                {"message": {"content": " word" * self.tokens}} if chat else {"text": " word" * self.tokens}
-            )
-            self.transport.write(
-                answer(200, {"choices": [{"finish_reason": "length"} | whole], "usage": self._usage()})
-            )
+            text = " word" * self.tokens
+            whole = {"finish_reason": "length"} | ({"message": {"content": text}} if chat else {"text": text})
+            self.transport.write(answer(200, {"choices": [whole], "usage": self._usage()}))
             return
-        self.transport.write(
-            HEAD
-            + (
-                chunk(frame(self.start | {"choices": [{"index": 0, "delta": {"role": "assistant"}}]}))
-                if chat
-                else b""
-            )
-        )
+        role = self.start | {"choices": [{"index": 0, "delta": {"role": "assistant"}}]}
+        self.transport.write(HEAD + (chunk(frame(role)) if chat else b""))
         stub.streams[self] = None
         stub.go()
 
     def _usage(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.tokens,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        }
+        usage = {"prompt_tokens": self.prompt, "completion_tokens": self.tokens}
+        return usage | {"prompt_tokens_details": {"cached_tokens": 0}}
 
     def tick(self, now: float) -> None:
         """A token, if it is time and there is room."""

@@ -14,7 +14,7 @@ import msgspec
 from headrace.bench.serve.arrivals import Load, times
 from headrace.bench.serve.client import Client, Conversation
 from headrace.bench.serve.connection import Target
-from headrace.bench.serve.data import Prompts, Source, conversations, trace
+from headrace.bench.serve.data import Prompts, Source, conversations, replayed
 from headrace.bench.serve.dialect import Ask
 from headrace.bench.serve.sample import Sample
 
@@ -57,11 +57,7 @@ class Report(msgspec.Struct, array_like=True):
 def share(job: Job) -> list[tuple[float, Conversation]]:
     """The conversations of this worker's part of an open loop, with when they are due."""
     if job.load.replay and isinstance(job.source, Prompts):
-        scale = 1.0 if job.load.rate == float("inf") else job.load.rate  # a rate speeds a trace up
-        found = [(at / scale, one) for at, one in trace(job.source, job.seed)]
-        if job.load.duration is not None:
-            found = [(at, one) for at, one in found if at < job.load.duration]
-        return found[: job.load.requests][job.index :: job.of]
+        return replayed(job.source, job.load, job.seed)[job.index :: job.of]
     due = times(job.load, job.seed)[job.index :: job.of]
     return list(zip(due, islice(conversations(job.source, job.seed), job.index, None, job.of), strict=False))
 

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 from rich.console import Console
@@ -13,6 +12,7 @@ from headrace.bench.serve.arrivals import Load
 from headrace.bench.serve.crew import Progress
 from headrace.bench.serve.measures import itls, ttft
 from headrace.bench.serve.scrape import Point
+from headrace.cli._print import table
 
 LATELY = 300
 """Requests whose percentiles are shown."""
@@ -36,9 +36,7 @@ class Watch:
             self.live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
 
@@ -58,9 +56,6 @@ class Watch:
             self.live.update(self._table(load, progress, points))
 
     def _table(self, load: Load, progress: Progress, points: Sequence[Point]) -> Table:
-        table = Table(title=f"{load.name}, {max(progress.elapsed, 0):.0f} s", show_header=False)
-        table.add_column()
-        table.add_column(justify="right", min_width=12)
         (then, before), (now, streamed) = self._before[0], self._before[-1]
         rate = (streamed - before) / (now - then) if now > then else 0.0
         rows = [
@@ -82,9 +77,11 @@ class Watch:
                 )
                 if key in latest
             ]
-        for row in rows:
-            table.add_row(*row)
-        return table
+        shown = table(
+            ("", ""), rows, title=f"{load.name}, {max(progress.elapsed, 0):.0f} s", show_header=False
+        )
+        shown.columns[1].min_width = 12
+        return shown
 
 
 def _pair(values: Sequence[float]) -> str:

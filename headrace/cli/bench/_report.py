@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.base.config import knob
-from headrace.base.hardware import probe
-from headrace.bench.result import Measure, Result, commit, compare, versions
+from headrace.bench.result import Measure, Result, compare
 
 if TYPE_CHECKING:
     from headrace.engine.resolve import Plan
@@ -38,15 +37,11 @@ def result(
     gpu: str | None = None,
 ) -> Result:
     """The result of a benchmark on this machine; `gpu` by name where there is no plan that says it."""
-    hardware = probe()
-    machine: dict[str, Any] = {"cpu": hardware.cpu_name, "cores": hardware.cores}
     if plan is not None and plan.device.type == "cuda":
         import torch
 
         gpu = torch.cuda.get_device_name(plan.device)
-    if gpu is not None:
-        machine["gpu"] = gpu
-    return Result(benchmark, machine, versions("headrace", "torch", "triton"), commit(), settings, measures)
+    return Result.here(benchmark, settings, measures, gpu)
 
 
 def report(found: Result, files: Files, table: Table | None = None) -> None:

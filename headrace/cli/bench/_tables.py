@@ -11,6 +11,7 @@ from headrace.bench.serve.campaign import Level
 from headrace.bench.serve.compare import Row, said
 from headrace.bench.serve.measures import NAMES, PERCENTILES, Spread, Summary
 from headrace.bench.serve.scrape import shown as server_rows
+from headrace.cli._print import table
 
 NAMED = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
 
@@ -30,9 +31,6 @@ def shown(level: Level, found: dict[str, Any] | None = None) -> Group:
 
 def _rates(level: Level) -> Table:
     whole, server = level.whole, level.server
-    table = Table(title=level.load.name, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(whole.outcomes.items()))
     rows = [
         ("requests", outcomes or "none"),
@@ -47,31 +45,23 @@ def _rates(level: Level) -> Table:
         rows.append(("goodput, requests/s", f"{whole.goodput:.2f} ({whole.attained:.1%})"))
     if level.steady is not None and level.window is not None:
         begin, end = level.window
-        rows.append(
-            (
-                f"output tokens/s, steady ({begin:.0f} to {end:.0f} s)",
-                f"{level.steady.output_per_second:,.1f}",
-            )
-        )
+        name = f"output tokens/s, steady ({begin:.0f} to {end:.0f} s)"
+        rows.append((name, f"{level.steady.output_per_second:,.1f}"))
     if whole.lag is not None and level.load.streams is None:
         rows.append(("client late, p99", f"{whole.lag.percentiles[99][0] * 1000:.2f} ms"))
     if server is not None:
         rows += [(f"server: {name}", value) for name, value in server_rows(server)]
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return table(("", ""), rows, title=level.load.name, show_header=False)
 
 
 def _latencies(summary: Summary) -> Table:
-    table = Table(caption="milliseconds; below them 95% confidence intervals")
-    table.add_column("")
-    for heading in ("mean", *(f"p{part}" for part in PERCENTILES), "max"):
-        table.add_column(heading, justify="right")
-    for name in NAMES:
-        if (spread := summary.spreads[name]) is not None:
-            cells = [_interval(spread, part) for part in PERCENTILES]
-            table.add_row(NAMED[name], _ms(spread.mean), *cells, _ms(spread.most))
-    return table
+    heads = ("", "mean", *(f"p{part}" for part in PERCENTILES), "max")
+    rows = [
+        (NAMED[name], _ms(spread.mean), *(_interval(spread, part) for part in PERCENTILES), _ms(spread.most))
+        for name in NAMES
+        if (spread := summary.spreads[name]) is not None
+    ]
+    return table(heads, rows, caption="milliseconds; below them 95% confidence intervals")
 
 
 def _interval(spread: Spread, part: int) -> str:
@@ -88,18 +78,15 @@ def _ms(seconds: float) -> str:
 
 def comparison(rows: Sequence[Row]) -> Group:
     """What changed since the earlier run, and after it what is past a gate."""
-    table = Table(title="against the earlier run")
-    for heading in ("load", "number", "before", "now", "change"):
-        table.add_column(heading, justify="left" if heading in ("load", "number") else "right")
-    for row in rows:
+
+    def cells(row: Row) -> tuple[str, ...]:
         colour = "" if row.better is None else "green" if row.better else "yellow"
         change = "" if row.change is None else f"{row.change:+.1%}"
-        table.add_row(
-            row.level,
-            row.name,
-            *(said(row.name, number) for number in (row.before, row.after)),
-            f"[{colour}]{change}[/]" if colour and change else change,
-        )
+        change = f"[{colour}]{change}[/]" if colour and change else change
+        return row.level, row.name, said(row.name, row.before), said(row.name, row.after), change
+
+    heads = ("load", "number", "before", "now", "change")
+    changes = table(heads, map(cells, rows), words=2, title="against the earlier run")
     failed = [
         Text(
             f"fails: {row.level}, {row.name} went from {said(row.name, row.before)} to"
@@ -109,4 +96,4 @@ def comparison(rows: Sequence[Row]) -> Group:
         for row in rows
         for gate in row.broken
     ]
-    return Group(table, *failed)
+    return Group(changes, *failed)

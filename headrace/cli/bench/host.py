@@ -22,7 +22,7 @@ def run(*, step_tokens: int = 8192, grammars: str | None = None, files: FileFlag
 
     measures = []
     for rows, tokens_in, tokens_out in CASES:
-        costs = measure(rows, tokens_in, tokens_out, step_tokens, None)
+        costs = measure(rows, tokens_in, tokens_out, step_tokens)
         measures += costs.measures(f"{rows} x {tokens_in}+{tokens_out}")
     if grammars is not None:
         measures += _masks(grammars)

@@ -1,13 +1,14 @@
 """Times kernels one by one, each against its floor and the library's."""
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.table import Table
 
 from headrace.base.errors import Broken, Refused
+from headrace.cli._print import table as table_of
+from headrace.cli._print import tell
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
 if TYPE_CHECKING:
@@ -53,35 +54,36 @@ def run(
     if table is not None and not tune:
         raise Refused("--table is given without --tune; it says where to write what was found", param="table")
     _need_gpu()
-    from headrace.bench.kernels import KERNELS
+    if not tune:
+        _measure(tuple(kernels or ()), shape, deterministic, kv_dtype, files)
+    elif deterministic or kv_dtype != "auto":
+        raise Refused(
+            "--tune is for the ordinary way; leave out --deterministic and --kv-dtype", param="tune"
+        )
+    else:
+        from headrace.bench.kernels_tune import TUNED
+        from headrace.bench.kernels_tune import tune as find_fastest
 
-    chosen = tuple(kernels or KERNELS)
-    if tune:
-        if deterministic or kv_dtype != "auto":
-            raise Refused(
-                "--tune is for the ordinary way; leave out --deterministic and --kv-dtype", param="tune"
-            )
-        _tune(tuple(kernels or ()), shape, table)
-        return
+        tell(f"written to {find_fastest(tuple(kernels or TUNED), shape, table, tell)}")
+
+
+def _measure(
+    kernels: tuple[str, ...], shapes: tuple[str, ...], deterministic: bool, kv_dtype: str, files: Files
+) -> None:
     import torch
 
-    from headrace.bench.kernels import Selection
+    from headrace.bench.kernels import KERNELS, Selection
     from headrace.bench.kernels import run as run_all
     from headrace.bench.kernels_case import Way
     from headrace.bench.replay import limits as measure_limits
 
     way = Way(deterministic, torch.float8_e4m3fn if kv_dtype == "fp8" else torch.bfloat16)
-    selection = Selection(chosen, shape, way)
+    selection = Selection(kernels or KERNELS, shapes, way)
     selection.cases()  # refuses unknown names before anything runs
     limits = measure_limits()
-    outcomes = run_all(selection, _tell)
-    settings: dict[str, Any] = {
-        "kernels": chosen,
-        "shapes": shape,
-        "deterministic": deterministic,
-        "kv_dtype": kv_dtype,
-    }
-    settings |= {"bandwidth": limits.bandwidth, "arithmetic": limits.arithmetic}
+    outcomes = run_all(selection, tell)
+    settings = {"kernels": selection.kernels, "shapes": shapes, "deterministic": deterministic}
+    settings |= {"kv_dtype": kv_dtype, **limits._asdict()}
     measures = [measure for outcome in outcomes for measure in outcome.measures(limits)]
     found = result("kernels", settings, measures, gpu=torch.cuda.get_device_name())
     report(found, files, shown(outcomes, limits))
@@ -91,12 +93,8 @@ def run(
 
 def shown(outcomes: "list[Outcome]", limits: "Limits") -> Table:
     """One line per case."""
-    said = f"{limits.bandwidth / 1e12:.2f} TB/s, {limits.arithmetic / 1e12:.0f} TFLOP/s"
-    made = Table(title=f"kernels; floors by {said}")
-    for heading in ("shape", "kernel", "case", "us", "floor", "of it", "library", "gain", "error"):
-        left = heading in ("shape", "kernel", "case")
-        made.add_column(heading, justify="left" if left else "right")
-    for outcome in outcomes:
+
+    def cells(outcome: "Outcome") -> list[str]:
         floor = limits.floor_us(outcome.case.bytes, outcome.case.operations)
         error = f"{outcome.error:.1e}" if outcome.sound else f"[red]{outcome.error:.1e}[/]"
         numbers = ["not timed", f"{floor:.1f}", "", "", ""]
@@ -105,8 +103,11 @@ def shown(outcomes: "list[Outcome]", limits: "Limits") -> Table:
             numbers = [f"{us:.1f}", f"{floor:.1f}", f"{floor / us:.0%}", "", ""]
             if outcome.library is not None:
                 numbers[3:] = [f"{outcome.library.us:.1f}", f"{outcome.library.us / us:.2f}x"]
-        made.add_row(outcome.shape, outcome.case.kernel, outcome.case.name, *numbers, error)
-    return made
+        return [outcome.shape, outcome.case.kernel, outcome.case.name, *numbers, error]
+
+    said = f"{limits.bandwidth / 1e12:.2f} TB/s, {limits.arithmetic / 1e12:.0f} TFLOP/s"
+    heads = ("shape", "kernel", "case", "us", "floor", "of it", "library", "gain", "error")
+    return table_of(heads, map(cells, outcomes), words=3, title=f"kernels; floors by {said}")
 
 
 def _need_gpu() -> None:
@@ -116,14 +117,3 @@ def _need_gpu() -> None:
         raise Refused(
             "kernels are timed on a CUDA device; none is usable from here", hint="see `headrace doctor`"
         )
-
-
-def _tune(kernels: tuple[str, ...], shapes: tuple[str, ...], path: Path | None) -> None:
-    from headrace.bench.kernels_tune import TUNED, tune
-
-    written = tune(kernels or TUNED, shapes, path, _tell)
-    _tell(f"written to {written}")
-
-
-def _tell(said: str) -> None:
-    print(said, file=sys.stderr, flush=True)  # noqa: T201

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from headrace.base.config import Config, values
 from headrace.base.errors import Refused
+from headrace.base.hardware import cores
 from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli._print import tell
 from headrace.cli.bench._checks import at_least
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from headrace.bench.peers import Peer, Race
     from headrace.bench.workloads import Workload
 
-LONGEST = 32768
-"""Most tokens of a request of a shape, for every engine."""
 SHARED_GPU, VLLM_CPU = 0.9, 0.4
 """Part of a GPU that all engines together take, as they are all loaded while they wait for their turn; and part of a
 CPU's memory that vLLM may take, which would take nearly all and refuse to start if others have some."""
@@ -103,18 +103,20 @@ def _options(text: str) -> dict[str, Any]:
 
 
 def _peers(
-    config: Config,
-    pythons: dict[str, Path | None],
-    shape: str | None,
-    given: dict[str, Any],
-    folder: Path,
+    config: Config, pythons: dict[str, Path | None], shape: str | None, given: dict[str, Any], folder: Path
 ) -> "list[Peer]":
     """The engines with what each is to load; we first."""
     import torch
 
     from headrace.bench.peers import OURS, Peer
+    from headrace.bench.shapes import shaped
+    from headrace.checkpoint.hub import find
 
-    config, model = _model(config, shape, folder)
+    if shape is None:
+        model = find(config.model.path)
+    else:
+        config = shaped(config, shape, folder / "shape")
+        model = Path(config.model.path)
     options = {"gpu_memory_utilization": VLLM_CPU} | given
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     if on_gpu:
@@ -145,24 +147,9 @@ def _llama(model: Path, config: Config) -> dict[str, Any]:
 
     return {
         "model": str(model),
-        "threads": config.model.threads,
+        "threads": config.model.threads or cores(),
         "vocab": int(read_config(model)["vocab_size"]),
     }
-
-
-def _model(config: Config, shape: str | None, folder: Path) -> tuple[Config, Path]:
-    """The configuration for this engine, and the files that all engines load."""
-    if shape is None:
-        from headrace.checkpoint.hub import find
-
-        path = find(config.model.path)
-        return config, path
-    from headrace.bench.shapes import SHAPES, write_shape
-
-    path = write_shape(shape, folder / "shape")
-    longest = min(LONGEST, int(SHAPES[shape]["max_position_embeddings"]))
-    model = replace(config.model, path=str(path), dummy_weights=True, max_len=config.model.max_len or longest)
-    return replace(config, model=model), path
 
 
 def _run(
@@ -173,26 +160,22 @@ def _run(
 
     contestants: list[Contestant] = []
     for peer in peers:
-        _tell(f"starting {peer.engine}")
+        tell(f"starting {peer.engine}")
         contestants.append(open_things.enter_context(Contestant(peer)))
     facts = {c.peer.engine: c.facts for c in contestants}
     vocab, gpu = facts["headrace"]["vocab"], facts["headrace"].get("gpu")
     works: list[Workload] = [workload(name, vocab, gpu is not None) for name in names]
-    return race(contestants, works, rounds, vocab, _tell), facts
-
-
-def _tell(said: str) -> None:
-    print(said, file=sys.stderr)  # noqa: T201
+    return race(contestants, works, rounds, vocab, tell), facts
 
 
 def _table(races: "list[Race]", facts: dict[str, Any]) -> Table:
     from statistics import median
 
-    from headrace.bench.peers import OURS, part
+    from headrace.bench.peers import OURS
+    from headrace.bench.result import spread
 
-    table = Table(
-        title="against " + " and ".join(f"{e} {f['version']}" for e, f in facts.items() if e != OURS)
-    )
+    others = [f"{engine} {said['version']}" for engine, said in facts.items() if engine != OURS]
+    table = Table(title=f"against {' and '.join(others)}")
     for heading in ("workload", "engine", "seconds", "out tok/s", "tok/s", "we are faster by"):
         table.add_column(heading, justify="left" if heading in ("workload", "engine") else "right")
     for race in races:
@@ -206,7 +189,7 @@ def _table(races: "list[Race]", facts: dict[str, Any]) -> Table:
             table.add_row(
                 race.work.name if engine == OURS else "",
                 engine,
-                f"{middle:.3f} ±{part(seconds):.0%}",
+                f"{middle:.3f} ±{spread(seconds):.0%}",
                 f"{race.work.tokens_out / middle:,.1f}",
                 f"{tokens / middle:,.1f}",
                 ratio,

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from headrace.base.config import knob
 from headrace.base.errors import Refused
+from headrace.base.hardware import cores
 
 if TYPE_CHECKING:
     from headrace.bench.serve.arrivals import Load
@@ -131,18 +132,13 @@ def run(
             hint=f"give --definitions {theirs}",
         )
     campaign = _campaign(server, traffic, prompts, judgement, told)
-    settings = {
-        **asdict(server),
-        **asdict(traffic),
-        **asdict(prompts),
-        "api_key": None,
-        "model": campaign.ask.model,
-    }
+    settings = {**asdict(server), **asdict(traffic), **asdict(prompts)}
+    settings |= {"api_key": None, "model": campaign.ask.model}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     settings["server_version"] = version(campaign.target)
     if judgement.self_test:
         settings["client"] = _test_self(told)
-    levels, found = _play(campaign, traffic, prompts, judgement, console, told)
+    levels, found = _play(campaign, traffic, judgement, console, told)
     said = document(campaign, levels, settings, found)
     rows: list[Row] = []
     try:
@@ -185,7 +181,7 @@ def _campaign(
     source = _source(traffic, prompts, target, model)
     next(conversations(source, prompts.seed))  # so that what is wrong with it is said here
     return Campaign(
-        target, ask, source, prompts.seed, traffic.processes or _processes(),
+        target, ask, source, prompts.seed, traffic.processes or max(1, min(8, cores() // 2)),
         timeout=traffic.timeout, drain=traffic.drain, cancel=traffic.cancel, definitions=judgement.definitions,
         limits=read_limits(judgement.goodput) if judgement.goodput else None,
     )  # fmt: skip
@@ -211,10 +207,6 @@ def _check(traffic: Traffic, prompts: Prompts, judgement: Judgement) -> None:
         )
 
 
-def _processes() -> int:
-    return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
-
-
 def _source(traffic: Traffic, prompts: Prompts, target: Any, model: str) -> "Source":
     from headrace.bench.serve import data
     from headrace.bench.serve.probe import weigh_words
@@ -223,18 +215,12 @@ def _source(traffic: Traffic, prompts: Prompts, target: Any, model: str) -> "Sou
         kind = prompts.data_kind
         if kind == "auto":
             kind = "sharegpt" if _looks_like_sharegpt(prompts.data) else "jsonl"
-        return data.Prompts(
-            path=str(prompts.data), kind=kind, tokens_out=prompts.tokens_out, think=prompts.think
-        )
+        out, think = prompts.tokens_out, prompts.think
+        return data.Prompts(path=str(prompts.data), kind=kind, tokens_out=out, think=think)
     words, per_word = weigh_words(target, model)
     if traffic.replay is not None:
-        return data.Prompts(
-            path=str(traffic.replay),
-            kind="trace",
-            tokens_out=prompts.tokens_out,
-            words=words,
-            per_word=per_word,
-        )
+        path, out = str(traffic.replay), prompts.tokens_out
+        return data.Prompts(path=path, kind="trace", tokens_out=out, words=words, per_word=per_word)
     return data.Synthetic(
         tokens_in=prompts.tokens_in, tokens_out=prompts.tokens_out or "128", prefix=prompts.prefix_tokens,
         groups=prompts.prefix_groups, turns=prompts.turns, think=prompts.think, words=words, per_word=per_word,
@@ -250,6 +236,7 @@ def _looks_like_sharegpt(path: Path) -> bool:
 def _loads(traffic: Traffic) -> "list[Load]":
     """The levels that the flags name."""
     from headrace.bench.serve.arrivals import Load
+    from headrace.bench.serve.campaign import grown
 
     duration = traffic.duration
     if duration is None and traffic.requests is None and traffic.replay is None:
@@ -258,8 +245,6 @@ def _loads(traffic: Traffic) -> "list[Load]":
         pattern=traffic.pattern, requests=traffic.requests, duration=duration, burstiness=traffic.burstiness,
         burst=traffic.burst, ramp_from=traffic.ramp_from, replay=traffic.replay is not None,
     )  # fmt: skip
-    from headrace.bench.serve.campaign import grown
-
     if traffic.rate is not None:
         return [grown(base, rate=rate) for rate in _numbers(traffic.rate, "rate")]
     if base.replay:
@@ -298,12 +283,7 @@ def _test_self(told: Console) -> dict[str, float]:
 
 
 def _play(
-    campaign: "Campaign",
-    traffic: Traffic,
-    prompts: Prompts,
-    judgement: Judgement,
-    console: Console,
-    told: Console,
+    campaign: "Campaign", traffic: Traffic, judgement: Judgement, console: Console, told: Console
 ) -> "tuple[list[Level], dict[str, Any] | None]":
     """All levels, shown as they come; and what a search found."""
     from headrace.cli.bench._live import Watch

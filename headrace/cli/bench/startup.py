@@ -6,12 +6,7 @@ from headrace.cli.bench._checks import at_least
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
 
-def run(
-    *,
-    repeats: int = 3,
-    files: FileFlags = Files(),
-    engine: EngineFlags = Engine(),
-) -> None:
+def run(*, repeats: int = 3, files: FileFlags = Files(), engine: EngineFlags = Engine()) -> None:
     """Time importing, starting and the first token: medians over fresh interpreters.
 
     Parameters

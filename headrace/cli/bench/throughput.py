@@ -1,23 +1,19 @@
 """Times named workloads through the whole engine: token ids in, token ids out."""
 
-import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from headrace.base.config import Config
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
+from headrace.cli._print import tell
 from headrace.cli.bench._checks import at_least
 from headrace.cli.bench._report import FileFlags, Files, report, result
 
 if TYPE_CHECKING:
-    from headrace.api.llm import LLM
-    from headrace.bench.workloads import Workload
     from headrace.engine.resolve import Plan
 
 
@@ -56,33 +52,27 @@ def run(
     temperature
         of the sampling; 0 takes the likeliest token
     """
-    at_least(1, repeats=repeats)
+    at_least(1, repeats=repeats, requests=requests, tokens_in=tokens_in, tokens_out=tokens_out)
     if requests is not None and workloads:
         raise Refused(
             "both workloads and --requests are given", param="requests", hint="leave one of them out"
         )
+    from headrace.bench.shapes import shaped
     from headrace.bench.throughput import time_workload
-    from headrace.bench.workloads import custom
+    from headrace.bench.workloads import custom, workload
 
     with tempfile.TemporaryDirectory() as folder:
-        llm = load(_config(engine.config, shape, Path(folder)))
-    own = [] if requests is None else [custom(requests, tokens_in, tokens_out, llm.intake.vocab)]
-    work = own or _named(workloads or ["single"], llm)
+        llm = load(engine.config if shape is None else shaped(engine.config, shape, Path(folder)))
+    vocab, on_gpu = llm.intake.vocab, llm.plan.device.type == "cuda"
+    if requests is not None:
+        works = [custom(requests, tokens_in, tokens_out, vocab)]
+    else:
+        works = [workload(name, vocab, on_gpu) for name in workloads or ["single"]]
     measures = []
-    for one in work:
-        measures += time_workload(llm, one, repeats, temperature, _tell).measures()
+    for work in works:
+        measures += time_workload(llm, work, repeats, temperature, tell).measures()
     settings = {"temperature": temperature, "repeats": repeats, **_facts(llm.plan, shape)}
     report(result("throughput", settings, measures, llm.plan), files)
-
-
-def _named(names: list[str], llm: "LLM") -> "list[Workload]":
-    from headrace.bench.workloads import workload
-
-    return [workload(name, llm.intake.vocab, llm.plan.device.type == "cuda") for name in names]
-
-
-def _tell(said: str) -> None:
-    print(said, file=sys.stderr)  # noqa: T201
 
 
 def _facts(plan: "Plan", shape: str | None) -> dict[str, Any]:
@@ -96,14 +86,3 @@ def _facts(plan: "Plan", shape: str | None) -> dict[str, Any]:
         "rows": plan.rows,
         "tokens": plan.tokens,
     }
-
-
-def _config(config: Config, shape: str | None, folder: Path) -> Config:
-    if shape is None:
-        return config
-    from headrace.bench.shapes import write_shape
-
-    model = replace(config.model, path=str(write_shape(shape, folder)), dummy_weights=True)
-    if model.max_len is None:
-        model = replace(model, max_len=32768 if shape != "smollm2-135m" else None)
-    return replace(config, model=model)

@@ -1,26 +1,26 @@
 """What the commands that judge models share: their texts, their models, progress, and the JSON they print."""
 
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
-from rich.console import Console
 
-from headrace.base.config import Config, Model
+from headrace.base.config import Config, Model, replace_dotted
 from headrace.base.errors import Refused
 from headrace.cli._load import Meter, load
+from headrace.cli._print import write_json
+from headrace.cli.bench._checks import at_least
 
 if TYPE_CHECKING:
     from headrace.api.llm import LLM
     from headrace.bench.estimate import Estimate
     from headrace.bench.plain import Plain
     from headrace.bench.result import Result
+    from headrace.engine.resolve import Plan
 
+T = TypeVar("T")
 KNOWN = ("gsm8k", "hamlet", "humaneval")
 """Texts that are read if none is named."""
 
@@ -30,10 +30,8 @@ JsonFlag = Annotated[bool, Parameter(negative=())]
 
 def read_texts(names: Sequence[str], tokens: int, windows: int) -> dict[str, str]:
     """Texts by name, fetched where they are known ones. Raises Refused for settings that cannot be."""
-    if tokens < 1:
-        raise Refused(f"--tokens is {tokens}; expected at least 1", param="tokens")
-    if windows < 0:
-        raise Refused(f"--windows is {windows}; expected 0 or more", param="windows")
+    at_least(1, tokens=tokens)
+    at_least(0, windows=windows)
     if not names:
         raise Refused("--text is empty", param="text", hint=f"give a text file, or one of {', '.join(KNOWN)}")
     from headrace.bench import texts
@@ -54,18 +52,8 @@ def open_plain(config: Config) -> "Plain":
     """A model without an engine, with the progress of loading on standard error."""
     from headrace.bench import plain
 
-    with metered() as meter:
+    with Meter() as meter:
         return plain.open_plain(config, meter.tell)
-
-
-@contextmanager
-def metered() -> Iterator[Meter]:
-    """Progress on standard error; gone at the end."""
-    meter = Meter(Console(stderr=True))
-    try:
-        yield meter
-    finally:
-        meter.stop()
 
 
 def said(estimate: "Estimate", digits: int = 4, percent: bool = False) -> str:
@@ -75,26 +63,35 @@ def said(estimate: "Estimate", digits: int = 4, percent: bool = False) -> str:
     return f"{estimate.value * scale:.{digits}f}{unit}{error}"
 
 
-def write_json(result: "Result", rows: Sequence[Any]) -> None:
+def write_rows(result: "Result", rows: Sequence[Any]) -> None:
     """A benchmark's result with what was found, row by row, on standard output. What is not a number is null."""
     from headrace.bench.result import as_json
 
-    json.dump(as_json(asdict(result) | {"rows": list(rows)}), sys.stdout, indent=1, allow_nan=False)
-    sys.stdout.write("\n")
+    write_json(as_json(asdict(result) | {"rows": list(rows)}))
 
 
-def one_by_one(models: Sequence[str], config: Config) -> "Iterator[LLM]":
-    """Each model in an engine, only one of them in memory at a time; the caller keeps none.
+def each_alone(
+    models: Sequence[str], config: Config, measure: "Callable[[LLM], T]"
+) -> "tuple[list[str], Plan, list[T]]":
+    """What each model is called, the plan of the first, and what is measured of each in an engine of its own.
 
-    Several are loaded as they are judged (`plain.as_judged`), a single one as it would be served.
+    Only one is in memory at a time. Several are loaded as they are judged (`plain.as_judged`), a single one as it
+    would be served.
     """
-    from headrace.base.config import replace_dotted
-    from headrace.bench.plain import as_judged, forget
+    from headrace.bench.plain import as_judged, forget, label
 
-    for n, model in enumerate(models):
-        if len(models) == 1:
-            chosen = replace_dotted(config, {"model.path": model})
+    paths = named(models, config)
+    plans: list[Plan] = []
+    found: list[T] = []
+    for n, path in enumerate(paths):
+        if len(paths) == 1:
+            chosen = replace_dotted(config, {"model.path": path})
         else:
-            chosen = as_judged(config, model, config.model.quantization if n else "auto")
-        yield load(chosen)
+            chosen = as_judged(config, path, config.model.quantization if n else "auto")
+        llm = load(chosen)
+        found.append(measure(llm))
+        plans.append(llm.plan)
+        del llm
         forget()
+    names = paths if len(paths) == 1 else [label(plan.model, plan.quantization) for plan in plans]
+    return names, plans[0], found

@@ -9,17 +9,18 @@ from rich.table import Table
 
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli._load import Meter
+from headrace.cli._print import table
 from headrace.cli.bench._report import result
 from headrace.cli.eval._inputs import (
     KNOWN,
     JsonFlag,
     TextFlag,
-    metered,
     named,
     open_plain,
     read_texts,
     said,
-    write_json,
+    write_rows,
 )
 
 if TYPE_CHECKING:
@@ -77,35 +78,25 @@ def run(
     first = open_plain(as_judged(config, base))
     others = [open_plain(as_judged(config, each, config.model.quantization)) for each in other or [base]]
     cut = divergence.windows(first, others, read, tokens, windows or None)
-    with metered() as meter:
+    with Meter() as meter:
         rows = divergence.compare(first, others, cut, lambda done, of: meter.tell("comparing", done / of))
     if json:
         settings = {"base": base, "tokens": tokens, "windows": windows}
-        write_json(_result(first, settings, others, rows), _records(others, rows))
+        write_rows(_result(first, settings, others, rows), _records(others, rows))
         return
     for one, found in zip(others, rows, strict=True):
         Console().print(_table(f"{one.said} against {first.said}, windows of {tokens} tokens", found))
 
 
 def _table(title: str, rows: "list[Divergence]") -> Table:
-    table = Table(title=title, caption=NOTE, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("text")
-    for heading in ("tokens", "mean KL", "KL p99", "top-1", "perplexity", "base's", "ratio"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        shares = said(row.top1, 2, percent=True)
-        numbers = (
-            said(row.kl),
-            said(row.p99, 3),
-            shares,
-            said(row.other, 3),
-            said(row.base, 3),
-            said(row.ratio),
-        )
-        table.add_row(
-            row.text, f"{row.tokens:,}", *(number.replace(" ± ", "\n±\u00a0") for number in numbers)
-        )
-    return table
+    def cells(row: "Divergence") -> list[str]:
+        near, shares = (said(row.kl), said(row.p99, 3)), said(row.top1, 2, percent=True)
+        numbers = (*near, shares, said(row.other, 3), said(row.base, 3), said(row.ratio))
+        return [row.text, f"{row.tokens:,}", *(number.replace(" ± ", "\n±\u00a0") for number in numbers)]
+
+    heads = ("text", "tokens", "mean KL", "KL p99", "top-1", "perplexity", "base's", "ratio")
+    style = {"caption": NOTE, "box": box.SIMPLE_HEAD, "pad_edge": False}
+    return table(heads, map(cells, rows), title=title, **style)
 
 
 def _records(others: "list[Plain]", rows: "list[list[Divergence]]") -> list[dict[str, Any]]:

@@ -8,22 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli._print import table
 from headrace.cli.bench._report import result
-from headrace.cli.eval._inputs import (
-    KNOWN,
-    JsonFlag,
-    TextFlag,
-    named,
-    one_by_one,
-    read_texts,
-    said,
-    write_json,
-)
+from headrace.cli.eval._inputs import KNOWN, JsonFlag, TextFlag, each_alone, read_texts, said, write_rows
 
 if TYPE_CHECKING:
+    from headrace.api.llm import LLM
     from headrace.bench.perplexity import Perplexity
     from headrace.bench.result import Measure
-    from headrace.engine.resolve import Plan
 
 
 def run(
@@ -52,25 +44,17 @@ def run(
         print JSON instead of a table
     """
     read = read_texts(text, tokens, windows)
-    paths = named(model, engine.config)
     from headrace.bench import perplexity
-    from headrace.bench.plain import label
 
-    plans: list[Plan] = []
-    found: list[list[Perplexity]] = []
-    for llm in one_by_one(paths, engine.config):
-        found.append(
-            [perplexity.measure(llm, body, name, tokens, windows or None) for name, body in read.items()]
-        )
-        plans.append(llm.plan)
-        del llm
-    plan = plans[0]
-    names = paths if len(paths) == 1 else [label(each.model, each.quantization) for each in plans]
+    def measure(llm: "LLM") -> "list[Perplexity]":
+        return [perplexity.measure(llm, body, name, tokens, windows or None) for name, body in read.items()]
+
+    names, plan, found = each_alone(model, engine.config, measure)
     dtype = str(plan.dtype).removeprefix("torch.")
     if json:
         settings = {"dtype": dtype, "device": str(plan.device), "tokens": tokens, "windows": windows}
         shown = {"model": names[0]} if len(names) == 1 else {"models": names}
-        write_json(result("perplexity", shown | settings, _measures(names, found), plan), _rows(names, found))
+        write_rows(result("perplexity", shown | settings, _measures(names, found), plan), _rows(names, found))
         return
     where = f"{dtype}, windows of {tokens} tokens"
     if len(names) == 1:
@@ -80,25 +64,22 @@ def run(
 
 
 def _table(title: str, found: "list[Perplexity]") -> Table:
-    table = Table(title=title)
-    table.add_column("text")
-    for heading in ("windows", "tokens predicted", "perplexity", "standard error"):
-        table.add_column(heading, justify="right")
-    for one in found:
-        error = f"{one.error:.3f}" if isfinite(one.error) else ""
-        table.add_row(one.text, str(len(one.windows)), str(one.tokens), f"{one.value:.3f}", error)
-    return table
+    def cells(one: "Perplexity") -> tuple[str, ...]:
+        value, error = one.estimate
+        cells = one.text, str(len(one.windows)), str(one.tokens), f"{value:.3f}"
+        return *cells, f"{error:.3f}" if isfinite(error) else ""
+
+    heads = ("text", "windows", "tokens predicted", "perplexity", "standard error")
+    return table(heads, map(cells, found), title=title)
 
 
 def _comparison(title: str, base: "list[Perplexity]", other: "list[Perplexity]") -> Table:
-    table = Table(title=title, caption="± one standard error, by windows")
-    table.add_column("text")
-    for heading in ("tokens", "perplexity", "base's", "ratio"):
-        table.add_column(heading, justify="right")
-    for before, after in zip(base, other, strict=True):
-        numbers = (said(after.estimate, 3), said(before.estimate, 3), said(after.over(before)))
-        table.add_row(after.text, f"{after.tokens:,}", *numbers)
-    return table
+    rows = [
+        (new.text, f"{new.tokens:,}", said(new.estimate, 3), said(old.estimate, 3), said(new.over(old)))
+        for old, new in zip(base, other, strict=True)
+    ]
+    heads = ("text", "tokens", "perplexity", "base's", "ratio")
+    return table(heads, rows, title=title, caption="± one standard error, by windows")
 
 
 def _measures(names: list[str], found: "list[list[Perplexity]]") -> "list[Measure]":
@@ -107,10 +88,10 @@ def _measures(names: list[str], found: "list[list[Perplexity]]") -> "list[Measur
     return [
         Measure(
             one.text if len(names) == 1 else f"{name}: {one.text}",
-            one.value,
+            one.estimate.value,
             "perplexity",
             "lower",
-            one.error / one.value,
+            one.estimate.error / one.estimate.value,
         )
         for name, row in zip(names, found, strict=True)
         for one in row

@@ -8,12 +8,14 @@ from rich.table import Table
 
 from headrace.base.errors import Refused
 from headrace.cli._knobs import Engine, EngineFlags
+from headrace.cli._print import table
+from headrace.cli.bench._checks import at_least
 from headrace.cli.bench._report import result
-from headrace.cli.eval._inputs import JsonFlag, named, one_by_one, said, write_json
+from headrace.cli.eval._inputs import JsonFlag, each_alone, said, write_rows
 
 if TYPE_CHECKING:
+    from headrace.api.llm import LLM
     from headrace.bench.tasks import Difference, Score
-    from headrace.engine.resolve import Plan
 
 DEFAULT = ("hellaswag", "truthfulqa")
 
@@ -50,33 +52,24 @@ def run(
     json
         print JSON instead of tables
     """
-    if limit < 0:
-        raise Refused(f"--limit is {limit}; expected 0 or more", param="limit")
+    at_least(0, limit=limit)
     if not task:
         raise Refused("--task is empty", param="task", hint="give hellaswag, truthfulqa, gsm8k or a file")
-    paths = named([name for name in (model, other) if name is not None], engine.config)
     from headrace.bench import tasks
     from headrace.bench.answer import answer
-    from headrace.bench.plain import label
 
-    plans: list[Plan] = []
     asked = [tasks.read(each, limit or None) for each in task]
-    found: list[list[Score]] = []
-    for llm in one_by_one(paths, engine.config):
-        found.append([score for each in asked for score in answer(llm, each, chat)])
-        plans.append(llm.plan)
-        del llm
-    plan = plans[0]
-    names = paths if len(paths) == 1 else [label(each.model, each.quantization) for each in plans]
+    models = [name for name in (model, other) if name is not None]
+
+    def measure(llm: "LLM") -> "list[Score]":
+        return [score for each in asked for score in answer(llm, each, chat)]
+
+    names, plan, found = each_alone(models, engine.config, measure)
     gaps = [tasks.difference(*pair) for pair in zip(*found, strict=True)] if len(found) == 2 else []
     if json:
-        settings = {
-            "models": names,
-            "dtype": str(plan.dtype).removeprefix("torch."),
-            "chat": chat,
-            "limit": limit,
-        }
-        write_json(result("tasks", settings, [], plan), [*_records(names, found), *gaps])
+        dtype = str(plan.dtype).removeprefix("torch.")
+        settings = {"models": names, "dtype": dtype, "chat": chat, "limit": limit}
+        write_rows(result("tasks", settings, [], plan), [*_records(names, found), *gaps])
         return
     console = Console()
     console.print(_table(names, found))
@@ -100,27 +93,32 @@ def _records(names: list[str], found: "list[list[Score]]") -> list[dict[str, obj
 
 
 def _table(names: list[str], found: "list[list[Score]]") -> Table:
-    table = Table(title="share of right answers", caption="± one standard error")
-    for heading in ("task", "counted by"):
-        table.add_column(heading)
-    for heading in ("items", *names):
-        table.add_column(heading, justify="right")
-    for row in zip(*found, strict=True):
-        shares = [said(score.estimate, 1, percent=True) for score in row]
-        table.add_row(row[0].task, row[0].metric, str(len(row[0].right)), *shares)
-    return table
+    rows = [
+        (
+            row[0].task,
+            row[0].metric,
+            str(len(row[0].right)),
+            *(said(score.estimate, 1, percent=True) for score in row),
+        )
+        for row in zip(*found, strict=True)
+    ]
+    heads, caption = ("task", "counted by", "items", *names), "± one standard error"
+    return table(heads, rows, words=2, title="share of right answers", caption=caption)
 
 
 def _differences(names: list[str], gaps: "list[Difference]") -> Table:
-    table = Table(
-        title=f"{names[1]} less {names[0]}, item by item",
-        caption="± one standard error; p: of a split so uneven by chance (McNemar)",
-    )
-    for heading in ("task", "counted by"):
-        table.add_column(heading)
-    for heading in ("difference", "lost", "won", "p"):
-        table.add_column(heading, justify="right")
-    for gap in gaps:
-        cells = (said(gap.estimate, 1, percent=True), str(gap.lost), str(gap.won), f"{gap.p:.2g}")
-        table.add_row(gap.task, gap.metric, *cells)
-    return table
+    rows = [
+        (
+            gap.task,
+            gap.metric,
+            said(gap.estimate, 1, percent=True),
+            str(gap.lost),
+            str(gap.won),
+            f"{gap.p:.2g}",
+        )
+        for gap in gaps
+    ]
+    title = f"{names[1]} less {names[0]}, item by item"
+    caption = "± one standard error; p: of a split so uneven by chance (McNemar)"
+    heads = ("task", "counted by", "difference", "lost", "won", "p")
+    return table(heads, rows, words=2, title=title, caption=caption)

@@ -23,23 +23,11 @@ def samples(
     for n in range(count):
         due, wait = n / rate, ttft * random.uniform(0.8, 1.2)
         gaps = [tpot * random.uniform(0.9, 1.1) for _ in range(9)]
-        first = due + wait
-        found.append(
-            Sample(
-                due,
-                due + lag,
-                ended=first + sum(gaps),
-                opened=first,
-                first=first,
-                last=first + sum(gaps),
-                chunks=gaps,
-                prompt_tokens=20,
-                output_tokens=10,
-                counted=True,
-                outcome="ok",
-                status=200,
-            )
-        )
+        first, last = due + wait, due + wait + sum(gaps)
+        sample = Sample(due, due + lag, ended=last, opened=first, first=first, last=last, chunks=gaps)
+        sample.prompt_tokens, sample.output_tokens, sample.counted = 20, 10, True
+        sample.outcome, sample.status = "ok", 200
+        found.append(sample)
     return found
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -18,9 +18,7 @@ class Played:
     """What came of it."""
 
     samples: list[Sample]
-    stub: Stub
-    connections: int = 0
-    opened: list[int] = field(default_factory=list)
+    connections: int
 
 
 def play(
@@ -50,7 +48,7 @@ def play(
         return client
 
     client = asyncio.run(run())
-    return Played(samples, stub, client.pool.opened)
+    return Played(samples, client.pool.opened)
 
 
 def turns(count: int, tokens: int = 5) -> list[Conversation]:

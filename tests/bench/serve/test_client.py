@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from headrace.base.errors import Refused
-from headrace.bench.serve.client import Client, Turn
+from headrace.bench.serve.client import Client, Reading, Turn
 from headrace.bench.serve.connection import Target
 from headrace.bench.serve.dialect import Ask, read, said_by
 from headrace.bench.serve.http import Malformed
@@ -22,10 +22,8 @@ def test_a_stream_is_noted_token_by_token(endpoint: str):
         assert (sample.outcome, sample.status, sample.reason) == ("ok", 200, "length")
         assert (sample.output_tokens, sample.counted, len(sample.chunks)) == (7, True, 6)
         assert sample.prompt_tokens > 0
-        assert sample.opened is not None
-        assert sample.first is not None
-        assert sample.last is not None
-        assert sample.scheduled <= sample.sent <= sample.opened <= sample.first <= sample.last <= sample.ended
+        moments = [sample.scheduled, sample.sent, sample.opened, sample.first, sample.last, sample.ended]
+        assert moments == sorted(moments)  # type: ignore[type-var]
         assert sample.first + sum(sample.chunks) == pytest.approx(sample.last)
     assert played.connections == 1, "one after the other, on one connection"
 
@@ -65,11 +63,6 @@ def test_every_way_to_go_wrong_is_counted_and_the_next_goes_well(
     assert good.outcome == "ok"
     assert (bad.outcome, bad.status) == (outcome, status)
     assert said in bad.reason
-
-
-def test_a_model_that_is_not_there_is_an_error_of_each_request():
-    (sample,) = play(turns(1), ask=Ask(model="other")).samples
-    assert (sample.outcome, sample.status) == ("error", 404)
 
 
 def test_a_server_that_is_not_there_is_counted_too():
@@ -130,8 +123,6 @@ def test_a_conversation_ends_with_what_goes_wrong():
 
 def test_tokens_of_one_chunk_are_counted_where_the_server_counts():
     sample = Sample(0.0, 0.0)
-    from headrace.bench.serve.client import Reading
-
     reading = Reading(sample, 0.0, True, False, None)
     frames = [
         b'{"choices":[{"delta":{"role":"assistant","content":""}}],"usage":{"completion_tokens":0}}',

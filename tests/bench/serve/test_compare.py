@@ -80,8 +80,3 @@ def test_another_file_is_refused(tmp_path: Path, content: str):
     (tmp_path / "x").write_text(content)
     with pytest.raises(Refused, match="not a result"):
         read(tmp_path / "x")
-
-
-def test_a_missing_file_is_refused(tmp_path: Path):
-    with pytest.raises(Refused, match="cannot be read"):
-        read(tmp_path / "none.json")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from headrace.base.errors import Refused
+from headrace.bench.serve.arrivals import Load
 from headrace.bench.serve.client import Conversation
-from headrace.bench.serve.data import WORDS, Prompts, Source, Synthetic, conversations, text, trace
+from headrace.bench.serve.data import WORDS, Prompts, Source, Synthetic, conversations, replayed, text, trace
 
 
 def first(source: Source, count: int, seed: int = 0) -> list[Conversation]:
@@ -57,20 +58,12 @@ def write(path: Path, items: list[Any], as_list: bool = False) -> str:
 @pytest.mark.parametrize("as_list", [True, False])
 def test_a_file_of_prompts(tmp_path: Path, as_list: bool):
     messages = [{"role": "user", "content": "hi"}]
-    items = [
-        "just text",
-        {"prompt": "p", "max_tokens": 5},
-        {"messages": messages, "output_tokens": 6},
-        {"x": 1},
-        7,
-    ]
+    asked = [{"prompt": "p", "max_tokens": 5}, {"messages": messages, "output_tokens": 6}]
+    items = ["just text", *asked, {"x": 1}, 7]
     source = Prompts(path=write(tmp_path / "p", items, as_list))
     found = first(source, 3)
-    assert [(turn.prompt, turn.max_tokens) for (turn,) in found] == [
-        ("just text", None),
-        ("p", 5),
-        (messages, 6),
-    ]
+    said = [(turn.prompt, turn.max_tokens) for (turn,) in found]
+    assert said == [("just text", None), ("p", 5), (messages, 6)]
     assert {turn.max_tokens for (turn,) in first(Prompts(path=source.path, tokens_out="9"), 3)} == {9}
 
 
@@ -112,6 +105,18 @@ def test_a_trace_says_when_and_how_long(tmp_path: Path):
     assert found[1][1][0].max_tokens == 1
 
 
+def test_a_trace_may_be_sped_up_and_cut(tmp_path: Path):
+    items = [{"timestamp": 1000 * n, "input_length": 5, "output_length": 5} for n in range(5)]
+    source = Prompts(path=write(tmp_path / "t", items), kind="trace")
+
+    def due(**load: Any) -> list[float]:
+        return [at for at, _ in replayed(source, Load(replay=True, **load), 0)]
+
+    assert due() == [0, 1, 2, 3, 4]
+    assert due(rate=2.0, duration=1.5) == [0, 0.5, 1]
+    assert due(requests=2) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
@@ -128,11 +133,6 @@ def test_a_file_that_is_of_no_use_is_refused(tmp_path: Path, content: str, kind:
     (tmp_path / "f").write_text(content)
     with pytest.raises(Refused):
         first(Prompts(path=str(tmp_path / "f"), kind=kind), 1)
-
-
-def test_a_file_that_is_missing_is_refused(tmp_path: Path):
-    with pytest.raises(Refused, match="cannot be read"):
-        first(Prompts(path=str(tmp_path / "no")), 1)
 
 
 def test_the_words_are_words():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from headrace.base.errors import Refused
 from headrace.bench.serve.arrivals import Load
 from headrace.bench.serve.export import document, level_json, write_csv, write_json, write_samples
 from tests.bench.serve.made import campaign, level
@@ -59,9 +58,3 @@ def test_samples_have_a_line_each(tmp_path: Path):
     lines = (tmp_path / "s.jsonl").read_text().splitlines()
     assert len(lines) == 200
     assert json.loads(lines[0])["outcome"] == "ok"
-
-
-@pytest.mark.parametrize("write", [lambda path: write_json(path, {}), lambda path: write_csv(path, [])])
-def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path, write: object):
-    with pytest.raises(Refused, match="cannot be written"):
-        write(tmp_path / "no" / "such")  # type: ignore[operator]

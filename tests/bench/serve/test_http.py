@@ -91,4 +91,4 @@ def test_pieces_do_not_matter_to_events(sizes: list[int]):
     frames = Frames()
     found = [frame for piece in cut(STREAM, sizes) for frame in frames.push(piece)]
     assert found == [b"{1}", b"{2}", b"a\nb", b"[DONE]"]
-    assert frames.rest == b"data: re"
+    assert frames.push(b"st\n\n") == [b"rest"]

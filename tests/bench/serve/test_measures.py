@@ -15,7 +15,7 @@ from headrace.bench.serve.measures import (
     summarize,
     tpot,
     ttft,
-)  # fmt: skip
+)
 from headrace.bench.serve.sample import Sample
 
 # Due at 1.0, sent at 1.1, a role at 1.2, tokens at 1.5, 1.7, 2.1, over at 2.2.
@@ -29,25 +29,26 @@ SEVERAL = Sample(
 )  # fmt: skip
 
 
-def test_ours_count_from_when_it_was_due():
-    assert ttft(ONE) == pytest.approx(0.5)
-    assert e2e(ONE) == pytest.approx(1.1)
-    assert tpot(ONE) == pytest.approx(0.3)
-    assert itls(ONE) == pytest.approx([0.2, 0.4])
-
-
-def test_vllm_s_count_from_when_it_was_sent_to_the_first_chunk_of_any_kind():
-    assert ttft(ONE, "vllm") == pytest.approx(0.1)
-    assert e2e(ONE, "vllm") == pytest.approx(1.0)
-    assert tpot(ONE, "vllm") == pytest.approx((1.0 - 0.1) / 2)
-    assert itls(ONE, "vllm") == pytest.approx([0.2, 0.4])
-
-
-def test_guidellm_s_tpot_has_the_first_token_in_it_and_its_itl_is_a_mean():
-    assert ttft(ONE, "guidellm") == pytest.approx(0.4)
-    assert tpot(ONE, "guidellm") == pytest.approx(1.0 / 3)
-    assert e2e(ONE, "guidellm") == pytest.approx(1.1)
-    assert itls(ONE, "guidellm") == pytest.approx([0.3])
+@pytest.mark.parametrize(
+    ("whose", "first", "whole", "per_token", "gaps"),
+    [
+        ("headrace", 0.5, 1.1, 0.3, [0.2, 0.4]),  # from when it was due
+        ("mlperf", 0.5, 1.1, 0.3, [0.2, 0.4]),
+        (
+            "vllm",
+            0.1,
+            1.0,
+            (1.0 - 0.1) / 2,
+            [0.2, 0.4],
+        ),  # from when it was sent, to the first chunk of any kind
+        ("guidellm", 0.4, 1.1, 1.0 / 3, [0.3]),  # TPOT with the first token in it, ITL a mean
+    ],
+)
+def test_numbers_by_whose_definitions(whose, first: float, whole: float, per_token: float, gaps: list[float]):
+    assert ttft(ONE, whose) == pytest.approx(first)
+    assert e2e(ONE, whose) == pytest.approx(whole)
+    assert tpot(ONE, whose) == pytest.approx(per_token)
+    assert itls(ONE, whose) == pytest.approx(gaps)
 
 
 def test_tokens_of_one_chunk_share_its_time():

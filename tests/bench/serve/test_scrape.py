@@ -23,21 +23,9 @@ def test_series_are_added_up_and_the_fullest_cache_counts():
 
 
 def test_two_moments_make_rates_and_means():
-    points = [
-        Point(
-            1.0,
-            {"running": 9, "lookups": 100, "hits": 50, "queue_sum": 1.0, "queue_count": 1, "preemptions": 2},
-        ),
-        Point(
-            2.0,
-            {"running": 4, "lookups": 150, "hits": 60, "queue_sum": 2.0, "queue_count": 5, "preemptions": 2},
-        ),
-        Point(
-            3.0,
-            {"running": 2, "lookups": 200, "hits": 75, "queue_sum": 3.0, "queue_count": 5, "preemptions": 3},
-        ),
-    ]
-    found = join(points)
+    names = ("running", "lookups", "hits", "queue_sum", "queue_count", "preemptions")
+    rows = ((9, 100, 50, 1.0, 1, 2), (4, 150, 60, 2.0, 5, 2), (2, 200, 75, 3.0, 5, 3))
+    found = join([Point(n, dict(zip(names, row, strict=True))) for n, row in enumerate(rows)])
     assert found is not None
     assert (found.running_mean, found.running_most) == (3, 4)
     assert found.prefix_hit_rate == 0.25

@@ -1,14 +1,13 @@
 """`headrace bench peers`."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.bench.fakes import fake_python
+from tests.cli.conftest import Command
 
-Command = Callable[..., tuple[int, str, str]]
 SIZES = ("--memory.share=0.02", "--memory.kv-blocks=80", "--schedule.rows=4", "--threads=1", "--device=cpu")
 
 

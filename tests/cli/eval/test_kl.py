@@ -1,64 +1,38 @@
 """`headrace eval kl`."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from tests.tiny import folder
-
-Command = Callable[..., tuple[int, str, str]]
-TINY = ["--threads=1", "--memory.share=0.05"]
+from tests.cli.conftest import Command
+from tests.cli.eval.conftest import SMALL
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
-    at = tmp_path_factory.mktemp("models")
-    (at / "own").write_text("The water of the headrace reaches the wheel, and the wheel turns. " * 5)
-    return str(folder(at / "base")), str(folder(at / "other", seed=1)), str(at / "own")
-
-
-def test_a_table(command: Command, models: tuple[str, str, str]):
-    base, other, text = models
-    code, out, err = command(
-        "eval", "kl", base, other, "--text", text, text.replace("own", "./own"), "--tokens=40", *TINY
-    )
+def test_a_table(command: Command, models: tuple[str, str], text: str):
+    texts = ("--text", text, text.replace("own", "./own"))
+    code, out, err = command("eval", "kl", *models, *texts, "--tokens=40", *SMALL)
     assert (code, err) == (0, "")
     for said in ("mean KL", "top-1", "all", "±", "one standard error"):
         assert said in out
 
 
-def test_a_model_against_itself_rounded_as_json(command: Command, models: tuple[str, str, str]):
-    base, _, text = models
-    words = (
-        "eval",
-        "kl",
-        base,
-        "--quantization=w8a8",
-        "--text",
-        text,
-        "--tokens=40",
-        "--windows=2",
-        "--json",
-    )
-    code, out, _ = command(*words, *TINY)
+def test_a_model_against_itself_rounded_as_json(command: Command, models: tuple[str, str], text: str):
+    base, _ = models
+    words = ("--quantization=w8a8", "--text", text, "--tokens=40", "--windows=2", "--json")
+    code, out, _ = command("eval", "kl", base, *words, *SMALL)
     assert code == 0
     said = json.loads(out)
     (row,) = said["rows"]
     assert (row["model"], row["kept"], row["tokens"]) == (base, "w8a8", 80)
     assert 0 < row["kl"]["value"] < 0.1
-    assert {measure["name"].rpartition(": ")[2] for measure in said["measures"]} <= {
-        "KL",
-        "KL p99",
-        "top-1",
-        "perplexity",
-    }
+    names = {measure["name"].rpartition(": ")[2] for measure in said["measures"]}
+    assert names <= {"KL", "KL p99", "top-1", "perplexity"}
     assert said["settings"]["dtype"] == "float32"
 
 
-def test_several_models_in_one_run(command: Command, models: tuple[str, str, str]):
-    base, other, text = models
-    code, out, _ = command("eval", "kl", base, other, base, "--text", text, "--tokens=40", "--json", *TINY)
+def test_several_models_in_one_run(command: Command, models: tuple[str, str], text: str):
+    words = ("--text", text, "--tokens=40", "--json")
+    code, out, _ = command("eval", "kl", *models, models[0], *words, *SMALL)
     assert code == 0
     far, near = json.loads(out)["rows"]
     assert far["kl"]["value"] > 0.01
@@ -78,9 +52,11 @@ def test_several_models_in_one_run(command: Command, models: tuple[str, str, str
         (["nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_done(words: list[str], said: str, command: Command, models: tuple[str, str, str]):
-    base, other, text = models
+def test_what_cannot_be_done(
+    words: list[str], said: str, command: Command, models: tuple[str, str], text: str
+):
+    base, other = models
     more = [] if "--text" in words else ["--text", text]
-    code, _, err = command("eval", "kl", base, *(word.format(other=other) for word in words), *more, *TINY)
+    code, _, err = command("eval", "kl", base, *(word.format(other=other) for word in words), *more, *SMALL)
     assert code == 2
     assert said in err

@@ -1,20 +1,11 @@
 """`headrace eval perplexity`."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.tiny import folder
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> str:
-    (tmp_path / "own").write_text("The water of the headrace reaches the wheel, and the wheel turns. " * 5)
-    return str(tmp_path / "own")
+from tests.cli.conftest import Command
+from tests.cli.eval.conftest import SMALL
 
 
 def test_a_table(command: Command, text: str):
@@ -25,17 +16,8 @@ def test_a_table(command: Command, text: str):
 
 
 def test_json(command: Command, text: str):
-    words = (
-        "eval",
-        "perplexity",
-        "--text",
-        text,
-        text.replace("own", "./own"),
-        "--tokens=50",
-        "--windows=0",
-        "--json",
-    )
-    code, out, _ = command(*words, small=True)
+    words = ("--text", text, text.replace("own", "./own"), "--tokens=50", "--windows=0", "--json")
+    code, out, _ = command("eval", "perplexity", *words, small=True)
     said = json.loads(out)
     assert code == 0
     assert said["settings"]["windows"] == 0
@@ -62,15 +44,14 @@ def test_what_cannot_be_done(words: list[str], said: str, command: Command, text
     assert said in err
 
 
-def test_models_against_the_first(command: Command, text: str, tmp_path: Path):
-    base, other = str(folder(tmp_path / "base")), str(folder(tmp_path / "other", seed=1))
-    words = ("eval", "perplexity", base, other, "--text", text, "--tokens=50", "--threads=1")
-    small = ("--memory.share=0.05", "--memory.kv-blocks=80")
-    code, out, err = command(*words, *small)
+def test_models_against_the_first(command: Command, models: tuple[str, str], text: str):
+    base, other = models
+    words = ("eval", "perplexity", base, other, "--text", text, "--tokens=50", *SMALL)
+    code, out, err = command(*words)
     assert (code, err) == (0, "")
     assert "ratio" in out
     assert "one standard error" in out
-    code, out, _ = command(*words, *small, "--json")
+    code, out, _ = command(*words, "--json")
     before, after = json.loads(out)["rows"]
     assert before["over_base"] is None
     ratio = after["perplexity"]["value"] / before["perplexity"]["value"]
