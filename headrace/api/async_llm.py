@@ -11,7 +11,7 @@ from threading import Lock, Thread
 from typing import Any, assert_never
 
 from headrace.api.llm import LLM, salt_of, text_of
-from headrace.api.outputs import RequestOutput, completion, prompt_table
+from headrace.api.outputs import RequestOutput, gathered
 from headrace.base.errors import Broken, Fault, Refused
 from headrace.engine.intake import Prompt
 from headrace.engine.request import Event, Request, SamplingParams
@@ -124,7 +124,6 @@ class AsyncLLM:
         """Outputs until nothing is `left`, one for all events that have come in meanwhile."""
         tokenizer = self.intake.tokenizer
         streams = {request.id: Stream(request, tokenizer) for request in requests}
-        first = streams[requests[0].id]
         while left:
             events = [await box.queue.get()]
             while not box.queue.empty():
@@ -138,15 +137,7 @@ class AsyncLLM:
                     self._loop.inbox.put(Cancel(event.id))
                 if update.finish:
                     left.discard(event.id)
-            yield RequestOutput(
-                request_id=id,
-                prompt=text,
-                prompt_token_ids=list(requests[0].prompt),
-                outputs=[completion(i, streams[r.id], tokenizer) for i, r in enumerate(requests)],
-                finished=not left,
-                prompt_logprobs=prompt_table(first, tokenizer),
-                num_cached_tokens=first.cached,
-            )
+            yield gathered(id, text, list(streams.values()), tokenizer, finished=not left)
 
 
 class _Loop:

@@ -8,18 +8,11 @@ from time import monotonic
 from typing import Any
 
 import msgspec
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from headrace.api.local import Local
-from headrace.api.outputs import RequestMetrics, RequestOutput, completion, prompt_table
+from headrace.api.outputs import RequestMetrics, RequestOutput, gathered
 from headrace.base.config import Config, from_names, replace_dotted
 from headrace.base.errors import Refused
 from headrace.engine.intake import Intake, Prompt
@@ -104,28 +97,18 @@ class LLM:
         """Answers to one conversation or several, each a list of {"role": ..., "content": ...}."""
         one = isinstance(messages, Sequence) and messages and isinstance(messages[0], Mapping)
         conversations = [messages] if one else messages
-        prompts = [
-            self._rendered(
-                conversation,  # pyright: ignore[reportArgumentType]
-                add_generation_prompt=add_generation_prompt and not continue_final_message,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                chat_template_kwargs=chat_template_kwargs,
-            )
-            for conversation in conversations
-        ]
-        tags = self.intake.text_tokenizer.formats.thinking
-        params = [
-            msgspec.structs.replace(
-                each,
-                structured_outputs=behind_thoughts(
-                    each.structured_outputs,
-                    tags,
-                    tags is not None and tags.begun(prompt["prompt"], continue_final_message),
-                ),
-            )
-            for each, prompt in zip(self._params(sampling_params, len(prompts)), prompts, strict=True)
-        ]
+        options = {
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        prompts = [self._rendered(one, **options) for one in conversations]  # pyright: ignore[reportArgumentType]
+        tags, params = self.intake.text_tokenizer.formats.thinking, []
+        for each, prompt in zip(self._params(sampling_params, len(prompts)), prompts, strict=True):
+            begun = tags is not None and tags.begun(prompt["prompt"], continue_final_message)
+            form = behind_thoughts(each.structured_outputs, tags, begun)
+            params.append(msgspec.structs.replace(each, structured_outputs=form))
         return self.generate(prompts, params, use_tqdm)
 
     def render(self, messages: Messages, **options: Any) -> list[int]:
@@ -228,17 +211,9 @@ class _Job:
         self.metrics = RequestMetrics(arrival_time=monotonic())
 
     def output(self, tokenizer: Tokenizer | None) -> RequestOutput:
-        first = self.streams[0]
-        return RequestOutput(
-            request_id=first.request.id.split("/")[0],
-            prompt=self.text,
-            prompt_token_ids=list(first.request.prompt),
-            outputs=[completion(i, stream, tokenizer) for i, stream in enumerate(self.streams)],
-            finished=True,
-            prompt_logprobs=prompt_table(first, tokenizer),
-            metrics=self.metrics,
-            num_cached_tokens=first.cached,
-        )
+        made = gathered(self.requests[0].id.split("/")[0], self.text, self.streams, tokenizer)
+        made.metrics = self.metrics
+        return made
 
 
 class _Bar:
@@ -247,13 +222,15 @@ class _Bar:
     def __init__(self, total: int, show: bool):
         self.total, self.tokens, self.began, self.drawn = total, 0, monotonic(), 0.0
         console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]}"),
+        self.progress = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            *(
+                bars.BarColumn(),
+                bars.MofNCompleteColumn(),
+                bars.TimeElapsedColumn(),
+                bars.TimeRemainingColumn(),
+            ),
+            bars.TextColumn("{task.fields[rate]}"),
             console=console,
             transient=True,
             disable=not (show and console.is_terminal),

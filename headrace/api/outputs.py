@@ -1,9 +1,10 @@
 """What a request gives back, with the field names of vLLM."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from headrace.engine.request import Logprobs, PromptLogprobs
+from headrace.engine.request import Logprobs
 from headrace.engine.stream import Stream
 from headrace.text.tokenizer import Tokenizer
 
@@ -54,7 +55,23 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
-    lora_request: Any = field(default=None)
+    lora_request: Any = None
+
+
+def gathered(
+    id: str, prompt: str | None, streams: Sequence[Stream], tokenizer: Tokenizer | None, finished: bool = True
+) -> RequestOutput:
+    """What the answers to one prompt have gathered so far."""
+    first = streams[0]
+    return RequestOutput(
+        request_id=id,
+        prompt=prompt,
+        prompt_token_ids=list(first.request.prompt),
+        outputs=[completion(i, stream, tokenizer) for i, stream in enumerate(streams)],
+        finished=finished,
+        prompt_logprobs=prompt_table(first, tokenizer),
+        num_cached_tokens=first.cached,
+    )
 
 
 def completion(index: int, stream: Stream, tokenizer: Tokenizer | None) -> CompletionOutput:
@@ -75,13 +92,8 @@ def prompt_table(stream: Stream, tokenizer: Tokenizer | None) -> list[dict[int, 
     """Log-probabilities of the prompt's tokens; the first has none."""
     if stream.request.params.prompt_logprobs is None:
         return None
-    return [None, *prompt_entries(stream.request.prompt, stream.prompt_logprobs, tokenizer)]
-
-
-def prompt_entries(
-    prompt: tuple[int, ...] | list[int], found: PromptLogprobs, tokenizer: Tokenizer | None
-) -> list[dict[int, Logprob]]:
-    return [_table(token, entry, tokenizer) for token, entry in zip(prompt[1:], found, strict=False)]
+    found = zip(stream.request.prompt[1:], stream.prompt_logprobs, strict=False)
+    return [None, *(_table(token, entry, tokenizer) for token, entry in found)]
 
 
 def _table(token: int, found: Logprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:

@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from time import monotonic
 
+import msgspec
+
 from headrace.base.errors import Fault
 from headrace.engine.request import Request
 from headrace.engine.stream import Stream, Update
+from headrace.serve.queue import Load
 from headrace.serve.record import Record
 from headrace.text.tokenizer import Tokenizer
 
@@ -104,6 +107,7 @@ class Answer:
             kind=self.kind,
             name=self.name,
             trace=self.trace,
+            params=request.params,
             prompt_tokens=sum(len(stream.request.prompt) for stream in prompts),
             cached=sum(stream.cached for stream in prompts),
             generated=sum(len(stream.token_ids) for stream in self.streams),
@@ -120,3 +124,24 @@ class Answer:
             cause=self.cause,
             status=self.fault.status if self.fault is not None else STATUS.get(self.cause, 200),
         )
+
+
+class Held:
+    """A request the engine has or shall have: whose it is, whether it has been heard of, events until it is cleared."""
+
+    __slots__ = ("answer", "begun", "index", "probe", "request", "stream")
+
+    def __init__(self, answer: Answer, index: int, request: Request, stream: Stream):
+        self.answer, self.index, self.request, self.stream = answer, index, request, stream
+        self.begun = False
+        self.probe = 0
+
+    @property
+    def load(self) -> Load:
+        request = self.request
+        return Load(self.begun, len(self.stream.token_ids), request.max_tokens, len(request.prompt))
+
+    def resumed(self) -> Request:
+        """What a new engine is asked for: what is left of it."""
+        self.stream.prompt_logprobs.clear()  # they are computed again
+        return msgspec.structs.replace(self.request, emitted=tuple(self.stream.token_ids))

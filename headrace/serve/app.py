@@ -14,15 +14,15 @@ from starlette.responses import Response
 
 from headrace import __version__
 from headrace.serve import errors, page, responses, schema, small
-from headrace.serve.auth import Auth, Door, split
+from headrace.serve.auth import Auth, Door
 from headrace.serve.chat import CHAT
 from headrace.serve.completions import COMPLETIONS
 from headrace.serve.docs import router as docs
 from headrace.serve.frontend import Frontend
 from headrace.serve.layers import Named, Straight, Told
 from headrace.serve.limits import Limits
-from headrace.serve.schema import answers, body_of
-from headrace.serve.settings import Serve
+from headrace.serve.schema import route
+from headrace.serve.settings import Serve, split
 from headrace.serve.shelf import Shelf
 
 ABOUT = "An OpenAI-compatible server of one language model. Unknown fields of a body are ignored."
@@ -30,22 +30,14 @@ ABOUT = "An OpenAI-compatible server of one language model. Unknown fields of a 
 router = APIRouter()
 
 
-@router.post(
-    "/v1/chat/completions",
-    responses=answers(schema.ChatReply, 400, 404, 408, 413, stream=True),
-    openapi_extra=body_of("ChatRequest"),
-    tags=["generation"],
-)
+@router.post("/v1/chat/completions", **route("generation", schema.ChatReply, body="ChatRequest", stream=True))
 async def chat(request: Request) -> Response:
     """The assistant's next message, whole or as server-sent events."""
     return await CHAT.answer(request)
 
 
 @router.post(
-    "/v1/completions",
-    responses=answers(schema.CompletionReply, 400, 404, 408, 413, stream=True),
-    openapi_extra=body_of("CompletionRequest"),
-    tags=["generation"],
+    "/v1/completions", **route("generation", schema.CompletionReply, body="CompletionRequest", stream=True)
 )
 async def completions(request: Request) -> Response:
     """Texts that go on from the prompts, whole or as server-sent events."""
@@ -56,31 +48,13 @@ def make_app(
     front: Frontend,
     settings: Serve,
     *,
-    door: Door | None = None,
     routers: Iterable[APIRouter] = (),
     told: Told | None = None,
     shared: Path | None = None,
 ) -> FastAPI:
     """The app. `routers` are further routes; `told` hears of every request; `shared` is a folder of all processes
     that serve this model, where there are several. Raises Refused for settings that would let anybody in."""
-    door = door or Door(settings, page.OPEN if settings.page else ())
-    layers = [Middleware(Named, told=told)]
-    if origins := split(settings.cors):
-        layers.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=origins,
-                allow_methods=["GET", "POST", "OPTIONS"],
-                allow_headers=["authorization", "content-type", "x-request-id"],
-                expose_headers=["x-request-id", "retry-after"],
-            )
-        )
-    straight = {route.path: route for route in router.routes if isinstance(route, APIRoute)}
-    layers += [
-        Middleware(Auth, door=door),
-        Middleware(Limits, settings=settings),
-        Middleware(Straight, routes=straight),
-    ]
+    door = Door(settings, page.OPEN if settings.page else ())
     app = FastAPI(
         title="Headrace",
         version=__version__,
@@ -88,9 +62,9 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=layers,
+        middleware=layers(settings, door, told),
     )
-    app.state.front, app.state.settings = front, settings
+    app.state.front, app.state.settings, app.state.door = front, settings, door
     shelf = Shelf(settings.keep_responses, shared and shared / "responses")
     app.state.desk = responses.Desk(shelf)
     errors.install(app)
@@ -106,3 +80,25 @@ def make_app(
 
     app.openapi = document
     return app
+
+
+def layers(settings: Serve, door: Door, told: Told | None) -> list[Middleware]:
+    """What a request passes before it comes to a route, from the outside in."""
+    around = [Middleware(Named, told=told)]
+    if origins := split(settings.cors):
+        around.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["GET", "POST", "OPTIONS"],
+                allow_headers=["authorization", "content-type", "x-request-id"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        )
+    straight = {one.path: one for one in router.routes if isinstance(one, APIRoute)}
+    return [
+        *around,
+        Middleware(Auth, door=door),
+        Middleware(Limits, settings=settings),
+        Middleware(Straight, routes=straight),
+    ]

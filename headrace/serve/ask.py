@@ -68,10 +68,7 @@ class Offer:
         return Whole(answer, lambda: whole(asked, answer, intake))
 
     async def asked(self, request: Request, admit: bool = False) -> Asked:
-        """What a request asks for. Raises a Fault for what cannot be read or had.
-
-        `admit`: first of all it must have a place, because it shall be answered.
-        """
+        """What a request asks for. Raises what `read_body` does, and Refused for what is wrong in it."""
         front, _ = of(request)
         try:
             return await self._read(request, admit)
@@ -81,15 +78,9 @@ class Offer:
 
     async def _read(self, request: Request, admit: bool) -> Asked:
         front, settings = of(request)
-        facts, intake = front.facts, front.intake
-        body = await limits.read_json(request)
-        wanted = limits.check(body, settings)
-        if admit:
-            front.admit(wanted)
-        model = served(body.get("model"), facts.served)
-        size = settings.max_body if takes_long(body) else length(request, settings)
-        if takes_long(body):
-            size = max(size, LONG_TEXT)
+        body, model = await read_body(request, admit)
+        intake = front.intake
+        size = LONG_TEXT if takes_long(body) else length(request, settings)
         ask: Ask = await front.off_loop(size, lambda: self.read(body, intake, front.defaults))
         self._warn(ask.unknown)
         name = named(request, ask)
@@ -104,6 +95,20 @@ class Offer:
             if name not in self._warned and len(self._warned) < 100:
                 self._warned.add(name)
                 log.warning("requests have a field that is unknown here and ignored: %.60r", name)
+
+
+async def read_body(request: Request, admit: bool = False) -> tuple[Json, str]:
+    """The body, within the limits, and the name it has for the model. Raises a Fault for what cannot be read or had.
+
+    `admit`: it must have a place first, because it shall be answered.
+    """
+    front, settings = of(request)
+    names = front.facts.served
+    body = await limits.read_json(request)
+    wanted = limits.check(body, settings)
+    if admit:
+        front.admit(wanted)
+    return body, served(body.get("model"), names)
 
 
 def submit(request: Request, asked: Asked, kind: str) -> Answer:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.base.errors import Denied, Fault, Forbidden, Refused
 from headrace.serve import errors
-from headrace.serve.settings import Serve
+from headrace.serve.settings import Serve, split
 
 OPEN = frozenset({"/health/live"})
 """Paths for everyone: that the process lives is no secret, and whoever restarts it has no key."""
@@ -169,11 +169,6 @@ def read_keys(given: str | None, file: str | None, variable: str | None) -> list
             "a key has characters that no header can carry; expected visible ASCII", param="serve.api_key"
         )
     return keys
-
-
-def split(given: str | None) -> list[str]:
-    """The parts of a knob that takes several things separated by commas."""
-    return [part.strip() for part in (given or "").split(",") if part.strip()]
 
 
 def is_admin(path: str) -> bool:

@@ -80,18 +80,6 @@ class Sampling(Open):
     guided_choice: list[str] | None = field("old name of structured_outputs.choice")
     guided_grammar: str | None = field("old name of structured_outputs.grammar")
     guided_whitespace_pattern: str | None = field("white space between the parts of JSON")
-    user: Any = field("ignored")
-    metadata: Any = field("ignored")
-    store: Any = field("ignored")
-    service_tier: Any = field("ignored")
-    verbosity: Any = field("ignored")
-    session_id: Any = field("ignored")
-    stream_interval: Any = field("ignored")
-    media_io_kwargs: Any = field("ignored")
-    mm_processor_kwargs: Any = field("ignored")
-    prompt_cache_key: Any = field("ignored")
-    safety_identifier: Any = field("ignored")
-    guided_decoding_backend: Any = field("ignored")
 
 
 class TextPart(Open):

@@ -11,7 +11,7 @@ from headrace.serve.ask import Asked, Offer
 from headrace.serve.chunks import Chunks
 from headrace.serve.sse import Updates, encode
 from headrace.text.parts import CallArguments, CallStart, Content, Part, Thought
-from headrace.text.speech import Speech
+from headrace.text.speech import Speech, parts_of
 
 
 class ChatFrames(Chunks):
@@ -46,7 +46,7 @@ class ChatFrames(Chunks):
     def _chunk(self, i: int, update: Update) -> bytes:
         """The first chunk of a choice, the last, or one with more than text; several where parts change."""
         first, self._begun[i] = not self._begun[i], True
-        parts = self._parts(i, update)
+        parts = parts_of(self.speeches[i], update.text, update.finish is not None)
         if first and self.ask.before[0]:
             parts.insert(0, Content(self.ask.before[0]))
         if not (first or parts or update.finish or self.ask.show_ids or self.ask.logprobs is not None):
@@ -57,13 +57,6 @@ class ChatFrames(Chunks):
         *before, last = deltas
         out = [piece for delta in before for piece in (self._heads[i], delta, self._tail)]
         return b"".join([*out, self._heads[i], last, b",", self._rest(i, update, first)])
-
-    def _parts(self, i: int, update: Update) -> list[Part]:
-        speech = self.speeches[i]
-        if speech is None:
-            return [Content(update.text)] if update.text else []
-        parts = speech.push(update.text) if update.text else []
-        return parts + speech.finish() if update.finish else parts
 
     def _delta(self, i: int, part: Part) -> bytes:
         match part:

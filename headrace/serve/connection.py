@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
 from os import getpid
 from pathlib import Path
 from time import monotonic
@@ -11,23 +10,9 @@ from typing import TYPE_CHECKING, assert_never
 
 from headrace.base.errors import Broken, Fault
 from headrace.engine.request import Request
+from headrace.serve import wire
 from headrace.serve.link import Link
-from headrace.serve.settings import Serve
 from headrace.serve.vigil import Vigil
-from headrace.serve.wire import (
-    Add,
-    Events,
-    Facts,
-    Failed,
-    FromEngine,
-    Hello,
-    Loading,
-    Pulse,
-    Ready,
-    Refusals,
-    Relay,
-    ToEngine,
-)
 from headrace.serve.words import read_words
 from headrace.text.tokenizer import Tokenizer
 
@@ -46,38 +31,31 @@ class Connection:
     on_loading  called with what a starting engine does, and which part of that is done
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        settings: Serve,
-        front: int,
-        owner: "Frontend",
-        threads: Executor,
-        work: Callable[[], bool],
-    ):
+    def __init__(self, folder: str | Path, owner: "Frontend"):
+        limit = owner.settings.stall_seconds
         self.up = False
-        self.loading = Loading("starting", 0.0)
-        self.vigil = Vigil(settings.stall_seconds)
+        self.loading = wire.Loading("starting", 0.0)
+        self.vigil = Vigil(limit)
         self.on_stall: Callable[[str], None] = log.error
         self.on_loading: Callable[[str, float], None] = lambda doing, part: None
-        self._owner, self._work, self._threads = owner, work, threads
+        self._owner = owner
         self._number = -1  # of the engine process last heard of
         self._deaf = -1  # of the last one that is not listened to any more
         self._doubt = False  # some engine process left; ours must be heard of again
         self._patient = False  # steps run on a CPU
         self._added: list[Request] = []
         self._loop = asyncio.get_running_loop()
-        self._tokenizer: tuple[tuple[str | None, str | None], asyncio.Future[Tokenizer | None]] | None = None
-        self._link = Link(folder, front, self._receive, self._suspect)
+        self._tokenizer: tuple[str | None, asyncio.Future[Tokenizer | None]] | None = None
+        self._link = Link(folder, owner.front, self._receive, self._suspect)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._spawn(self._keep_watch(min(0.25, settings.stall_seconds / 4)))
+        self._spawn(self._keep_watch(min(0.25, limit / 4)))
 
     @property
     def well(self) -> bool:
         """Whether the engine takes requests, and nothing is to be said against it."""
         return self.up and not self._doubt and not self.vigil.silent(monotonic())
 
-    def send(self, message: ToEngine) -> bool:
+    def send(self, message: wire.ToEngine) -> bool:
         """Send to the engine, if there is one; one that comes later is told all that is open.
 
         Requests that are added within one turn of the loop go as one message, so that an idle engine's first step
@@ -85,7 +63,7 @@ class Connection:
         """
         if not self.up:
             return False
-        if isinstance(message, Add):
+        if isinstance(message, wire.Add):
             if not self._added:
                 self._loop.call_soon(self._send_added)
             self._added += message.requests
@@ -96,7 +74,7 @@ class Connection:
 
     def _send_added(self) -> None:
         if self._added:
-            self._link.send(self._number, Add(self._added))
+            self._link.send(self._number, wire.Add(self._added))
             self._added = []
 
     def lose(self) -> None:
@@ -113,7 +91,7 @@ class Connection:
             task.cancel()
         self._link.close()
 
-    def _receive(self, number: int, message: FromEngine) -> None:
+    def _receive(self, number: int, message: wire.FromEngine) -> None:
         if number < self._number or number <= self._deaf:
             return  # one that was given up
         now = monotonic()
@@ -121,37 +99,34 @@ class Connection:
             self._mourn()
             self._number = number
             self.vigil.restart(now)
-            self._link.send(number, Hello(getpid()))
+            self._link.send(number, wire.Hello(getpid()))
         self._doubt = False
-        if isinstance(message, Events):
+        if isinstance(message, wire.Events):
             self.vigil.advance(now)
             self._owner.take(message, now)
         else:
             self.vigil.hear(now)
             self._hear(number, message, now)
 
-    def _hear(
-        self, number: int, message: Pulse | Ready | Refusals | Loading | Failed | Relay, now: float
-    ) -> None:
-        """What comes seldom."""
+    def _hear(self, number: int, message: wire.Seldom, now: float) -> None:
         match message:
-            case Pulse():
+            case wire.Pulse():
                 self.vigil.beat(message, now)
                 if not self.up:
-                    self._link.send(number, Hello(getpid()))
-            case Ready(facts, boot):
+                    self._link.send(number, wire.Hello(getpid()))
+            case wire.Ready(facts, boot):
                 if boot == getpid() and not self.up:
                     self._spawn(self._get_ready(number, facts))
-            case Refusals(refusals):
+            case wire.Refusals(refusals):
                 self._owner.take_refusals(refusals)
-            case Loading():
+            case wire.Loading():
                 self.loading = message
                 self.on_loading(message.doing, message.part)
                 if message.tokenizer is not None:
-                    self._read_tokenizer(message.tokenizer, message.template)
-            case Relay():
+                    self._read_tokenizer(message.tokenizer)
+            case wire.Relay():
                 self._owner.peers.hear(message)
-            case Failed(refusal):
+            case wire.Failed(refusal):
                 self._owner.fail(refusal.fault())
             case _:
                 assert_never(message)
@@ -169,19 +144,20 @@ class Connection:
             said = f"the connection to the engine failed: {type(error).__name__}: {error}"
             self._owner.fail(error if isinstance(error, Fault) else Broken(said))
 
-    async def _get_ready(self, number: int, facts: Facts) -> None:
-        tokenizer = await self._read_tokenizer(facts.tokenizer, facts.template)
+    async def _get_ready(self, number: int, facts: wire.Facts) -> None:
+        tokenizer = await self._read_tokenizer(facts.tokenizer)
+        if tokenizer is not None and facts.template is not None:
+            tokenizer.template_source = facts.template
         if number == self._number and number > self._deaf and not self.up:
             self._patient = facts.device == "cpu"
             self.vigil.restart(monotonic())
             self.up = True
             self._owner.meet(facts, tokenizer)
 
-    def _read_tokenizer(self, source: str | None, template: str | None) -> "asyncio.Future[Tokenizer | None]":
+    def _read_tokenizer(self, source: str | None) -> "asyncio.Future[Tokenizer | None]":
         """Read it on another thread, once: it is asked for when its place is known, and when the engine is ready."""
-        if self._tokenizer is None or self._tokenizer[0] != (source, template):
-            reading = self._loop.run_in_executor(self._threads, read_words, source, template)
-            self._tokenizer = (source, template), reading
+        if self._tokenizer is None or self._tokenizer[0] != source:
+            self._tokenizer = source, self._loop.run_in_executor(self._owner.threads, read_words, source)
         return self._tokenizer[1]
 
     def _mourn(self) -> None:
@@ -197,6 +173,6 @@ class Connection:
     async def _keep_watch(self, period: float) -> None:
         while True:
             await asyncio.sleep(period)
-            if self.up and (why := self.vigil.look(self._work(), self._patient, monotonic())) is not None:
+            if self.up and (why := self.vigil.look(self._owner.busy, self._patient, monotonic())) is not None:
                 self.lose()
                 self.on_stall(f"{why}; its step: {self._owner.name_rows(self.vigil.pulse)}")

@@ -30,7 +30,6 @@ from typing import Any
 
 from headrace import __version__
 from headrace.base.errors import Fault
-from headrace.serve.answer import Answer
 from headrace.serve.frontend import Frontend
 from headrace.serve.lines import fields
 from headrace.serve.metrics import LAYOUT, Metrics, Open, Pace
@@ -56,33 +55,17 @@ LATENCIES = {
     "itl": "vllm:inter_token_latency_seconds",
     "queue": "vllm:request_queue_time_seconds",
 }
-RATES = {
-    "prompt": "vllm:prompt_tokens_total",
-    "generated": "vllm:generation_tokens_total",
-    "lookups": "vllm:prefix_cache_queries_total",
-    "hits": "vllm:prefix_cache_hits_total",
-}
-WATCHED = [
-    (LAYOUT.starts[name], LAYOUT.starts[name] + LAYOUT.family(name).width)
-    for name in (*RATES.values(), *LATENCIES.values())
-]
-"""Places of the totals that are looked at: a number for each rate, then three histograms."""
+SPEEDS = {"prompt": "vllm:prompt_tokens_total", "generated": "vllm:generation_tokens_total"}
+PREFIX = {"lookups": "vllm:prefix_cache_queries_total", "hits": "vllm:prefix_cache_hits_total"}
 
 
 class History(Watcher):
-    """A watcher that remembers the timelines of the last requests."""
+    """A watcher that remembers the timelines of the last requests. Told before `metrics`, which forgets what ends."""
 
     def __init__(self, metrics: Metrics, kept: int = KEPT):
         self.metrics, self.kept = metrics, kept
         self.ended_ones: OrderedDict[str, Json] = OrderedDict()
         self.refusals: deque[Json] = deque(maxlen=kept)
-        self._paces: dict[str, list[Pace | None]] = {}
-
-    def submitted(self, answer: Answer) -> None:
-        """Have its pace at hand when it ends: Metrics forgets it then."""
-        opened = self.metrics.open.get(answer.id)
-        if opened is not None:
-            self._paces[answer.id] = opened.paces
 
     def refused(self, kind: str, fault: Fault) -> None:
         """What was refused has no id; its message may quote the request, so only its class and field are kept."""
@@ -98,13 +81,13 @@ class History(Watcher):
 
     def ended(self, record: Record) -> None:
         """Keep the timeline; the oldest gives way."""
-        paces = self._paces.pop(record.id, [])
+        opened = self.metrics.open.get(record.id)
         self.ended_ones[record.id] = {
             **fields(record),
             "state": "ended",
             "time": time(),
             "timeline": timeline(record),
-            "streams": streams(paces, record.arrived),
+            "streams": streams(opened.paces if opened else [], record.arrived),
         }
         while len(self.ended_ones) > self.kept:
             self.ended_ones.popitem(last=False)
@@ -150,17 +133,14 @@ class Live(Watcher):
 
     def _look(self, now: float) -> tuple[tuple[float, list[float]], tuple[float, list[float]]]:
         """What was added lately, and just now, with the seconds in which it was."""
-        totals = self.metrics.totals()
-        values = [value for start, stop in WATCHED for value in totals[start:stop]]
-        return self._lately.push(now, values), self._now.push(now, values)
+        totals = list(self.metrics.totals())
+        return self._lately.push(now, totals), self._now.push(now, totals)
 
     def snapshot(self) -> Json:
         """What `GET /debug/live` says."""
-        self.metrics.ask(self.front)
         now, front, totals = monotonic(), self.front, self.metrics.totals()
         (_, lately), (span, latest) = self._look(now)
-        stats, rates = front.stats, dict(zip(RATES, latest, strict=False))
-        lookups, hits = lately[2:4]
+        stats, prefix = front.stats, {name: int(lately[LAYOUT.at(of)]) for name, of in PREFIX.items()}
         opened = sorted(self.metrics.open.values(), key=lambda one: one.answer.arrived)
         return {
             "time": time(),
@@ -170,17 +150,13 @@ class Live(Watcher):
             "ready": front.ready,
             "requests": {"running": stats.running, "waiting": stats.waiting, **_outcomes(totals)},
             "kv": self._kv(stats),
-            "prefix": {
-                "lookups": int(lookups),
-                "hits": int(hits),
-                "rate": hits / lookups if lookups else None,
-            },
+            "prefix": prefix | {"rate": prefix["hits"] / prefix["lookups"] if prefix["lookups"] else None},
             "tokens_per_second": {
-                name: rates[name] / span if span else 0.0 for name in ("prompt", "generated")
+                name: latest[LAYOUT.at(of)] / span if span else 0.0 for name, of in SPEEDS.items()
             },
             "latency": {
                 "window": LATELY,
-                **{name: _percentiles(n, lately) for n, name in enumerate(LATENCIES)},
+                **{name: _percentiles(of, lately) for name, of in LATENCIES.items()},
             },
             "step": {"rows": stats.step_rows, "tokens": stats.step_tokens, "seconds": stats.step_seconds},
             "preemptions": int(totals[LAYOUT.at("vllm:num_preemptions_total")]),
@@ -197,9 +173,7 @@ class Live(Watcher):
 
     def state(self) -> Json:
         """What `GET /debug/state` says: all that is known of the engine and of this process."""
-        front = self.front
-        self.metrics.ask(front)
-        facts = self.metrics.facts
+        front, facts = self.front, self.metrics.facts
         return {
             "ready": front.ready,
             "draining": front.draining,
@@ -238,10 +212,9 @@ def _outcomes(totals: "memoryview[float]") -> Json:
     return counts
 
 
-def _percentiles(n: int, added: Sequence[float]) -> Json:
-    """Of the n-th of LATENCIES, from what was added to WATCHED."""
-    bounds = LAYOUT.family(list(LATENCIES.values())[n]).kept
-    start = len(RATES) + sum(stop - first for first, stop in WATCHED[len(RATES) : len(RATES) + n])
+def _percentiles(name: str, added: Sequence[float]) -> Json:
+    """Of a histogram, from what was added to the totals."""
+    bounds, start = LAYOUT.family(name).kept, LAYOUT.at(name)
     counts = added[start : start + len(bounds) + 1]
     parts = {f"p{part}": quantile(bounds, counts, part / 100) for part in (50, 90, 99)}
     return {"count": int(sum(counts)), **parts}

@@ -33,9 +33,8 @@ def run(words: Sequence[str], build: Build) -> None:
     parser.add_argument("--fronts", type=int, required=True, help="how many fronts there are")
     parser.add_argument("--config", required=True, help="the engine's knobs as JSON")
     parser.add_argument("--served", required=True, help="names for clients as JSON")
-    parser.add_argument("--log", default="warning", help="log from this level upward")
     given = parser.parse_args(words)
-    setup(given.log)
+    setup("warning")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when to stop
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     _leave_with_parent(given.folder)

@@ -15,9 +15,9 @@ import msgspec
 from headrace.base.errors import Broken, Busy, Fault, Late, Refused, TooLong, Unreachable
 from headrace.engine.intake import Intake
 from headrace.engine.request import Event, Request, SamplingParams
-from headrace.serve.answer import Answer
+from headrace.engine.stream import Update
+from headrace.serve.answer import Answer, Held
 from headrace.serve.connection import Connection
-from headrace.serve.held import Held
 from headrace.serve.peers import Peers
 from headrace.serve.places import Places
 from headrace.serve.queue import Queue
@@ -46,10 +46,12 @@ class Frontend:
     facts, intake, defaults     raise Unreachable until the engine has been ready once
     stats       the engine's latest
     answers     what is being answered now, by the id it was submitted with
-    watchers    told of everything; see record.py
+    watchers    told of everything but tokens; see record.py
+    count       told of every update: a single one, because this is the way of every token
     restarts    how often an engine was lost after it had been ready
     connection  to the engine process of the moment
     peers       the other front processes
+    threads     on which texts and tokenizers are read
     """
 
     def __init__(self, folder: str | Path, settings: Serve, front: int = 0):
@@ -57,6 +59,7 @@ class Frontend:
         self.stats = Stats()
         self.answers: dict[str, Answer] = {}
         self.watchers: list[Watcher] = []
+        self.count: Callable[[Answer, int, Update, Event], None] = lambda *_: None
         self.restarts = 0
         self.draining = False
         self._numbers = count()
@@ -66,12 +69,12 @@ class Frontend:
         self._intake: Intake | None = None
         fronts = settings.fronts
         self._places = Places(Path(folder) / "places" if fronts > 1 else None, front, fronts)
-        self._queue: Queue | None = None
+        self._queue = Queue(self._places)
         self._fault: Fault | None = None
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(2, "headrace-text")
-        self.connection = Connection(folder, settings, front, self, self._threads, lambda: bool(self._live))
+        self.threads = ThreadPoolExecutor(2, "headrace-text")
+        self.connection = Connection(folder, self)
         self.peers = Peers(front, fronts, self.connection.send)
 
     # -- for routes -------------------------------------------------------------------------------------------
@@ -93,6 +96,11 @@ class Frontend:
     @property
     def defaults(self) -> SamplingParams:
         return self.facts.defaults
+
+    @property
+    def busy(self) -> bool:
+        """Whether the engine has work from here."""
+        return bool(self._live)
 
     @property
     def ready(self) -> bool:
@@ -119,7 +127,6 @@ class Frontend:
         try:
             self._screen(id, requests)
             answer = Answer(id, requests, self.intake.tokenizer, kind, name)
-            assert self._queue is not None
             if not self._queue.take([len(request.prompt) for request in requests]):
                 raise self._busy(len(requests))
         except Fault as fault:
@@ -139,7 +146,6 @@ class Frontend:
     def admit(self, requests: int) -> None:
         """Raise what `submit` would for so many requests, whose prompts may not be read yet."""
         self._check()
-        assert self._queue is not None
         if not self._queue.fits(requests, 0):
             raise self._busy(requests)
 
@@ -150,7 +156,7 @@ class Frontend:
 
     async def off_loop(self, size: int, function: Callable[[], T]) -> T:
         """Call what tokenizes or renders `size` characters: on another thread where that takes long."""
-        return function() if size < LONG_TEXT else await self._loop.run_in_executor(self._threads, function)
+        return function() if size < LONG_TEXT else await self._loop.run_in_executor(self.threads, function)
 
     # -- for whoever runs the process -------------------------------------------------------------------------
 
@@ -192,7 +198,7 @@ class Frontend:
         self._end_all(STOPS)
         self.connection.close()
         self._places.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
     # -- requests ---------------------------------------------------------------------------------------------
 
@@ -205,7 +211,6 @@ class Frontend:
         _ = self.facts
 
     def _busy(self, requests: int) -> Busy:
-        assert self._queue is not None
         return self._queue.busy(requests, (one.load for one in self._live.values()))
 
     def _screen(self, id: str, requests: Sequence[Request]) -> None:
@@ -249,11 +254,15 @@ class Frontend:
 
         `cause` is why it ended where the event does not say so.
         """
-        update = one.stream.take(event)
         answer = one.answer
+        try:
+            update = one.stream.take(event)
+        except Exception:  # one request whose text cannot be made must not cost others theirs
+            log.exception("request %s cannot go on", answer.id)
+            answer.fault = answer.fault or Broken(f"request {answer.id} failed", hint=SEE_LOG)
+            update, cause = Update(finish="error", cancel=event.finish is None), "error"
         answer.put(one.index, update)
-        for watcher in self.watchers:
-            watcher.updated(answer, one.index, update, event)
+        self.count(answer, one.index, update, event)
         if update.finish:
             self._finish(one, cause or update.finish)
         return update.cancel
@@ -263,7 +272,6 @@ class Frontend:
         id, answer = one.request.id, one.answer
         del self._live[id]
         own = cause in ("stop", "length")
-        assert self._queue is not None
         self._queue.leave(
             one.begun,
             len(one.request.prompt),
@@ -286,14 +294,9 @@ class Frontend:
             self._learn(message.stats)
         live, surplus = self._live, []
         for event in message.events:
-            if (one := live.get(event.id)) is None:
-                continue  # it was cancelled meanwhile
-            try:
-                if self._take_one(one, event, now):
-                    surplus.append(event.id)
-            except Exception:  # one request whose text cannot be made must not cost others theirs
-                log.exception("request %s cannot go on", one.answer.id)
-                self._end(one.answer, "error", Broken(f"request {one.answer.id} failed", hint=SEE_LOG))
+            one = live.get(event.id)  # None: it was cancelled meanwhile
+            if one is not None and self._take_one(one, event, now):
+                surplus.append(event.id)
         if surplus:
             self.connection.send(Cancel(surplus))
 
@@ -312,8 +315,7 @@ class Frontend:
 
     def _learn(self, stats: Stats) -> None:
         self.stats = stats
-        if self._queue is not None:
-            self._queue.learn(stats)
+        self._queue.learn(stats)
         for watcher in self.watchers:
             watcher.measured(stats)
 
@@ -322,7 +324,6 @@ class Frontend:
         answer = one.answer
         if not one.begun:
             one.begun = True
-            assert self._queue is not None
             self._queue.begin(len(one.request.prompt))
             answer.scheduled = answer.scheduled or event.scheduled
         if answer.first is None and event.token is not None:
@@ -352,10 +353,10 @@ class Frontend:
                 guarded=True,
                 max_logprobs=self.settings.max_logprobs,
             )
-        if self._queue is None:
-            self._queue = Queue.of(facts, self.settings.queue, self.settings.queue_tokens, self._places)
-        self._queue.forget_engine()
+        self._queue.meet(facts, self.settings.queue, self.settings.queue_tokens)
         self._facts = facts  # last: whoever sees them may rely on the rest
+        for watcher in self.watchers:
+            watcher.met(facts)
         self._send_again(self._trial.release(self._live))
         self._changed.set()
 

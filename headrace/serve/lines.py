@@ -9,7 +9,6 @@ from typing import IO, Any, Literal
 
 from headrace.base.errors import Fault
 from headrace.serve.record import Record, Watcher
-from headrace.serve.spans import Spans
 
 PLAIN = re.compile(r"[\w.:/@+-]{1,200}", re.ASCII)
 LONGEST = 200
@@ -49,7 +48,6 @@ class Lines(Watcher):
 
 def fields(record: Record) -> dict[str, Any]:
     """A record as the log and /debug/requests say it; seconds, rounded to 0.1 ms."""
-    spans = Spans.of(record)
     name = None if record.name is None else record.name[:LONGEST]
     return {
         "id": record.id[:LONGEST],
@@ -57,7 +55,7 @@ def fields(record: Record) -> dict[str, Any]:
         "kind": record.kind,
         "cause": record.cause,
         "status": record.status,
-        **{key: None if value is None else round(value, 4) for key, value in spans._asdict().items()},
+        **{key: None if value is None else round(value, 4) for key, value in record.spans._asdict().items()},
         "prompt_tokens": record.prompt_tokens,
         "cached_tokens": record.cached,
         "generated": record.generated,

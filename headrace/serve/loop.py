@@ -13,22 +13,6 @@ import zmq
 from headrace.base.errors import Fault
 from headrace.engine.request import Event, Request
 from headrace.serve import wire
-from headrace.serve.wire import (
-    Add,
-    Cancel,
-    Events,
-    Facts,
-    Failed,
-    FromEngine,
-    Hello,
-    Loading,
-    Pulse,
-    Ready,
-    Refusal,
-    Refusals,
-    Relay,
-    Stats,
-)
 
 BEAT = 0.25
 """Seconds between two pulses."""
@@ -57,7 +41,7 @@ class Steps(Protocol):
         """Make a step."""
         ...
 
-    def report(self, stats: Stats) -> None:
+    def report(self, stats: wire.Stats) -> None:
         """Enter what it knows into `stats`; the loop knows steps, times and generated tokens."""
         ...
 
@@ -84,10 +68,10 @@ class Fronts:
             self.sockets.append(socket)
             self._poller.register(socket, zmq.POLLIN)
 
-    def send(self, front: int, message: FromEngine) -> None:
+    def send(self, front: int, message: wire.FromEngine) -> None:
         self.sockets[front].send(wire.encode(message), zmq.NOBLOCK)
 
-    def send_all(self, message: FromEngine) -> None:
+    def send_all(self, message: wire.FromEngine) -> None:
         body = wire.encode(message)
         for socket in self.sockets:
             socket.send(body, zmq.NOBLOCK)
@@ -115,10 +99,10 @@ class Host:
 
     def __init__(self, folder: Path, number: int, fronts: int):
         self.fronts = Fronts(folder, number, fronts)
-        self.stats = Stats()
+        self.stats = wire.Stats()
         self._folder, self._number = folder, number
         self._engine: Steps | None = None
-        self._facts: Facts | None = None
+        self._facts: wire.Facts | None = None
         self._boots = [-1] * fronts
         self._owner: dict[str, int] = {}
         self._reported = 0.0
@@ -127,13 +111,13 @@ class Host:
         self._pulse = Thread(target=self._beat, name="headrace-pulse", daemon=True)
         self._pulse.start()
 
-    def say(self, doing: str, part: float, tokenizer: str | None = None, template: str | None = None) -> None:
+    def say(self, doing: str, part: float, tokenizer: str | None = None) -> None:
         """Tell what is being loaded."""
-        self.fronts.send_all(Loading(doing, part, tokenizer, template))
+        self.fronts.send_all(wire.Loading(doing, part, tokenizer))
 
     def fail(self, fault: Fault) -> None:
         """Tell that the engine cannot be started."""
-        self.fronts.send_all(Failed(Refusal.of("", fault)))
+        self.fronts.send_all(wire.Failed(wire.Refusal.of("", fault)))
         self.close()
 
     def close(self) -> None:
@@ -141,7 +125,7 @@ class Host:
         self._pulse.join()
         self.fronts.close()
 
-    def serve(self, engine: Steps, facts: Facts, until: Callable[[], bool] = lambda: False) -> None:
+    def serve(self, engine: Steps, facts: wire.Facts, until: Callable[[], bool] = lambda: False) -> None:
         """Answer the fronts. What the engine raises and could not blame on a request passes through."""
         self._engine, self._facts = engine, facts
         gc.collect()
@@ -154,7 +138,7 @@ class Host:
                 self._step(engine)
             elif self.stats.running or self.stats.waiting:  # the last ones were cancelled
                 engine.report(self.stats)
-                self.fronts.send_all(Events(self.stats.steps, [], self.stats))
+                self.fronts.send_all(wire.Events(self.stats.steps, [], self.stats))
 
     # -- one turn -------------------------------------------------------------------------------------------------
 
@@ -165,19 +149,19 @@ class Host:
 
     def _take(self, engine: Steps, front: int, message: wire.ToEngine) -> None:
         match message:
-            case Add(requests):
+            case wire.Add(requests):
                 self._add(engine, front, requests)
-            case Cancel(ids):
+            case wire.Cancel(ids):
                 for id in ids:
                     engine.cancel(id)
                     self._owner.pop(id, None)
-            case Hello(boot):
+            case wire.Hello(boot):
                 if self._boots[front] not in (-1, boot):
                     self._leave(engine, front)
                 self._boots[front] = boot
                 assert self._facts is not None
-                self.fronts.send(front, Ready(self._facts, boot))
-            case Relay(_, to):
+                self.fronts.send(front, wire.Ready(self._facts, boot))
+            case wire.Relay(_, to):
                 for other in range(len(self.fronts.sockets)):
                     if other != front and to in (-1, other):
                         self.fronts.send(other, message)
@@ -185,15 +169,15 @@ class Host:
                 assert_never(message)
 
     def _add(self, engine: Steps, front: int, requests: list[Request]) -> None:
-        refused: list[Refusal] = []
+        refused: list[wire.Refusal] = []
         for request in requests:
             try:
                 engine.add(request)
                 self._owner[request.id] = front
             except Fault as fault:
-                refused.append(Refusal.of(request.id, fault))
+                refused.append(wire.Refusal.of(request.id, fault))
         if refused:
-            self.fronts.send(front, Refusals(refused))
+            self.fronts.send(front, wire.Refusals(refused))
 
     def _leave(self, engine: Steps, front: int) -> None:
         """A front process is gone, and with it everyone who waited there."""
@@ -226,7 +210,7 @@ class Host:
             told, self._reported = stats, now
         for front, share in enumerate(shares):
             if share or told is not None:
-                self.fronts.send(front, Events(stats.steps, share, told))
+                self.fronts.send(front, wire.Events(stats.steps, share, told))
 
     def _beat(self) -> None:
         """The pulse thread: sockets of its own, so that it beats whatever the other thread does."""
@@ -234,5 +218,5 @@ class Host:
         while not self._stop.wait(BEAT):
             engine, busy = self._engine, self._began is not None
             rows = engine.rows() if engine is not None and busy else []
-            fronts.send_all(Pulse(self.stats.steps, busy, process_time(), rows))
+            fronts.send_all(wire.Pulse(self.stats.steps, busy, process_time(), rows))
         fronts.close()

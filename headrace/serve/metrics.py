@@ -19,10 +19,8 @@ from headrace.engine.request import Event
 from headrace.engine.stream import Update
 from headrace.serve.answer import Answer
 from headrace.serve.families import ENDINGS, FAMILIES, KINDS, METHODS, REJECTIONS, ROUTES, SPANS, STATUSES
-from headrace.serve.frontend import Frontend
 from headrace.serve.record import Record
 from headrace.serve.series import Histogram, Layout, Page, Sheet, info, neighbours, totals
-from headrace.serve.spans import Spans
 from headrace.serve.wire import Facts, Stats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -106,17 +104,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
-        self._find_places()
-
-    def _find_places(self) -> None:
-        at, sheet = LAYOUT.at, self.sheet
-        self._streams = at("headrace_streams")
-        sheet.set(self._streams, 0)  # a process before this one may have left some
-        self._generated = at("vllm:generation_tokens_total")
-        self._prompt = at("vllm:prompt_tokens_total")
-        self._cached = at("vllm:prompt_tokens_cached_total")
-        sources = ("local_compute", "local_cache_hit")
-        self._source = [at("vllm:prompt_tokens_by_source_total", source) for source in sources]
+        sheet = self.sheet
         self._ttft = Histogram(sheet, "vllm:time_to_first_token_seconds")
         self._itl = Histogram(sheet, "vllm:inter_token_latency_seconds")
         self._spans = {name: Histogram(sheet, family) for name, family in SPANS.items()}
@@ -124,19 +112,16 @@ class Metrics:
             (route, method): Histogram(sheet, "http_request_duration_seconds", route, method)
             for route, method in product(ROUTES, METHODS)
         }
-        self._sizes = LAYOUT.at("vllm:iteration_tokens_total")
-        self._counted = {at(name): field for name, field in COUNTED.items()}
-        self._shown = {at(name): field for name, field in SHOWN.items()}
-        self._capacity = at("vllm:num_requests_waiting_by_reason", "capacity")
-        if self.index == 0:
-            sheet.set(at("vllm:engine_sleep_state", "awake"), 1)
+        sheet.set(LAYOUT.at("headrace_streams"), 0)  # a process before this one may have left some
+        if index == 0:
+            sheet.set(LAYOUT.at("vllm:engine_sleep_state", "awake"), 1)
 
     # -- what the front tells ---------------------------------------------------------------------------------
 
     def submitted(self, answer: Answer) -> None:
         """Requests were handed to the engine."""
         self.open[answer.id] = Open(answer, [None] * len(answer.streams))
-        self.sheet.add(self._streams, len(answer.streams))
+        self.sheet.add(LAYOUT.at("headrace_streams"), len(answer.streams))
 
     def refused(self, kind: str, fault: Fault) -> None:
         """A request was not taken."""
@@ -169,24 +154,26 @@ class Metrics:
         """Enter what came since the last call: adding to a sheet costs more than adding to a list."""
         if self._gaps:
             self._itl.observe_all(self._gaps)
-            self.sheet.add(self._generated, len(self._gaps))
+            self.sheet.add(LAYOUT.at("vllm:generation_tokens_total"), len(self._gaps))
             self._gaps.clear()
 
     def _first(self, answer: Answer, index: int, event: Event, ttft: float) -> None:
         prompt = len(answer.streams[index].request.prompt)
-        add = self.sheet.add
         self._ttft.observe(ttft)
-        add(self._generated)
-        add(self._prompt, prompt)
-        add(self._cached, event.cached)
-        add(self._source[0], prompt - event.cached)
-        add(self._source[1], event.cached)
+        for name, source, amount in (
+            ("vllm:generation_tokens_total", (), 1),
+            ("vllm:prompt_tokens_total", (), prompt),
+            ("vllm:prompt_tokens_cached_total", (), event.cached),
+            ("vllm:prompt_tokens_by_source_total", ("local_compute",), prompt - event.cached),
+            ("vllm:prompt_tokens_by_source_total", ("local_cache_hit",), event.cached),
+        ):
+            self.sheet.add(LAYOUT.at(name, *source), amount)
 
     def ended(self, record: Record) -> None:
         """A request that was taken is over. Times and sizes are counted of those that ran to their end."""
         opened = self.open.pop(record.id, None)
         if opened is not None:
-            self.sheet.add(self._streams, -len(opened.paces))
+            self.sheet.add(LAYOUT.at("headrace_streams"), -len(opened.paces))
         self._ending(record.kind, record.cause)
         ending = {"tool_calls": "stop", "timeout": "abort"}.get(record.cause, record.cause)
         self.sheet.add(LAYOUT.at("vllm:request_success_total", ending if ending in ENDINGS else "error"))
@@ -194,7 +181,7 @@ class Metrics:
             self.sheet.add(LAYOUT.at("headrace_resumed_requests_total"))
         if record.cause not in ("stop", "length", "tool_calls"):
             return
-        spans = Spans.of(record)
+        spans = record.spans
         longest = max((pace.tokens for pace in opened.paces if pace), default=0) if opened else 0
         for name, value in {
             **spans._asdict(),
@@ -220,14 +207,14 @@ class Metrics:
         if self.index:
             return
         last = self._last
-        for at, field in self._counted.items():
-            self.sheet.add(at, getattr(stats, field) - getattr(last, field))
-        for at, field in self._shown.items():
-            self.sheet.set(at, getattr(stats, field))
-        self.sheet.set(self._capacity, stats.waiting)
-        before = last.sizes or [0] * len(stats.sizes)
-        for n, (now, then) in enumerate(zip(stats.sizes, before, strict=True)):
-            self.sheet.add(self._sizes + n, now - then)
+        for name, field in COUNTED.items():
+            self.sheet.add(LAYOUT.at(name), getattr(stats, field) - getattr(last, field))
+        for name, field in SHOWN.items():
+            self.sheet.set(LAYOUT.at(name), getattr(stats, field))
+        self.sheet.set(LAYOUT.at("vllm:num_requests_waiting_by_reason", "capacity"), stats.waiting)
+        before, first = last.sizes or [0] * len(stats.sizes), LAYOUT.at("vllm:iteration_tokens_total")
+        for n, (now, then) in enumerate(zip(stats.sizes, before, strict=True), first):
+            self.sheet.add(n, now - then)
         self._last = stats
 
     def lost(self) -> None:
@@ -246,7 +233,7 @@ class Metrics:
 
     # -- what is asked ----------------------------------------------------------------------------------------
 
-    def know(self, facts: Facts) -> None:
+    def met(self, facts: Facts) -> None:
         """What the engine is, for the series whose labels say it."""
         self.facts = facts
         cache = {
@@ -274,11 +261,6 @@ class Metrics:
         self._flush()
         sheets = self._neighbours()
         return sheets[0] if len(sheets) == 1 else totals(sheets)
-
-    def ask(self, front: Frontend) -> None:
-        """Take from a front process what it knows and does not tell."""
-        if front.ready and front.facts is not self.facts:
-            self.know(front.facts)
 
     def render(self, ready: bool = True) -> bytes:
         """The text for Prometheus. Histograms may be up to `series.LAZY` seconds old, gauges and most counters not."""

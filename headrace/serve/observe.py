@@ -1,13 +1,5 @@
-"""Puts the watchers on a front process, and the routes through which they answer.
+"""Puts the watchers on a front process, and the routes through which they answer."""
 
-observers = observe(front, settings, config.served[0], folder if settings.fronts > 1 else None)
-app = make_app(front, settings, door=door, routers=[make_router(front, observers)], told=observers.metrics.http)
-app = Scrape(app, front, observers, door)
-...
-observers.close()
-"""
-
-from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
@@ -15,44 +7,17 @@ from typing import NamedTuple
 from fastapi import APIRouter, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from headrace.base.errors import Fault
 from headrace.serve import debug_routes
-from headrace.serve.answer import Answer
 from headrace.serve.auth import Door
 from headrace.serve.debug import History, Live
 from headrace.serve.frontend import Frontend
 from headrace.serve.lines import Lines
 from headrace.serve.metrics import CONTENT_TYPE, Metrics
-from headrace.serve.record import Record, Watcher
 from headrace.serve.settings import Serve
 from headrace.serve.trace import Tracer
-from headrace.serve.wire import Stats
 
 PATH = "/metrics"
 HEADERS = [(b"content-type", CONTENT_TYPE.encode())]
-
-
-class Slow(Watcher):
-    """Watchers that nobody need tell of every token: a front then has fewer to call."""
-
-    def __init__(self, members: Sequence[Watcher]):
-        self.members = tuple(members)
-
-    def submitted(self, answer: Answer) -> None:
-        for member in self.members:
-            member.submitted(answer)
-
-    def refused(self, kind: str, fault: Fault) -> None:
-        for member in self.members:
-            member.refused(kind, fault)
-
-    def measured(self, stats: Stats) -> None:
-        for member in self.members:
-            member.measured(stats)
-
-    def ended(self, record: Record) -> None:
-        for member in self.members:
-            member.ended(record)
 
 
 class Observers(NamedTuple):
@@ -79,7 +44,8 @@ def observe(front: Frontend, settings: Serve, model: str, folder: Path | None = 
     history, live = History(metrics), Live(metrics, front)
     tracer = Tracer(model, settings.traces) if settings.traces else None
     lines = None if settings.request_log == "off" else Lines(settings.request_log)
-    front.watchers += [metrics, Slow([one for one in (history, live, lines, tracer) if one is not None])]
+    front.count = metrics.updated
+    front.watchers += [one for one in (history, live, lines, tracer, metrics) if one is not None]
     return Observers(metrics, history, live, tracer)
 
 
@@ -99,7 +65,6 @@ class Scrape:
         if self.door.fault(PATH, scope["headers"]) is not None:
             return await self.app(scope, receive, send)  # which says so
         began = monotonic()
-        self.metrics.ask(self.front)
         body = self.metrics.render(self.front.ready)
         headers = [*HEADERS, (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -114,7 +79,6 @@ def make_router(front: Frontend, observers: Observers) -> APIRouter:
     @router.get(PATH, summary="Numbers for Prometheus")
     @router.head(PATH, include_in_schema=False)
     async def metrics() -> Response:
-        observers.metrics.ask(front)
         return Response(observers.metrics.render(front.ready), media_type=CONTENT_TYPE)
 
     router.include_router(debug_routes.make_router(observers.live, observers.history))

@@ -9,12 +9,12 @@ from headrace.engine.reply import Spelling, chat_logprob
 from headrace.engine.stream import Update
 from headrace.serve.sse import encode
 from headrace.text.parts import CallArguments, CallStart, Content, Part, Thought
-from headrace.text.speech import Speech
+from headrace.text.speech import Speech, parts_of
 
 Json = dict[str, Any]
 
 
-class Events:
+class EventWriter:
     """Named events with growing numbers, as bytes; nothing where nobody listens."""
 
     def __init__(self, heard: bool):
@@ -50,14 +50,13 @@ class Output:
     def __init__(
         self,
         speech: Speech | None,
-        events: Events,
+        events: EventWriter,
         custom: Collection[str] = (),
         spell: Spelling | None = None,
     ):
         """`spell`: log-probabilities are shown."""
         self.items: list[Json] = []
         self._speech, self._events, self._custom, self._spell = speech, events, custom, spell
-        self._most = 0
         self._item: Json | None = None
         self._pieces: list[str] = []
         self._head = b""
@@ -65,16 +64,10 @@ class Output:
 
     def push(self, update: Update, logprobs: int | None = None) -> None:
         """What an update adds; `logprobs` likeliest tokens are shown with each."""
-        if self._speech is None:
-            parts: list[Part] = [Content(update.text)] if update.text else []
-        else:
-            parts = self._speech.push(update.text) if update.text else []
-            if update.finish:
-                parts += self._speech.finish()
         found: list[Json] = []
         if logprobs is not None and self._spell is not None and update.logprobs is not None:
             found = [chat_logprob(update.token_ids[0], update.logprobs, logprobs, self._spell)]
-        for part in parts:
+        for part in parts_of(self._speech, update.text, update.finish is not None):
             self._part(part, found)
 
     def close(self, status: str = "completed") -> None:

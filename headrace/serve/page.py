@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from headrace.base.errors import UnknownName
-from headrace.engine.reply import error
+from headrace.serve import errors
 
 OPEN: Final = ("/", "/page/")
 """`/` itself and what begins with `/page/` are for everyone."""
@@ -94,8 +93,9 @@ async def part(request: Request, name: str) -> Response:
     """What the page is made of: style, script, icon."""
     file = files().get(name)
     if file is None:
-        fault = UnknownName("the page has no such file")
-        return JSONResponse({"error": error(fault)}, status_code=fault.status, headers=SECURITY)
+        response = errors.answer(UnknownName("the page has no such file"))
+        response.headers.update(SECURITY)
+        return response
     return _send(request, file)
 
 

@@ -36,18 +36,11 @@ class Queue:
     tokens  prompt tokens of requests that have not begun
     """
 
-    def __init__(
-        self,
-        most: int,
-        tokens: int,
-        rows: int,
-        step_tokens: int,
-        step_seconds: float = 0.0,
-        places: Places | None = None,
-    ):
-        self.most, self.tokens, self.rows, self.step_tokens = most, tokens, rows, step_tokens
+    def __init__(self, places: Places | None = None):
+        self.most = self.tokens = 0
+        self.rows = self.step_tokens = 1
         self.places = places or Places()
-        self._pace = step_seconds
+        self._pace = 0.0
         self._fraction = 1.0  # of the tokens a request may have, how many it makes
         self._promised: deque[float] = deque()
         self._ends: list[float] = []
@@ -55,11 +48,12 @@ class Queue:
         self._last: tuple[float, int] | None = None
         self._running = 0
 
-    @classmethod
-    def of(cls, facts: Facts, queue: int, tokens: int | None, places: Places) -> "Queue":
-        """Limits for an engine; `tokens` None is four times what its KV cache holds."""
-        limit = 4 * facts.kv_tokens if tokens is None else tokens
-        return cls(facts.rows + queue, limit, facts.rows, facts.tokens, facts.step_seconds, places)
+    def meet(self, facts: Facts, queue: int, tokens: int | None) -> None:
+        """Take limits for an engine, which counts from zero; `tokens` None is four times what its KV cache holds."""
+        self.most, self.rows, self.step_tokens = facts.rows + queue, facts.rows, facts.tokens
+        self.tokens = 4 * facts.kv_tokens if tokens is None else tokens
+        self._pace = self._pace or facts.step_seconds
+        self._last = None
 
     def fits(self, requests: int, prompt_tokens: int) -> bool:
         """Whether so many may come in. What is larger than a limit may come when nobody waits."""
@@ -94,10 +88,6 @@ class Queue:
             self._pace += (MEMORY if self._pace else 1.0) * (seconds - self._pace)
         self._last = (now, stats.steps)
         self._running = stats.running
-
-    def forget_engine(self) -> None:
-        """A new engine process counts from zero."""
-        self._last = None
 
     def busy(self, requests: int, loads: Iterable[Load]) -> Busy:
         """The refusal for whoever does not fit: when the next place not yet promised to somebody gets free."""

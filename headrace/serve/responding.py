@@ -11,7 +11,7 @@ from headrace.engine.stream import Update
 from headrace.serve.answer import Answer
 from headrace.serve.ask import Asked
 from headrace.serve.items import Chat, to_messages
-from headrace.serve.output import Events, Output
+from headrace.serve.output import EventWriter, Output
 from headrace.serve.sse import Updates
 
 Json = dict[str, Any]
@@ -40,7 +40,7 @@ class Responding:
         self.fault: Fault | None = None
         ask = asked.ask
         self._logprobs = ask.logprobs if chat.logprobs else None
-        self._events = Events(heard=ask.stream)
+        self._events = EventWriter(heard=ask.stream)
         spell = Spelling(ask, intake.tokenizer) if chat.logprobs else None
         self._output = Output(ask.speech(), self._events, chat.custom, spell)
         self._kept = kept

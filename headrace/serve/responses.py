@@ -10,16 +10,16 @@ from starlette.responses import Response
 from headrace.base.errors import Fault, Refused, UnknownName
 from headrace.engine.dialect import Ask, read_chat, takes_long
 from headrace.engine.request import Request as Prompted
-from headrace.serve import limits, schema
+from headrace.serve import schema
 from headrace.serve.answer import Answer
-from headrace.serve.ask import Asked, as_json, length, named, of, requests_of, served, submit
+from headrace.serve.ask import Asked, as_json, length, named, of, read_body, requests_of, submit
 from headrace.serve.frontend import LONG_TEXT
 from headrace.serve.items import Chat, renamed, to_chat, to_items
 from headrace.serve.output import new_id
 from headrace.serve.responding import Responding
-from headrace.serve.schema import answers, body_of
+from headrace.serve.schema import route
 from headrace.serve.shelf import Kept, Shelf
-from headrace.serve.sse import FAILED, EventStream, Whole, fault_of
+from headrace.serve.sse import EventStream, Whole, failed, fault_of
 
 Json = dict[str, Any]
 
@@ -27,7 +27,7 @@ KIND = "response"
 POLL_SECONDS = 0.5
 """How often a response in the background looks whether another process was told to cancel it."""
 
-router = APIRouter(tags=["responses"])
+router = APIRouter()
 
 
 class Desk:
@@ -79,9 +79,8 @@ class Desk:
         assert answer is not None
         watch = asyncio.create_task(self._watch(one.id, answer)) if self.shelf.shared else None
         try:
-            while await answer.next():
-                pass
-            if any(stream.finish in FAILED for stream in answer.streams):
+            await answer.end()
+            if failed(answer):
                 one.fail(fault_of(answer))
             else:
                 one.whole()
@@ -112,11 +111,7 @@ def desk_of(request: Request) -> Desk:
     return request.app.state.desk
 
 
-@router.post(
-    "/v1/responses",
-    responses=answers(schema.ResponseReply, 400, 404, 408, 413, stream=True),
-    openapi_extra=body_of("ResponseRequest"),
-)
+@router.post("/v1/responses", **route("responses", schema.ResponseReply, body="ResponseRequest", stream=True))
 async def create(request: Request) -> Response:
     """The model's response to some input, whole, as named server-sent events, or made in the background."""
     front, settings = of(request)
@@ -152,10 +147,8 @@ class _Followed(Response):
 async def _read(request: Request, desk: Desk) -> Responding:
     """What is asked for. Raises a Fault naming the field."""
     front, settings = of(request)
-    facts, intake = front.facts, front.intake
-    body = await limits.read_json(request)
-    front.admit(limits.check(body, settings))
-    model = served(body.get("model"), facts.served)
+    body, model = await read_body(request, admit=True)
+    intake = front.intake
     if body.get("background") is True and (body.get("stream") is True or body.get("store") is False):
         raise Refused(
             "background goes neither with stream nor without store: its response is to be fetched",
@@ -192,25 +185,21 @@ def _before(body: Json, desk: Desk) -> list[Json]:
     return kept.messages
 
 
-@router.get("/v1/responses/{response_id}", responses=answers(schema.ResponseReply, 404))
+@router.get("/v1/responses/{response_id}", **route("responses", schema.ResponseReply, 404))
 async def fetch(request: Request, response_id: str) -> Response:
     """A response that was made, or is being made."""
     return as_json(desk_of(request).found(response_id).response)
 
 
-@router.get("/v1/responses/{response_id}/input_items", responses=answers(schema.Items, 404))
+@router.get("/v1/responses/{response_id}/input_items", **route("responses", schema.Items, 404))
 async def items(request: Request, response_id: str) -> Response:
     """The input that a response came with."""
     found = [{"id": new_id("msg")} | item for item in desk_of(request).found(response_id).items]
-    ends = (
-        {"first_id": found[0]["id"], "last_id": found[-1]["id"]}
-        if found
-        else {"first_id": None, "last_id": None}
-    )
-    return as_json({"object": "list", "data": found, "has_more": False} | ends)
+    first, last = (found[0]["id"], found[-1]["id"]) if found else (None, None)
+    return as_json({"object": "list", "data": found, "has_more": False, "first_id": first, "last_id": last})
 
 
-@router.delete("/v1/responses/{response_id}", responses=answers(schema.Deleted, 404))
+@router.delete("/v1/responses/{response_id}", **route("responses", schema.Deleted, 404))
 async def delete(request: Request, response_id: str) -> Response:
     """Forget a response; one that is being made is cancelled first."""
     desk = desk_of(request)
@@ -223,7 +212,7 @@ async def delete(request: Request, response_id: str) -> Response:
     return as_json({"id": response_id, "object": "response", "deleted": True})
 
 
-@router.post("/v1/responses/{response_id}/cancel", responses=answers(schema.ResponseReply, 404))
+@router.post("/v1/responses/{response_id}/cancel", **route("responses", schema.ResponseReply, 404))
 async def cancel(request: Request, response_id: str) -> Response:
     """End a response that is being made; one that has ended stays as it is."""
     return as_json(await desk_of(request).cancel(response_id))

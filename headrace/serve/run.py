@@ -4,16 +4,14 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from headrace.base.errors import Fault
-from headrace.serve import page
 from headrace.serve.app import make_app
-from headrace.serve.auth import Door
 from headrace.serve.frontend import Frontend
-from headrace.serve.observe import Scrape, make_router, observe
+from headrace.serve.observe import Observers, Scrape, make_router, observe
 from headrace.serve.server import Server, listen, url, uvicorn_config
 from headrace.serve.settings import ServeConfig
 from headrace.serve.supervisor import Supervisor
@@ -63,9 +61,10 @@ async def first(
     workers.attach(front.fail)
 
     async def tell() -> None:
-        said(await front.until_ready(), url(config.serve, sock))
+        with suppress(Fault):  # it reaches whoever runs us by another way
+            said(await front.until_ready(), url(config.serve, sock))
 
-    telling = asyncio.create_task(_quietly(tell()))
+    telling = asyncio.create_task(tell())
     try:
         await answer(config, front, sock, supervisor.folder, workers.terminate)
     finally:
@@ -83,19 +82,7 @@ async def answer(
 
     `stopping` is called at the first signal. Raises the Fault with which the engine is given up.
     """
-    settings = config.serve
-    shared = folder if settings.fronts > 1 else None
-    observers = observe(front, settings, config.served[0], shared)
-    door = Door(settings, page.OPEN if settings.page else ())
-    app = make_app(
-        front,
-        settings,
-        door=door,
-        routers=[make_router(front, observers)],
-        told=observers.metrics.http,
-        shared=shared,
-    )
-    server = Server(uvicorn_config(Scrape(app, front, observers, door), settings))
+    server, observers = build(config, front, folder)
     loop, stop, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
     def end() -> None:
@@ -109,7 +96,7 @@ async def answer(
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
-            log.warning("stopping: requests that run have %g seconds to end", settings.drain_seconds)
+            log.warning("stopping: requests that run have %g seconds to end", config.serve.drain_seconds)
             stopping()
             draining = asyncio.create_task(front.drain())
             await asyncio.wait(
@@ -129,9 +116,14 @@ async def answer(
         observers.close()
 
 
-async def _quietly(work: Coroutine[None, None, None]) -> None:
-    with suppress(Fault):  # it reaches whoever runs us by another way
-        await work
+def build(config: ServeConfig, front: Frontend, folder: Path) -> tuple[Server, Observers]:
+    """The server of a front, and who watches it. Raises Refused for settings that cannot be."""
+    settings = config.serve
+    shared = folder if settings.fronts > 1 else None
+    observers = observe(front, settings, config.served[0], shared)
+    routers, told = [make_router(front, observers)], observers.metrics.http
+    app = make_app(front, settings, routers=routers, told=told, shared=shared)
+    return Server(uvicorn_config(Scrape(app, front, observers, app.state.door), settings)), observers
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, RootModel
 
-from headrace.serve.bodies import BODIES, Open
+from headrace.engine.dialect import IGNORED
+from headrace.serve.bodies import BODIES, Open, Sampling
 
 Json = dict[str, Any]
 
@@ -179,24 +180,33 @@ ALWAYS = (401, 403, 429, 500, 503)
 """What any path may answer: keys, the host's name, overload, bugs, and that the engine is not there."""
 
 
-def answers(model: type[BaseModel] | None, *statuses: int, stream: bool = False) -> dict[int | str, Json]:
-    """The replies of a route: its model with 200, and the error object."""
+OF_A_BODY = (400, 404, 408, 413)
+"""What a path that reads a body may answer besides."""
+
+
+def route(
+    tag: str, model: type[BaseModel] | None, *statuses: int, body: str = "", stream: bool = False
+) -> Json:
+    """What the document says of a route, as keyword arguments of its registration.
+
+    model      of the reply with 200; every other status has the error object
+    statuses   it may answer besides ALWAYS and, with a body, OF_A_BODY
+    body       the schema of its body        stream    it may answer with server-sent events
+    """
     good: Json = {"description": "done"}
     if model is not None:
         good = {"model": model, "description": (model.__doc__ or "").strip()}
     if stream:
         parts = {"event": {"type": "string"}, "data": {"type": "string"}}
         good["content"] = {"text/event-stream": {"schema": {"type": "object", "properties": parts}}}
-    found: dict[int | str, Json] = {200: good}
-    for status in sorted({*statuses, *ALWAYS}):
-        found[status] = {"model": Error, "description": "refused" if status < 500 else "not possible now"}
-    return found
-
-
-def body_of(name: str) -> Json:
-    """Where a route's body is described."""
-    schema = {"$ref": f"#/components/schemas/{name}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    replies: dict[int | str, Json] = {200: good}
+    for status in sorted({*statuses, *ALWAYS, *(OF_A_BODY if body else ())}):
+        replies[status] = {"model": Error, "description": "refused" if status < 500 else "not possible now"}
+    said: Json = {"tags": [tag], "responses": replies}
+    if body:
+        content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body}"}}}
+        said["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+    return said
 
 
 def complete(document: Json, keys: bool) -> Json:
@@ -209,5 +219,7 @@ def complete(document: Json, keys: bool) -> Json:
     for model in BODIES:
         made = model.model_json_schema(ref_template="#/components/schemas/{model}")
         known |= made.pop("$defs", {})
+        if issubclass(model, Sampling):
+            made["properties"] |= {name: {"description": "ignored"} for name in sorted(IGNORED)}
         known[model.__name__] = made
     return document

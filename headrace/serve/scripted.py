@@ -35,10 +35,10 @@ ACCIDENTS = {
 """Prompts that begin like this."""
 
 
-def token(prompt: Sequence[int], seed: int | None, n: int, vocab: int = VOCAB) -> int:
+def token(prompt: Sequence[int], seed: int | None, n: int) -> int:
     """The n-th token, from 0, of the answer to a prompt."""
     mixed = (sum(prompt) * 2654435761 + len(prompt) * 40503 + (seed or 0) * 97 + n * 2246822519) >> 7
-    return FIRST + mixed % (min(vocab, LAST + 1) - FIRST)
+    return FIRST + mixed % (LAST + 1 - FIRST)
 
 
 class Scripted:

@@ -112,6 +112,9 @@ class ServeConfig:
     @property
     def served(self) -> tuple[str, ...]:
         """Names of the model for clients."""
-        given = self.serve.served_model_name
-        names = tuple(name.strip() for name in given.split(",") if name.strip()) if given else ()
-        return names or (self.model.path,)
+        return tuple(split(self.serve.served_model_name)) or (self.model.path,)
+
+
+def split(given: str | None) -> list[str]:
+    """The parts of a knob that takes several things separated by commas."""
+    return [part.strip() for part in (given or "").split(",") if part.strip()]

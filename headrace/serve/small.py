@@ -10,13 +10,11 @@ from headrace.base.errors import Refused, UnknownName, Unreachable
 from headrace.engine.dialect import chat_ids
 from headrace.engine.intake import Intake
 from headrace.engine.reply import Json
-from headrace.serve import limits, schema
-from headrace.serve.ask import Asked, as_json, length, of, served
+from headrace.serve import schema
+from headrace.serve.ask import Asked, as_json, length, of, read_body
 from headrace.serve.chat import CHAT
 from headrace.serve.completions import COMPLETIONS
-from headrace.serve.schema import answers, body_of
-from headrace.serve.settings import Serve
-from headrace.serve.wire import Facts
+from headrace.serve.schema import route
 
 MOST_TEXT = 1 << 21
 """Characters that are tokenized for the sake of the tokens alone; that takes some seconds."""
@@ -27,14 +25,14 @@ router = APIRouter()
 # -- models -------------------------------------------------------------------------------------------------------
 
 
-@router.get("/v1/models", responses=answers(schema.ModelList), tags=["models"])
+@router.get("/v1/models", **route("models", schema.ModelList))
 async def models(request: Request) -> Response:
     """The models that may be asked for: one, under each of its names."""
     front, _ = of(request)
     return as_json({"object": "list", "data": [_model(front.facts, name) for name in front.facts.served]})
 
 
-@router.get("/v1/models/{name:path}", responses=answers(schema.Model, 404), tags=["models"])
+@router.get("/v1/models/{name:path}", **route("models", schema.Model, 404))
 async def model(request: Request, name: str) -> Response:
     """One of them."""
     front, _ = of(request)
@@ -70,28 +68,15 @@ def _model(facts: Any, name: str) -> Json:
     }
 
 
-async def _body(request: Request, settings: Serve, facts: Facts) -> Json:
-    """The body, within the limits and for a model that is served."""
-    body = await limits.read_json(request)
-    limits.check(body, settings)
-    served(body.get("model"), facts.served)
-    return body
-
-
 # -- tokens -------------------------------------------------------------------------------------------------------
 
 
-@router.post(
-    "/tokenize",
-    responses=answers(schema.Tokens, 400, 404, 408, 413),
-    openapi_extra=body_of("TokenizeRequest"),
-    tags=["tokens"],
-)
+@router.post("/tokenize", **route("tokens", schema.Tokens, body="TokenizeRequest"))
 async def tokenize(request: Request) -> Response:
     """The token ids of a text, or of messages as the chat template writes them."""
     front, settings = of(request)
+    body, _ = await read_body(request)
     facts, intake = front.facts, front.intake
-    body = await _body(request, settings, facts)
     ids = await front.off_loop(length(request, settings), lambda: _ids(body, intake))
     strings = None
     if body.get("return_token_strs") is True:
@@ -113,17 +98,12 @@ def _ids(body: Json, intake: Intake) -> list[int]:
     return intake.text_tokenizer.encode(prompt, add_special_tokens=special is not False)
 
 
-@router.post(
-    "/detokenize",
-    responses=answers(schema.Text, 400, 404, 408, 413),
-    openapi_extra=body_of("DetokenizeRequest"),
-    tags=["tokens"],
-)
+@router.post("/detokenize", **route("tokens", schema.Text, body="DetokenizeRequest"))
 async def detokenize(request: Request) -> Response:
     """The text of token ids, special tokens included."""
-    front, settings = of(request)
+    front, _ = of(request)
+    body, _ = await read_body(request)
     facts, intake = front.facts, front.intake
-    body = await _body(request, settings, facts)
     tokens = body.get("tokens")
     if not isinstance(tokens, list):
         raise Refused("tokens is no list; expected a list of token ids", param="tokens")
@@ -137,16 +117,15 @@ async def detokenize(request: Request) -> Response:
     return as_json({"prompt": text})
 
 
-@router.get("/tokenizer_info", responses=answers(schema.TokenizerFacts, 400), tags=["tokens"])
+@router.get("/tokenizer_info", **route("tokens", schema.TokenizerFacts, 400))
 async def tokenizer_info(request: Request) -> Response:
     """The special tokens and the chat template, for clients that build prompts themselves."""
     front, _ = of(request)
     tokenizer = front.intake.text_tokenizer
-    special = {name: tokenizer.special_tokens.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+    roles = ("bos_token", "eos_token", "pad_token", "unk_token")
     return as_json(
         {
-            **special,
-            "unk_token": tokenizer.special_tokens.get("unk_token"),
+            **{role: tokenizer.special_tokens.get(role) for role in roles},
             "chat_template": tokenizer.template_source,
             "tokenizer_class": type(tokenizer).__name__,
             "model_max_length": front.facts.max_len,
@@ -158,24 +137,13 @@ async def tokenizer_info(request: Request) -> Response:
 # -- what a body would become -------------------------------------------------------------------------------------
 
 
-@router.post(
-    "/v1/chat/completions/render",
-    responses=answers(schema.Rendered, 400, 404, 408, 413),
-    openapi_extra=body_of("ChatRequest"),
-    tags=["tokens"],
-)
+@router.post("/v1/chat/completions/render", **route("tokens", schema.Rendered, body="ChatRequest"))
 async def render_chat(request: Request) -> Response:
     """What the engine would be given for this body; nothing is generated."""
-    asked = await CHAT.asked(request)
-    return as_json(_rendered(request, asked)[0])
+    return as_json(_rendered(request, await CHAT.asked(request))[0])
 
 
-@router.post(
-    "/v1/completions/render",
-    responses=answers(schema.RenderedList, 400, 404, 408, 413),
-    openapi_extra=body_of("CompletionRequest"),
-    tags=["tokens"],
-)
+@router.post("/v1/completions/render", **route("tokens", schema.RenderedList, body="CompletionRequest"))
 async def render_completion(request: Request) -> Response:
     """What the engine would be given for this body, one entry per prompt; nothing is generated."""
     return as_json(_rendered(request, await COMPLETIONS.asked(request)))
@@ -205,7 +173,7 @@ def _rendered(request: Request, asked: Asked) -> list[Json]:
 # -- the server ---------------------------------------------------------------------------------------------------
 
 
-@router.get("/version", responses=answers(schema.Version), tags=["server"])
+@router.get("/version", **route("server", schema.Version))
 async def version() -> Response:
     """The version of Headrace."""
     return as_json({"version": __version__})
@@ -230,19 +198,12 @@ async def ready(request: Request) -> Response:
 
 for path, methods in (("/health", ["GET"]), ("/health/ready", ["GET"]), ("/ping", ["GET", "POST"])):
     for method in methods:
-        router.add_api_route(
-            path,
-            ready,
-            methods=[method],
-            response_class=Response,
-            responses=answers(None, 503),
-            name=f"ready {method} {path}",
-            tags=["server"],
-        )
+        name, said = f"ready {method} {path}", route("server", None)
+        router.add_api_route(path, ready, methods=[method], response_class=Response, name=name, **said)
     router.add_api_route(path, ready, methods=["HEAD"], include_in_schema=False)
 
 
-@router.get("/load", responses=answers(schema.Load), tags=["server"])
+@router.get("/load", **route("server", schema.Load))
 async def load(request: Request) -> Response:
     """How many requests this process is answering now."""
     front, _ = of(request)

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from headrace.base.errors import Broken, Fault
 from headrace.engine.stream import Update
 from headrace.serve import errors
-from headrace.serve.frontend import Answer
+from headrace.serve.answer import Answer
 from headrace.serve.settings import Serve
 
 DONE = b"data: [DONE]\n\n"

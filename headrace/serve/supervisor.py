@@ -40,7 +40,7 @@ class Supervisor:
     number      of the process that runs now, from 0
     """
 
-    def __init__(self, config: ServeConfig, command: Sequence[str] = HOST, log_level: str = "warning"):
+    def __init__(self, config: ServeConfig, command: Sequence[str] = HOST):
         self._folder = Folder()
         self.folder = self._folder.path
         self.number = -1
@@ -58,7 +58,6 @@ class Supervisor:
             f"--fronts={config.serve.fronts}",
             f"--config={json.dumps(values(config.engine))}",
             f"--served={json.dumps(config.served)}",
-            f"--log={log_level}",
         ]
         self._start()
 

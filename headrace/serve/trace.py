@@ -7,10 +7,7 @@ from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any
 
 from headrace.base.errors import Refused
-from headrace.engine.request import SamplingParams
-from headrace.serve.answer import Answer
 from headrace.serve.record import Record, Watcher
-from headrace.serve.spans import Spans
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -49,14 +46,9 @@ class Tracer(Watcher):
         self.provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.provider.add_span_processor(processor)
         self.model = model
-        self.params: dict[str, SamplingParams] = {}
         self.tracer = self.provider.get_tracer("headrace")
         self._propagator = TraceContextTextMapPropagator()
         self._offset = time_ns() - monotonic_ns()
-
-    def submitted(self, answer: Answer) -> None:
-        """A span is made at the end, when all of it is known."""
-        self.params[answer.id] = answer.streams[0].request.params
 
     def ended(self, record: Record) -> None:
         """Make the span of a request that is over."""
@@ -69,9 +61,7 @@ class Tracer(Watcher):
             context=parent,
             kind=SpanKind.SERVER,
             start_time=self._moment(record.arrived),
-            attributes=attributes(
-                record, self.params.pop(record.id, SamplingParams()), operation, self.model
-            ),
+            attributes=attributes(record, operation, self.model),
         )
         for name, at in (("scheduled", record.scheduled), ("first token", record.first)):
             if at is not None:
@@ -89,9 +79,9 @@ class Tracer(Watcher):
         return int(monotonic * 1e9) + self._offset
 
 
-def attributes(record: Record, params: SamplingParams, operation: str, model: str) -> dict[str, Any]:
+def attributes(record: Record, operation: str, model: str) -> dict[str, Any]:
     """What a span says of a request: GenAI conventions first, then the names that vLLM uses."""
-    spans = Spans.of(record)
+    spans, params = record.spans, record.params
     found: dict[str, Any] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "headrace",

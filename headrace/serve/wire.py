@@ -51,7 +51,7 @@ class Stats(msgspec.Struct, array_like=True):
     """The engine after a step: at most every 50 ms, and always after the last step before it idles.
 
     running, waiting    requests              kv_used     part of the KV blocks held by requests, 0 to 1
-    prompt_tokens ... lookup_hits             totals since the engine process started
+    prompt_tokens ... busy_seconds            totals since the engine process started
     step_rows, step_tokens, step_seconds      of the last step
     rows_total      rows of all steps together
     drafts, drafted_tokens, accepted_tokens   how often tokens were guessed, how many, and how many were right; totals
@@ -117,13 +117,12 @@ ToEngine = Hello | Add | Cancel | Relay
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
     """What a starting engine is doing, and which part of it is done, 0 to 1.
 
-    tokenizer, template     as in Facts, told as soon as they are known
+    tokenizer   as in Facts, told as soon as it is known
     """
 
     doing: str
     part: float
     tokenizer: str | None = None
-    template: str | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -169,7 +168,7 @@ class Refusals(msgspec.Struct, frozen=True, tag="refusals"):
 
 
 class Pulse(msgspec.Struct, frozen=True, tag="pulse"):
-    """The process lives. Sent twice a second by a thread of its own, so that it comes during a step, too.
+    """The process lives. Sent four times a second by a thread of its own, so that it comes during a step, too.
 
     step    steps that have ended so far      busy    whether there is work     cpu     seconds of processor used
     rows    what the step that runs is made of: (id, first position, last position + 1)
@@ -187,7 +186,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     refusal: Refusal
 
 
-FromEngine = Loading | Ready | Events | Refusals | Pulse | Failed | Relay
+Seldom = Loading | Ready | Refusals | Pulse | Failed | Relay
+FromEngine = Seldom | Events
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

@@ -19,15 +19,11 @@ def write_words(metadata: dict[str, Any], folder: Path) -> str:
     return str(file)
 
 
-def read_words(source: str | None, template: str | None) -> Tokenizer | None:
-    """The tokenizer of a folder, or of a file that `write_words` made; `template` replaces its chat template."""
+def read_words(source: str | None) -> Tokenizer | None:
+    """The tokenizer of a folder, or of a file that `write_words` made."""
     if source is None:
         return None
     path = Path(source)
     if path.name == FILE:
-        tokenizer = Tokenizer.from_gguf(msgspec.msgpack.decode(path.read_bytes()))
-    else:
-        tokenizer = Tokenizer.from_folder(path)
-    if template is not None:
-        tokenizer.template_source = template
-    return tokenizer
+        return Tokenizer.from_gguf(msgspec.msgpack.decode(path.read_bytes()))
+    return Tokenizer.from_folder(path)

@@ -1,18 +1,16 @@
 """A tokenizer as the `tokenizer.*` keys of a GGUF file: the way back of vocabulary.from_gguf."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from headrace.base.errors import Refused
 from headrace.text.byte_level import FAMILIES, build
-from headrace.text.sentence_piece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from headrace.text.sentence_piece import BYTE, BYTE_PIECE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from headrace.text.tokenizer import Tokenizer
+from headrace.text.vocabulary import ROLES
 
 HINT = "export from the model's GGUF file if there is one, or serve the folder as it is"
-ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 PROBE = (
     "Hello  world! It's 1234567 o'clock, WE'RE late.\n\n\tdef f(x):\n        return x**2  # 3.14\r\n",
     "Größe, naïve, Ångström e\u0301; 你好世界 こんにちは 안녕 Привет שלום 🦙👍🏽 ½ ١٢٣ \u00a0\u2009end   ",

@@ -121,11 +121,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
             **{name: known[name] for name in PLAIN},
             **{name: self._walking(known[name]) for name in WALKING},
             **{name: self._printing(known[name]) for name in PRINTING},
-            "join": self._join,
+            "join": _join,
             "replace": self._replace,
             "indent": self._indent,
             "format": self._format,
-            "sum": self._sum,
+            "sum": _sum,
         }
         self.globals: dict[str, Any] = dict(self.globals)
         del self.globals["lipsum"]
@@ -220,7 +220,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise too_much(f"calls {name} in a way that is not allowed")
         size = len(text)
         if name == "join" and args:
-            args = (list(self._walked(args[0])),)
+            args = (list(self.walked(args[0])),)
             size = self.budget.weigh(args[0]) + size * len(args[0])
         elif name == "replace" and len(args) > 1:
             size += text.count(args[0]) * len(args[1])
@@ -248,7 +248,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             widest = max(widest, *numbers, 0)
         self.budget.spend(len(template) + fields * widest)
 
-    def _walked(self, values: Iterable[Any]) -> Iterator[Any]:
+    def walked(self, values: Iterable[Any]) -> Iterator[Any]:
+        """What a filter walks through, with a look at the clock now and then."""
         for step, value in enumerate(values):
             if not step & 255:
                 self.budget.tick()
@@ -261,7 +262,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         def walking(*args: Any, **more: Any) -> Any:
             value = args[first]
             if isinstance(value, Iterable) and not isinstance(value, Undefined):
-                args = (*args[:first], self._walked(cast(Iterable[Any], value)), *args[first + 1 :])
+                args = (*args[:first], self.walked(cast(Iterable[Any], value)), *args[first + 1 :])
             return function(*args, **more)
 
         return walking
@@ -274,18 +275,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return function(value, *args)
 
         return printing
-
-    @property
-    def _join(self) -> Callable[..., str]:
-        @pass_environment
-        def join(environment: Any, value: Any, d: str = "", attribute: str | int | None = None) -> str:
-            if attribute is not None:
-                value = map(filters.make_attrgetter(environment, attribute), value)
-            parts = [str(self.built(part)) for part in self._walked(value)]
-            self.budget.spend(sum(map(len, parts)) + len(d) * len(parts))
-            return str(d).join(parts)
-
-        return join
 
     def _replace(self, value: Any, old: str, new: str, count: int | None = None) -> str:
         text, old, new = str(self.built(value)), str(old), str(new)
@@ -303,15 +292,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._check_format(text, [*args, *more.values()], _PERCENT_WIDTH)
         return text % (more or args)
 
-    @property
-    def _sum(self) -> Callable[..., Any]:
-        @pass_environment
-        def add(environment: Any, value: Any, attribute: str | int | None = None, start: float = 0) -> Any:
-            if not isinstance(start, int | float):  # type: ignore[reportUnnecessaryIsInstance]
-                raise too_much("adds up what are no numbers")
-            return filters.sync_do_sum(environment, value, attribute, start)
 
-        return add
+@pass_environment
+def _join(box: Sandbox, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+    if attribute is not None:
+        value = map(filters.make_attrgetter(box, attribute), value)
+    parts = [str(box.built(part)) for part in box.walked(value)]
+    box.budget.spend(sum(map(len, parts)) + len(d) * len(parts))
+    return str(d).join(parts)
+
+
+@pass_environment
+def _sum(box: Sandbox, value: Any, attribute: str | int | None = None, start: float = 0) -> Any:
+    if not isinstance(start, int | float):  # type: ignore[reportUnnecessaryIsInstance]
+        raise too_much("adds up what are no numbers")
+    return filters.sync_do_sum(box, value, attribute, start)
 
 
 def _check_bits(left: Any, right: Any, power: int) -> None:

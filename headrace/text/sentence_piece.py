@@ -16,7 +16,7 @@ from headrace.base.errors import BadCheckpoint, Refused
 
 SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Pieces:
 
 def piece_bytes(piece: str) -> bytes:
     """The bytes a piece stands for."""
-    byte = _BYTE_PIECE.fullmatch(piece)
+    byte = BYTE_PIECE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace(SPACE, " ").encode()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from headrace.text.json_text import Malformed
-from headrace.text.parts import Out, Part, Said, Tool, joined, random_id
+from headrace.text.parts import Content, Out, Part, Said, Tool, joined, random_id
 from headrace.text.reasoning.think import Think
 from headrace.text.tape import SPACE, Marks, Reading, Tape
 from headrace.text.tools import ToolFormat
@@ -105,3 +105,11 @@ class Speech:
             else:
                 out.content(tape.kept())
         tape.forget()
+
+
+def parts_of(speech: Speech | None, text: str, ended: bool) -> list[Part]:
+    """What more text adds to an answer, and its end if that is it. Without a reader all of it is content."""
+    if speech is None:
+        return [Content(text)] if text else []
+    parts = speech.push(text) if text else []
+    return parts + speech.finish() if ended else parts

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Generator
+from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -18,9 +19,14 @@ class Marks:
     """Several strings to look for. None of them may lie within another, unless at its end."""
 
     def __init__(self, *marks: str):
-        self.pattern = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+        self._marks = marks
         self._beginnings = {mark[:n] for mark in marks for n in range(1, len(mark))}
         self._longest = max(map(len, self._beginnings), default=0)
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Finds the first of them. Made when it is asked for: many long strings take a while."""
+        return re.compile("|".join(map(re.escape, self._marks)) or r"(?!)")
 
     def undecided(self, text: str, start: int) -> int:
         """Length of the longest tail of text[start:] with which some mark begins."""

@@ -39,15 +39,13 @@ class ChatTemplate:
     def __init__(
         self,
         source: str,
-        bos_token: str = "",
-        eos_token: str = "",
         special_tokens: Mapping[str, str] | None = None,
         seconds: float = 5.0,
     ):
-        """Raises Refused, with the line, when `source` is no template."""
+        """`special_tokens`: role, such as "bos_token", to text. Raises Refused, with the line, for no template."""
         self.source = source
         self.seconds = seconds
-        self.special_tokens = {"bos_token": bos_token, "eos_token": eos_token} | dict(special_tokens or {})
+        self.special_tokens = {"bos_token": "", "eos_token": ""} | dict(special_tokens or {})
         self._sandbox = Sandbox()
         self._sandbox.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         self._sandbox.filters["tojson"] = self._tojson

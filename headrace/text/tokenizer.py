@@ -3,7 +3,6 @@
 import codecs
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +23,6 @@ ENDINGS = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
 NO_TEMPLATE = "give one with --chat-template FILE, or send a plain prompt instead of messages"
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Spelling = Literal["bytes", "pieces", "other"]
 
@@ -72,33 +69,15 @@ class Tokenizer:
 
     # -- text to ids ------------------------------------------------------------------------------
 
-    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
-        """Ids of `text`. With `parse_special` the text of a special token is that token, without it is plain.
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of `text`, in which the text of a special token is that token.
 
         Raises Refused for text that is no valid Unicode.
         """
-        return self.encode_batch([text], add_special_tokens, parse_special)[0]
-
-    def encode_batch(
-        self, texts: Sequence[str], add_special_tokens: bool = True, parse_special: bool = True
-    ) -> list[list[int]]:
-        """`encode` of each, on all cores."""
-        backend = self.backend if parse_special else self._literal
         try:
-            if len(texts) == 1:
-                return [backend.encode(texts[0], add_special_tokens=add_special_tokens).ids]
-            return [
-                e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
-            ]
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         except TypeError as error:
-            raise _not_text(texts) from error
-
-    @cached_property
-    def _literal(self) -> tokenizers.Tokenizer:
-        """A second copy: the switch is state of the library's object, which other threads use."""
-        copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        copy.encode_special_tokens = True
-        return copy
+            raise _not_text(text) from error
 
     def word_ids(self, word: str) -> list[list[int]]:
         """The ways in which `word` can come out of the model, for `bad_words`: at a start, and after a space.
@@ -110,10 +89,8 @@ class Tokenizer:
         if not bare:
             raise Refused(f"a word must be a string that is not empty, not {word!r}", param="bad_words")
         ways = [self.encode(bare, add_special_tokens=False)]
-        line, after_line = (
-            self.encode("\n", add_special_tokens=False),
-            self.encode("\n" + bare, add_special_tokens=False),
-        )
+        line = self.encode("\n", add_special_tokens=False)
+        after_line = self.encode("\n" + bare, add_special_tokens=False)
         if self.spelling == "pieces" and after_line[: len(line)] == line:
             ways.append(after_line[len(line) :])  # these vocabularies put a space before every text
         ways.append(self.encode(" " + bare, add_special_tokens=False))
@@ -191,15 +168,12 @@ class Tokenizer:
     @cached_property
     def template(self) -> ChatTemplate | None:
         """The checkpoint's chat template, or None. Raises Refused when it does not compile."""
-        return None if self.template_source is None else self.chat_template(self.template_source)
+        if self.template_source is None:
+            return None
+        return ChatTemplate(self.template_source, self.special_tokens)
 
-    def chat_template(self, source: str | None = None) -> ChatTemplate:
-        """The template to render messages with: `source` if given, else the checkpoint's own.
-
-        Raises Refused when there is neither, or when it does not compile.
-        """
-        if source is not None:
-            return ChatTemplate(source, special_tokens=self.special_tokens)
+    def chat_template(self) -> ChatTemplate:
+        """The template to render messages with. Raises Refused when there is none, or when it does not compile."""
         if self.template is None:
             raise Refused("the model has no chat template", param="messages", hint=NO_TEMPLATE)
         return self.template
@@ -254,13 +228,12 @@ def _spelling(backend: tokenizers.Tokenizer) -> tuple[Spelling, int]:
     return "other", 0
 
 
-def _not_text(texts: Sequence[object]) -> Refused:
-    """Why one of `texts` cannot be encoded."""
-    number, text = next((n, t) for n, t in enumerate(texts) if not isinstance(t, str) or _SURROGATE.search(t))
+def _not_text(text: object) -> Refused:
+    """Why it cannot be encoded."""
     if not isinstance(text, str):
-        return Refused(f"text {number} is {type(text).__name__}, not a string", param="prompt")
+        return Refused(f"text is {type(text).__name__}, not a string", param="prompt")
     return Refused(
-        f"text {number} holds half of a surrogate pair, which is no character",
+        "text holds half of a surrogate pair, which is no character",
         param="prompt",
         hint="send text that is valid Unicode",
     )

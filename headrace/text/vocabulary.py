@@ -12,6 +12,9 @@ from tokenizers import AddedToken, processors
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.text import byte_level, sentence_piece
 
+ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""Roles of special tokens, and what the keys of GGUF call them."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -87,10 +90,9 @@ def from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
         )
     _add_pieces(backend, tokens, types)
     special: dict[str, str] = {}
-    for role in ("bos", "eos", "unknown", "padding"):
-        index = _get_id(metadata, role, len(tokens))
-        if index is not None:
-            special[{"unknown": "unk", "padding": "pad"}.get(role, role) + "_token"] = tokens[index]
+    for role, key in ROLES.items():
+        if (index := _get_id(metadata, key, len(tokens))) is not None:
+            special[role] = tokens[index]
     _frame(
         backend,
         special,

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
 from contextlib import aclosing, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -10,24 +9,16 @@ from typing import Any
 
 import pytest
 
-import headrace
 from headrace.api.async_llm import AsyncLLM
 from headrace.api.llm import LLM
 from headrace.api.outputs import RequestOutput
 from headrace.base.errors import Broken, Refused, TooLong
 from headrace.engine.request import SamplingParams
 from tests import tiny
+from tests.looped import looped
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    async def within_limits() -> Any:
-        async with asyncio.timeout(60):
-            return await work
-
-    return asyncio.run(within_limits())
 
 
 async def collect(
@@ -44,12 +35,9 @@ async def at_rest(engine: AsyncLLM) -> None:
     assert pool.free == pool.count
 
 
-def test_the_package_offers_it():
-    assert headrace.AsyncLLM is AsyncLLM
-
-
-def test_outputs_grow_and_end_once(engine: AsyncLLM, llm: LLM):
-    outputs = run(collect(engine, "ab", request_id="mine"))
+@looped
+async def test_outputs_grow_and_end_once(engine: AsyncLLM, llm: LLM):
+    outputs = await collect(engine, "ab", request_id="mine")
     assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
     texts = [output.outputs[0].text for output in outputs]
     assert all(b.startswith(a) for a, b in pairwise(texts))
@@ -59,21 +47,19 @@ def test_outputs_grow_and_end_once(engine: AsyncLLM, llm: LLM):
     assert (last.request_id, last.prompt, last.prompt_token_ids) == ("mine", "ab", expected.prompt_token_ids)
 
 
-def test_many_at_once_get_what_each_gets_alone(engine: AsyncLLM, llm: LLM):
+@looped
+async def test_many_at_once_get_what_each_gets_alone(engine: AsyncLLM, llm: LLM):
     prompts = [[5 + i, 6, 7] for i in range(30)]
-
-    async def work() -> list[list[RequestOutput]]:
-        return await asyncio.gather(*(collect(engine, prompt) for prompt in prompts))
-
     expected = [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY, use_tqdm=False)]
-    found = run(work())
+    found = await asyncio.gather(*(collect(engine, prompt) for prompt in prompts))
     assert [outputs[-1].outputs[0].token_ids for outputs in found] == expected
     assert len({outputs[-1].request_id for outputs in found}) == 30
 
 
-def test_several_answers_end_together(engine: AsyncLLM, llm: LLM):
+@looped
+async def test_several_answers_end_together(engine: AsyncLLM, llm: LLM):
     params = SamplingParams(n=3, seed=1, max_tokens=6, stop="a", logprobs=1)
-    outputs = run(collect(engine, "ab", params))
+    outputs = await collect(engine, "ab", params)
     (expected,) = llm.generate("ab", params, use_tqdm=False)
     assert [(a.text, a.finish_reason) for a in outputs[-1].outputs] == [
         (a.text, a.finish_reason) for a in expected.outputs
@@ -81,122 +67,93 @@ def test_several_answers_end_together(engine: AsyncLLM, llm: LLM):
     assert sum(output.finished for output in outputs) == 1
 
 
-def test_a_stop_string_ends_the_engines_part(engine: AsyncLLM, llm: LLM):
+@looped
+async def test_a_stop_string_ends_the_engines_part(engine: AsyncLLM, llm: LLM):
     (plain,) = llm.generate("ab", GREEDY, use_tqdm=False)
     stop = plain.outputs[0].text[2:4]
-
-    async def work() -> list[RequestOutput]:
-        outputs = await collect(engine, "ab", SamplingParams(temperature=0, max_tokens=200, stop=stop))
-        await at_rest(engine)
-        return outputs
-
-    (answer,) = run(work())[-1].outputs
+    outputs = await collect(engine, "ab", SamplingParams(temperature=0, max_tokens=200, stop=stop))
+    await at_rest(engine)
+    (answer,) = outputs[-1].outputs
     assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
 
 
-def test_leaving_the_loop_ends_the_request(engine: AsyncLLM):
-    async def work() -> None:
-        async with aclosing(engine.generate("ab", LONG)) as outputs:
-            async for _ in outputs:
-                break
-        await at_rest(engine)
-
-    run(work())
+@looped
+async def test_leaving_the_loop_ends_the_request(engine: AsyncLLM):
+    async with aclosing(engine.generate("ab", LONG)) as outputs:
+        async for _ in outputs:
+            break
+    await at_rest(engine)
 
 
-def test_a_cancelled_task_ends_its_request(engine: AsyncLLM):
-    async def work() -> None:
-        tasks = [asyncio.create_task(collect(engine, [5, i], LONG)) for i in range(12)]
-        while len(engine._loop._boxes) < 12:
-            await asyncio.sleep(0)
-        for task in tasks[::2]:
-            task.cancel()
-        done = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(found, asyncio.CancelledError) for found in done[::2])
-        assert all(found[-1].outputs[0].finish_reason == "length" for found in done[1::2])
-        await at_rest(engine)
-
-    run(work())
+@looped
+async def test_a_cancelled_task_ends_its_request(engine: AsyncLLM):
+    tasks = [asyncio.create_task(collect(engine, [5, i], LONG)) for i in range(12)]
+    while len(engine._loop._boxes) < 12:
+        await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(found, asyncio.CancelledError) for found in done[::2])
+    assert all(found[-1].outputs[0].finish_reason == "length" for found in done[1::2])
+    await at_rest(engine)
 
 
-def test_abort_gives_a_last_output(engine: AsyncLLM):
-    async def work() -> list[RequestOutput]:
-        outputs = []
-        async for output in engine.generate("ab", LONG, request_id="x"):
-            outputs.append(output)
-            await engine.abort("x")
+@looped
+async def test_abort_gives_a_last_output(engine: AsyncLLM):
+    async for output in engine.generate("ab", SamplingParams(n=4, max_tokens=200), request_id="x"):
+        last = output
         await engine.abort("x")
-        await engine.abort("nobody")
-        await at_rest(engine)
-        return outputs
-
-    last = run(work())[-1]
+    await engine.abort("x")
+    await engine.abort("nobody")
+    await at_rest(engine)
     assert last.finished
-    assert last.outputs[0].finish_reason == "abort"
-    assert len(last.outputs[0].token_ids) < 200
+    assert {answer.finish_reason for answer in last.outputs} == {"abort"}
+    assert all(len(answer.token_ids) < 200 for answer in last.outputs)
 
 
-def test_abort_of_several_answers(engine: AsyncLLM):
-    async def work() -> RequestOutput:
-        async for output in engine.generate("ab", SamplingParams(n=4, max_tokens=200), request_id="x"):
-            last = output
-            await engine.abort("x")
-        await at_rest(engine)
-        return last
+@looped
+async def test_an_id_in_use_is_refused_and_can_be_used_again(engine: AsyncLLM):
+    first = engine.generate("ab", LONG, request_id="x")
+    await anext(first)
+    with pytest.raises(Refused, match="in use"):
+        await collect(engine, "cd", request_id="x")
+    await first.aclose()
+    for prompt in ("ef", "gh"):  # at once: the engine still works at what the first one left
+        outputs = await collect(engine, prompt, request_id="x")
+        assert len(outputs[-1].outputs[0].token_ids) == 8
+    await at_rest(engine)
 
-    assert {answer.finish_reason for answer in run(work()).outputs} == {"abort"}
 
-
-def test_an_id_in_use_is_refused_and_can_be_used_again(engine: AsyncLLM):
-    async def work() -> None:
+@looped
+async def test_an_id_taken_over_gets_nothing_of_its_former_owner(engine: AsyncLLM, llm: LLM):
+    (expected,) = llm.generate("ef", GREEDY, use_tqdm=False)
+    for _ in range(30):
         first = engine.generate("ab", LONG, request_id="x")
         await anext(first)
-        with pytest.raises(Refused, match="in use"):
-            await collect(engine, "cd", request_id="x")
         await first.aclose()
-        for prompt in ("ef", "gh"):  # at once: the engine still works at what the first one left
-            outputs = await collect(engine, prompt, request_id="x")
-            assert len(outputs[-1].outputs[0].token_ids) == 8
-        await at_rest(engine)
-
-    run(work())
+        outputs = await collect(engine, "ef", request_id="x")
+        assert outputs[-1].outputs == expected.outputs
 
 
-def test_an_id_taken_over_gets_nothing_of_its_former_owner(engine: AsyncLLM, llm: LLM):
-    (expected,) = llm.generate("ef", GREEDY, use_tqdm=False)
-
-    async def work() -> None:
-        for _ in range(30):
-            first = engine.generate("ab", LONG, request_id="x")
-            await anext(first)
-            await first.aclose()
-            outputs = await collect(engine, "ef", request_id="x")
-            assert outputs[-1].outputs == expected.outputs
-
-    run(work())
+@looped
+async def test_what_cannot_be_served_is_refused_before_anything_runs(engine: AsyncLLM):
+    for prompt, fault in (("", Refused), ("x" * 300, TooLong), ([9999], Refused), (None, Refused)):
+        with pytest.raises(fault):
+            await collect(engine, prompt)
+    await at_rest(engine)
 
 
-def test_what_cannot_be_served_is_refused_before_anything_runs(engine: AsyncLLM):
-    async def work() -> None:
-        for prompt, fault in (("", Refused), ("x" * 300, TooLong), ([9999], Refused), (None, Refused)):
-            with pytest.raises(fault):
-                await collect(engine, prompt)
-        await at_rest(engine)
-
-    run(work())
-
-
-def test_salts_of_either_place(engine: AsyncLLM):
-    async def work() -> list[int]:
-        prompt = "a" * 40
-        calls = [(prompt, ""), (prompt, ""), (prompt, "s"), ({"prompt": prompt, "cache_salt": "s"}, "")]
-        return [(await collect(engine, ask, cache_salt=salt))[-1].num_cached_tokens for ask, salt in calls]
-
-    assert run(work()) == [0, 32, 0, 32]
+@looped
+async def test_salts_of_either_place(engine: AsyncLLM):
+    prompt = "a" * 40
+    calls = [(prompt, ""), (prompt, ""), (prompt, "s"), ({"prompt": prompt, "cache_salt": "s"}, "")]
+    found = [(await collect(engine, ask, cache_salt=salt))[-1].num_cached_tokens for ask, salt in calls]
+    assert found == [0, 32, 0, 32]
 
 
 @pytest.mark.parametrize("overlap", ["on", "off"])
-def test_when_the_engine_fails_everybody_hears_of_it(
+@looped
+async def test_when_the_engine_fails_everybody_hears_of_it(
     folder: Path, overlap: str, caplog: pytest.LogCaptureFixture
 ):
     engine = AsyncLLM(str(folder), **tiny.SMALL, **{"schedule.overlap": overlap})
@@ -213,25 +170,22 @@ def test_when_the_engine_fails_everybody_hears_of_it(
         raise RuntimeError("the device is gone")
 
     runner.run, runner.check = fail, gone
-
-    async def work() -> None:
-        tasks = [collect(engine, [5, i], LONG) for i in range(12)]
-        tasks.append(collect(engine, "ab", SamplingParams(n=3, max_tokens=200)))
-        for found in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(found, Broken)
-            assert "the device is gone" in found.message
-        with pytest.raises(Broken, match="the device is gone"):
-            await collect(engine, "late")
-        assert not engine._open
-
-    run(work())
+    tasks = [collect(engine, [5, i], LONG) for i in range(12)]
+    tasks.append(collect(engine, "ab", SamplingParams(n=3, max_tokens=200)))
+    for found in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(found, Broken)
+        assert "the device is gone" in found.message
+    with pytest.raises(Broken, match="the device is gone"):
+        await collect(engine, "late")
+    assert not engine._open
     engine.shutdown()
     assert "the engine's thread failed" in caplog.text
     with pytest.raises(Broken, match="shut down"):
-        run(collect(engine, "later"))
+        await collect(engine, "later")
 
 
-def test_shutdown_ends_what_runs(folder: Path):
+@looped
+async def test_shutdown_ends_what_runs(folder: Path):
     engine = AsyncLLM(str(folder), **tiny.SMALL)
     runner = engine._loop._engine.executor.runner
     real, reached, going = runner.run, threading.Event(), threading.Event()
@@ -243,20 +197,16 @@ def test_shutdown_ends_what_runs(folder: Path):
         return real(step)
 
     runner.run = wait
-
-    async def work() -> None:
-        tasks = [asyncio.create_task(collect(engine, [5, i], LONG)) for i in range(12)]
-        await asyncio.to_thread(reached.wait)
-        stopping = asyncio.create_task(asyncio.to_thread(engine.shutdown))
-        while not engine._stopped:
-            await asyncio.sleep(0)
-        going.set()
-        await stopping
-        for found in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(found, Broken)
-            assert "shut down" in found.message
-
-    run(work())
+    tasks = [asyncio.create_task(collect(engine, [5, i], LONG)) for i in range(12)]
+    await asyncio.to_thread(reached.wait)
+    stopping = asyncio.create_task(asyncio.to_thread(engine.shutdown))
+    while not engine._stopped:
+        await asyncio.sleep(0)
+    going.set()
+    await stopping
+    for found in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(found, Broken)
+        assert "shut down" in found.message
     engine.shutdown()  # once more does no harm
     assert not engine._loop.thread.is_alive()
 
@@ -267,7 +217,7 @@ def test_several_event_loops_share_an_engine(engine: AsyncLLM, llm: LLM):
     found: dict[int, list[int]] = {}
 
     def one(i: int) -> None:
-        found[i] = run(collect(engine, prompts[i]))[-1].outputs[0].token_ids
+        found[i] = asyncio.run(collect(engine, prompts[i]))[-1].outputs[0].token_ids
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(8)]
     for thread in threads:
@@ -282,14 +232,12 @@ def test_an_event_loop_that_closes_too_early_disturbs_nobody(engine: AsyncLLM):
     abandoned = engine.generate("ab", LONG)
     loop.run_until_complete(anext(abandoned))
     loop.close()
-    assert run(collect(engine, "cd"))[-1].finished
+    assert asyncio.run(collect(engine, "cd"))[-1].finished
     with suppress(RuntimeError):
-        run(abandoned.aclose())
+        asyncio.run(abandoned.aclose())
 
 
-def test_an_iterator_that_was_never_begun_costs_nothing(engine: AsyncLLM):
-    async def work() -> None:
-        await engine.generate("ab", LONG).aclose()
-        await at_rest(engine)
-
-    run(work())
+@looped
+async def test_an_iterator_that_was_never_begun_costs_nothing(engine: AsyncLLM):
+    await engine.generate("ab", LONG).aclose()
+    await at_rest(engine)

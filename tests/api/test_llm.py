@@ -1,5 +1,6 @@
 """LLM: vLLM's call shapes, streams, and nothing left behind whatever happens."""
 
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,6 @@ def text_of(outputs: list[RequestOutput]) -> list[str]:
 
 
 # -- prompts and params ----------------------------------------------------------------------------------------
-
-
-def test_the_package_offers_it():
-    assert headrace.LLM is LLM
-    assert headrace.SamplingParams is SamplingParams
 
 
 def test_one_prompt_in_every_form_gives_the_same(llm: LLM):
@@ -224,19 +220,22 @@ def test_a_stream_is_one_answer(llm: LLM):
 # -- what goes wrong -------------------------------------------------------------------------------------------
 
 
-def test_an_interruption_leaves_nothing_running(llm: LLM, monkeypatch: pytest.MonkeyPatch):
-    expected = text_of(llm.generate(["a", "b"], GREEDY, use_tqdm=False))
+def break_third_step(llm: LLM, patch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
     runner = llm.local.engine.executor.runner
-    run, steps = runner.run, []
+    run, steps = runner.run, count(1)
 
     def fail(step):
-        steps.append(step)
-        if len(steps) == 3:
-            raise KeyboardInterrupt
+        if next(steps) == 3:
+            raise error
         return run(step)
 
+    patch.setattr(runner, "run", fail)
+
+
+def test_an_interruption_leaves_nothing_running(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    expected = text_of(llm.generate(["a", "b"], GREEDY, use_tqdm=False))
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "run", fail)
+        break_third_step(llm, patch, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(["a", "b"] * 10, GREEDY, use_tqdm=False)
     assert not llm.local.streams
@@ -245,16 +244,7 @@ def test_an_interruption_leaves_nothing_running(llm: LLM, monkeypatch: pytest.Mo
 
 def test_a_step_that_fails_once_is_made_again(llm: LLM, monkeypatch: pytest.MonkeyPatch):
     expected = text_of(llm.generate(["a", "b"], GREEDY, use_tqdm=False))
-    runner = llm.local.engine.executor.runner
-    run, steps = runner.run, []
-
-    def fail(step):
-        steps.append(step)
-        if len(steps) == 3:
-            raise RuntimeError("device")
-        return run(step)
-
-    monkeypatch.setattr(runner, "run", fail)
+    break_third_step(llm, monkeypatch, RuntimeError)
     assert text_of(llm.generate(["a", "b"], GREEDY, use_tqdm=False)) == expected
 
 

@@ -11,16 +11,6 @@ def ended(llm: LLM, id: str) -> list[str]:
     return found
 
 
-def test_a_stop_string_ends_the_engines_part_too(llm: LLM):
-    (plain,) = llm.generate("ab", SamplingParams(temperature=0, max_tokens=10), use_tqdm=False)
-    stop = plain.outputs[0].text[2:4]
-    (request,) = llm.intake.requests("a", "ab", SamplingParams(temperature=0, max_tokens=100, stop=stop))
-    stream = llm.local.submit(request)
-    assert ended(llm, "a") == ["stop"]
-    assert stream.stop == stop
-    assert len(stream.token_ids) < 10
-
-
 def test_cancel_gives_the_last_update_once(llm: LLM):
     (request,) = llm.intake.requests("a", "ab", SamplingParams(max_tokens=100))
     stream = llm.local.submit(request)

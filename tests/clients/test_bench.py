@@ -1,9 +1,7 @@
 """`headrace bench serve` and AIPerf on the same server say the same."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from headrace.bench.serve.data import WORDS
 from headrace.bench.serve.selftest import stub
 from headrace.cli.main import run
-from tests.clients.test_clients import ENVIRONMENTS
+from tests.clients.test_clients import Make, environment
 
+__all__ = ["environment"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RATE, REQUESTS, TOKENS_IN, TOKENS_OUT = 5, 60, 32, 64
@@ -22,14 +21,8 @@ CLOSE = 0.05
 
 
 @pytest.fixture(scope="module")
-def aiperf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = os.environ.get(ENVIRONMENTS)
-    folder = (Path(kept) if kept else tmp_path_factory.mktemp("environments")) / "aiperf"
-    if not (folder / "bin" / "aiperf").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        install = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "aiperf==0.13.0"]
-        subprocess.run(install, check=True, timeout=1500)
-    return folder / "bin" / "aiperf"
+def aiperf(environment: Make) -> Path:
+    return environment("aiperf", "aiperf==0.13.0").with_name("aiperf")
 
 
 @pytest.fixture(scope="module")

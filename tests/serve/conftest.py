@@ -30,6 +30,15 @@ def http(server: Running) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, as a list of one number."""
+    now = [1000.0]
+    for module in ("metrics", "answer", "debug", "queue"):
+        monkeypatch.setattr(f"headrace.serve.{module}.monotonic", lambda: now[0])
+    return now
+
+
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that signs itself, and its key."""

@@ -3,139 +3,100 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import uvicorn
 from fastapi import FastAPI
 
-from headrace.base.errors import Busy, Fault, Late, Unreachable
-from headrace.engine.request import Event, Request
+from headrace.base.errors import Fault
+from headrace.engine.request import Event
 from headrace.engine.start import Started, start
-from headrace.serve.answer import Answer
 from headrace.serve.app import make_app
+from headrace.serve.folder import Folder
+from headrace.serve.frontend import Frontend
+from headrace.serve.loop import Host
 from headrace.serve.server import listen, uvicorn_config
 from headrace.serve.settings import Serve
-from headrace.serve.wire import Facts, Stats
+from headrace.serve.wire import Cancel, Facts, Stats
+from headrace.text.tokenizer import Tokenizer
 from tests import tiny
+from tests.serve.watched import FACTS
 
-T = TypeVar("T")
 
+class Steps:
+    """An engine as the loop wants it. `held` cleared: it stands still."""
 
-class LocalFront:
-    """Does what serve/frontend.py says, on one event loop, with an engine that has been started."""
-
-    def __init__(self, started: Started, settings: Serve, served: tuple[str, ...] = ("tiny", "second")):
-        plan = started.plan
-        self.started, self.settings = started, settings
-        self.intake, self.defaults = started.intake, started.defaults
-        self._facts = Facts(
-            model="tiny", served=served, path=str(plan.path), created=1_700_000_000, max_len=plan.max_len,
-            vocab=started.intake.vocab, eos_ids=started.intake.eos_ids, defaults=started.defaults,
-            kv_blocks=plan.kv_blocks, block=plan.block, rows=plan.rows, tokens=plan.tokens, kv_tokens=plan.kv_tokens,
-            plan="", memory={}, device="cpu", dtype="float32", kv_dtype="float32",
-        )  # fmt: skip
-        self.stats = Stats()
-        self.watchers: list[Any] = []
-        self.answers: dict[str, Answer] = {}
-        self.refused: list[tuple[str, Fault]] = []
-        self.missing = self.full = self.draining = False
+    def __init__(self, engine: Any):
+        self._engine, self.add, self.cancel = engine, engine.add, engine.cancel
         self.held = threading.Event()
-        self.held.set()  # cleared: the engine stands still
-        self._live: dict[str, tuple[Answer, int]] = {}
-        self._inbox: SimpleQueue[Any] = SimpleQueue()
-        self._count = 0
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.held.set()
+
+    @property
+    def busy(self) -> bool:
+        return self._engine.busy
+
+    def step(self) -> list[Event]:
+        self.held.wait()
+        return self._engine.step()
+
+    def report(self, stats: Stats) -> None:
+        stats.running = int(self.busy)
+
+    def rows(self) -> list[tuple[str, int, int]]:
+        return []
+
+
+class LocalFront(Frontend):
+    """A front whose engine is on a thread."""
+
+    def __init__(self, started: Started, settings: Serve, folder: Path):
+        super().__init__(folder, replace(settings, workers=1))
+        self.started, self._over = started, threading.Event()
+        steps = Steps(started.engine)
+        self.held = steps.held
+        self._thread = threading.Thread(target=self._run, args=(folder, steps), daemon=True)
         self._thread.start()
 
-    @property
-    def facts(self) -> Facts:
-        if self.missing:
-            raise Unreachable("the model is not ready yet: loading")
-        return self._facts
+    def meet(self, facts: Facts, tokenizer: Tokenizer | None) -> None:
+        self._intake = self.started.intake
+        super().meet(facts, self._intake.tokenizer)
 
-    @property
-    def ready(self) -> bool:
-        return not (self.missing or self.draining)
-
-    async def off_loop(self, size: int, function: Callable[[], T]) -> T:
-        return function()
-
-    def refuse(self, kind: str, fault: Fault) -> None:
-        self.refused.append((kind, fault))
-
-    def admit(self, requests: int) -> None:
-        if self.full:
-            raise Busy("the queue is full", retry_after=2.3)
-
-    def submit(
-        self, requests: Sequence[Request], *, id: str, timeout_ms: int | None, kind: str, **more: Any
-    ) -> Answer:
-        answer = Answer(id, requests, self.intake.tokenizer, kind, more["name"])
-        answer.canceller = self._end
-        if timeout_ms is not None:
-            fault = Late("time is over")
-            answer.timer = self._loop.call_later(timeout_ms / 1e3, self._end, answer, "error", fault)
-        self.answers[id] = answer
-        for index, request in enumerate(requests):
-            self._count += 1
-            unique = msgspec.structs.replace(request, id=str(self._count))
-            self._live[unique.id] = (answer, index)
-            self._inbox.put(unique)
-        return answer
-
-    def fail(self, fault: Fault) -> None:
+    def interrupt(self, fault: Fault) -> None:
         """End everything with a fault; from any thread."""
-        for answer in list(self.answers.values()):
-            self._loop.call_soon_threadsafe(self._end, answer, "error", fault)
+        self._loop.call_soon_threadsafe(self._end_all, fault)
 
-    def close(self) -> None:
+    @contextmanager
+    def without_engine(self) -> Iterator[None]:
+        """As before the engine was ready for the first time."""
+        facts, self._facts = self._facts, None
+        try:
+            yield
+        finally:
+            self._facts = facts
+
+    async def leave(self) -> None:
+        """End everything, and the engine's thread."""
+        self._over.set()
         self.held.set()
-        self._inbox.put(None)
-        self._thread.join()
+        await self.drain(0)
+        self.connection.send(Cancel([]))  # if only to wake it
+        await asyncio.to_thread(self._thread.join, 20)
+        self.close()
 
-    def _end(self, answer: Answer, finish: str, fault: Fault | None) -> None:
-        answer.fault = answer.fault or fault
-        for id in [id for id, (one, _) in self._live.items() if one is answer]:
-            self._inbox.put(id)
-            self._deliver([Event(id, None, finish)])
-
-    def _serve(self) -> None:
-        engine = self.started.engine
-        while True:
-            self.held.wait()
-            while not self._inbox.empty() or not engine.busy:
-                message = self._inbox.get()
-                if message is None:
-                    for id in list(engine.scheduler.live):
-                        engine.cancel(id)
-                    return
-                if isinstance(message, str):
-                    engine.cancel(message)
-                else:
-                    engine.add(message)
-            if events := engine.step():
-                self._loop.call_soon_threadsafe(self._deliver, events)
-
-    def _deliver(self, events: list[Event]) -> None:
-        for event in events:
-            if (found := self._live.get(event.id)) is None:
-                continue
-            answer, index = found
-            update = answer.streams[index].take(event)
-            answer.put(index, update)
-            if update.cancel:
-                self._inbox.put(event.id)
-            if update.finish:
-                del self._live[event.id]
-                answer.close("stop" if update.finish == "tool_calls" else update.finish)
-                if not answer.open:
-                    del self.answers[answer.id]
+    def _run(self, folder: Path, steps: Steps) -> None:
+        host, plan, intake = Host(folder, 0, 1), self.started.plan, self.started.intake
+        host.say("starting", 0.0)
+        facts = msgspec.structs.replace(
+            FACTS, model="tiny", served=("tiny", "second"), path=str(plan.path), max_len=intake.max_len,
+            vocab=intake.vocab, eos_ids=intake.eos_ids, defaults=self.started.defaults, rows=plan.rows,
+        )  # fmt: skip
+        host.serve(steps, facts, lambda: self._over.is_set() and not steps.busy)
+        host.close()
 
 
 class Running:
@@ -143,6 +104,10 @@ class Running:
 
     def __init__(self, url: str, front: LocalFront, app: FastAPI, server: uvicorn.Server):
         self.url, self.front, self.app, self.server = url, front, app, server
+
+    def connect(self) -> socket.socket:
+        """A connection on which nothing has been said."""
+        return socket.create_connection(("127.0.0.1", int(self.url.rpartition(":")[2])), timeout=10)
 
 
 def started(folder: Path) -> Started:
@@ -156,30 +121,31 @@ def serving(
 ) -> Iterator[Running]:
     """A server around a started engine until the block ends. `buffer`: bytes the system holds per connection."""
     settings = settings or Serve(port=0)
-    sock = listen(settings)
+    sock, folder = listen(settings), Folder()
     if buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     begun, box = threading.Event(), {}
 
     async def main() -> None:
-        front = LocalFront(started, settings)
-        app = make_app(front, settings, **more)  # type: ignore[arg-type]
+        front = LocalFront(started, settings, folder.path)
+        app = make_app(front, settings, **more)
         server = uvicorn.Server(uvicorn_config(app, settings))
         box.update(front=front, app=app, server=server)
+        await front.until_ready()
         begun.set()
         try:
             await server.serve([sock])
         finally:
-            front.close()
+            await front.leave()
 
     thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
     thread.start()
     begun.wait(20)
     scheme = "https" if settings.ssl_certfile else "http"
+    url = f"{scheme}://127.0.0.1:{sock.getsockname()[1]}"
     try:
-        yield Running(
-            f"{scheme}://127.0.0.1:{sock.getsockname()[1]}", box["front"], box["app"], box["server"]
-        )
+        yield Running(url, box["front"], box["app"], box["server"])
     finally:
         box["server"].should_exit = True
         thread.join(20)
+        folder.remove()

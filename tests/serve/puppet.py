@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from time import sleep
-from types import SimpleNamespace
 from typing import Any
 
 from headrace.engine.intake import Intake
@@ -21,7 +20,6 @@ class Puppet:
         self.says: deque[str] = deque(["hello"])
         self.asked: list[Request] = []
         self.endless = False
-        self.scheduler = SimpleNamespace(live={})
         self._tokenizer = tokenizer
         self._todo: dict[str, tuple[Request, Sequence[int], int]] = {}
 

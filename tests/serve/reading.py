@@ -1,11 +1,24 @@
-"""Reading server-sent events in tests."""
+"""What goes over the wire, in tests: requests written by hand, answers read."""
 
 import json
+import socket
 from typing import Any
 
 import httpx
 
 Json = dict[str, Any]
+
+
+def posted(body: bytes, *more: str, path: str = "/v1/completions", length: int | None = None) -> bytes:
+    """A POST of JSON as bytes, with further headers; `length` is what it says of its body, however long that is."""
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *more]
+    head.append(f"Content-Length: {len(body) if length is None else length}")
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def everything(sock: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    return b"".join(iter(lambda: sock.recv(1 << 16), b""))
 
 
 def frames(response: httpx.Response) -> list[Json]:

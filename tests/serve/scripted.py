@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -30,22 +30,39 @@ def command(step_seconds: float = 0.002, load_seconds: float = 0.0) -> list[str]
     return [*words, f"--step-seconds={step_seconds}", f"--load-seconds={load_seconds}"]
 
 
+async def until(true: Callable[[], object]) -> None:
+    """Wait for something."""
+    async with asyncio.timeout(30):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
 @asynccontextmanager
-async def running(
+async def begun(
     settings: ServeConfig | None = None, words: Sequence[str] | None = None
 ) -> AsyncIterator[tuple[Frontend, Supervisor]]:
-    """A front end that is ready; the engine process and the sockets are gone afterwards."""
+    """A front end whose engine was started; the process, its folder and the sockets are gone afterwards."""
     settings = settings or config()
     supervisor = Supervisor(settings, command() if words is None else words)
     front = Frontend(supervisor.folder, settings.serve)
     try:
         front.connection.on_stall = supervisor.restart
         supervisor.attach(asyncio.get_running_loop(), front.connection.lose, front.fail)
-        await asyncio.wait_for(front.until_ready(), 60)
         yield front, supervisor
     finally:
         front.close()
         supervisor.stop()
+    assert not supervisor.folder.exists()
+
+
+@asynccontextmanager
+async def running(
+    settings: ServeConfig | None = None, words: Sequence[str] | None = None
+) -> AsyncIterator[tuple[Frontend, Supervisor]]:
+    """As `begun`, and ready."""
+    async with begun(settings, words) as (front, supervisor):
+        await asyncio.wait_for(front.until_ready(), 60)
+        yield front, supervisor
 
 
 def ask(prompt: Sequence[int], max_tokens: int = 20, **params: Any) -> Request:

@@ -1,5 +1,6 @@
 """The layers that every request passes."""
 
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -8,8 +9,9 @@ from fastapi import APIRouter
 
 from headrace.engine.start import Started
 from headrace.serve.settings import Serve
+from tests.looped import wait_for
 from tests.serve.local import Running, serving
-from tests.serve.reading import error
+from tests.serve.reading import error, posted
 
 ORIGIN = "https://chat.example"
 
@@ -62,13 +64,17 @@ def test_an_id_that_could_harm_a_log_is_replaced(http: httpx.Client, name: str):
     assert answer.headers["x-request-id"].isalnum()
 
 
-def test_one_name_may_be_used_for_two_requests_at_once(http: httpx.Client):
+def test_one_name_may_be_used_for_two_requests_at_once(server: Running, http: httpx.Client):
     body = {"prompt": "a", "max_tokens": 2, "request_id": "same"}
-    with http.stream("POST", "/v1/completions", json={**body, "max_tokens": 200, "stream": True}) as first:
-        assert first.status_code == 200
-        next(first.iter_raw())
-        other = http.post("/v1/completions", json=body).json()["id"]
-    assert other.startswith("cmpl-same")
+    server.front.held.clear()
+    try:
+        with server.connect() as first:
+            first.sendall(posted(json.dumps(body).encode()))
+            wait_for(lambda: server.front.answers)
+            other = http.post("/v1/completions/render", json=body).json()[0]["request_id"]
+    finally:
+        server.front.held.set()
+    assert other.startswith("cmpl-same-")
 
 
 def test_further_routes_and_who_hears_of_requests(tiny_engine: Started):

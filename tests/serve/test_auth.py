@@ -12,21 +12,12 @@ from starlette.routing import BaseRoute
 
 from headrace.base.errors import Denied, Forbidden, Refused
 from headrace.engine.start import Started
-from headrace.serve.auth import (
-    ADMIN_KEY,
-    API_KEY,
-    OPEN,
-    Door,
-    Keys,
-    credential,
-    is_admin,
-    is_loopback,
-    read_keys,
-)
+from headrace.serve import auth
+from headrace.serve.auth import ADMIN_KEY, API_KEY, Door
 from headrace.serve.page import OPEN as PAGE
 from headrace.serve.settings import Serve
 from tests.serve.local import Running, serving
-from tests.serve.reading import error
+from tests.serve.reading import error, everything
 
 KEYS = {API_KEY: "key-one,key-two", ADMIN_KEY: "admin-key"}
 
@@ -54,7 +45,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         return real(a, b)
 
     monkeypatch.setattr("headrace.serve.auth.hmac.compare_digest", watched)
-    keys = Keys(["a" * 5, "b" * 50, "c"])
+    keys = auth.Keys(["a" * 5, "b" * 50, "c"])
     assert keys.know("a" * 5)
     assert not keys.know("d")
     assert len(compared) == 6  # all of them, also behind the one that fits
@@ -132,7 +123,7 @@ def test_what_the_page_is_made_of_is_open_and_nothing_behind_it():
     ],
 )
 def test_the_key_in_a_header(header: bytes, key: str | None):
-    assert credential(header) == key
+    assert auth.credential(header) == key
 
 
 def test_any_header_is_survived():
@@ -193,14 +184,14 @@ def test_a_network_is_not_listened_on_without_a_key():
     ],
 )
 def test_what_only_this_machine_reaches(host: str, here: bool):
-    assert is_loopback(host) is here
+    assert auth.is_loopback(host) is here
 
 
 def test_keys_come_from_flag_file_and_environment(tmp_path: Path):
     file = tmp_path / "keys"
     file.write_text("# ours\n three \n\nfour\n")
-    assert read_keys("one,two", str(file), "five") == ["one", "two", "five", "three", "four"]
-    assert read_keys(None, None, None) == []
+    assert auth.read_keys("one,two", str(file), "five") == ["one", "two", "five", "three", "four"]
+    assert auth.read_keys(None, None, None) == []
     at = Door(Serve(api_key="one", api_key_file=str(file)), (), {API_KEY: "five"})
     assert all(at.api.know(key) for key in ("one", "three", "four", "five"))
 
@@ -210,12 +201,12 @@ def test_a_file_without_a_usable_key_is_refused(tmp_path: Path, text: str):
     file = tmp_path / "keys"
     file.write_text(text)
     with pytest.raises(Refused):
-        read_keys(None, str(file), None)
+        auth.read_keys(None, str(file), None)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(Refused, match="cannot be read"):
-        read_keys(None, str(tmp_path / "none"), None)
+        auth.read_keys(None, str(tmp_path / "none"), None)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +234,7 @@ def test_no_route_is_forgotten(guarded: Running):
     with httpx.Client(base_url=guarded.url) as client:
         for method, path in [*sorted(found), ("GET", "/openapi.json")]:
             answer = client.request(method, path.replace("{", "").replace("}", "").replace(":path", ""))
-            if path in OPEN or path == "/" or path.startswith("/page/"):
+            if path in auth.OPEN or path == "/" or path.startswith("/page/"):
                 assert answer.status_code in (200, 404), path
             elif method == "HEAD":
                 assert answer.status_code == 401, path
@@ -274,13 +265,10 @@ def test_no_route_is_forgotten(guarded: Running):
     ],
 )
 def test_no_spelling_of_a_path_gets_past_the_keys(guarded: Running, target: bytes):
-    import socket
-
-    with socket.create_connection(("127.0.0.1", int(guarded.url.rpartition(":")[2]))) as client:
+    with guarded.connect() as client:
         head = b"Host: localhost\r\nX-Original-URL: /health/live\r\nX-Forwarded-Prefix: /health/live\r\n"
         client.sendall(b"GET " + target + b" HTTP/1.1\r\n" + head + b"Connection: close\r\n\r\n")
-        client.settimeout(10)
-        said = b"".join(iter(lambda: client.recv(4096), b""))
+        said = everything(client)
     assert said.split(b" ")[1] in (b"400", b"401", b"404")
     assert b'"data"' not in said
     assert b"uptime" not in said
@@ -299,6 +287,6 @@ def test_a_browser_is_asked_for_the_key(guarded: Running):
 
 
 def test_admin_paths():
-    assert is_admin("/debug")
-    assert is_admin("/debug/requests/1")
-    assert not is_admin("/debugging")
+    assert auth.is_admin("/debug")
+    assert auth.is_admin("/debug/requests/1")
+    assert not auth.is_admin("/debugging")

@@ -107,13 +107,6 @@ def test_usage_in_every_chunk(http: httpx.Client):
     assert [frame["usage"]["completion_tokens"] for frame in found][-1] == 5
 
 
-def test_timings_end_a_stream(http: httpx.Client):
-    last = frames(ask(http, stream=True, timings=True))[-1]
-    assert last["choices"] == []
-    assert last["timings"]["predicted_n"] == 5
-    assert "usage" not in last
-
-
 @pytest.mark.parametrize(
     ("more", "param"),
     [

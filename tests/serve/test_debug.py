@@ -17,8 +17,7 @@ from headrace.serve.peers import Peers
 from headrace.serve.record import Watcher
 from headrace.serve.vigil import Vigil
 from headrace.serve.wire import Loading, Stats
-from tests.serve.test_metrics import FACTS
-from tests.serve.watched import answer, finish, token
+from tests.serve.watched import FACTS, answer, finish, token
 
 
 class Front:
@@ -40,30 +39,20 @@ class Server:
         self.front, self.metrics = Front(), Metrics("m")
         self.history = History(self.metrics, kept=3)
         self.live = Live(self.metrics, self.front)  # type: ignore[arg-type]
-        self.watchers = (self.metrics, self.history, self.live)
+        self.metrics.met(FACTS)
 
     def submit(self, id: str, **how: object) -> Answer:
         one = answer(id, **how)  # type: ignore[arg-type]
         self.front.answers[id] = one
-        for watcher in self.watchers:
-            watcher.submitted(one)
+        self.metrics.submitted(one)
         return one
 
     def token(self, to: Answer) -> None:
         token(self.metrics, to, cached=16)
 
     def finish(self, one: Answer, cause: str = "stop") -> None:
-        record = finish(self.metrics, one, cause)
-        self.history.ended(record)
+        finish(one, cause, self.history, self.metrics)
         del self.front.answers[one.id]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [1000.0]
-    for module in ("metrics", "answer", "debug"):
-        monkeypatch.setattr(f"headrace.serve.{module}.monotonic", lambda: now[0])
-    return now
 
 
 @pytest.fixture
@@ -202,7 +191,6 @@ def test_only_the_last_are_kept(server: Server):
         server.history.refused("chat", Refused("no"))
     assert list(server.history.ended_ones) == ["r7", "r8", "r9"]
     assert len(server.history.refusals) == 3
-    assert server.history._paces == {}
     assert server.metrics.open == {}
     assert server.history.find("r1") is None
 

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from headrace.base.config import flat
 from headrace.serve.metrics import Metrics
 from headrace.serve.settings import Serve
-from tests.serve.test_metrics import FACTS
+from tests.serve.watched import FACTS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAME = re.compile(r"\b(?:vllm:|headrace_|http_|process_)\w+")
@@ -19,7 +19,7 @@ NAME = re.compile(r"\b(?:vllm:|headrace_|http_|process_)\w+")
 @pytest.fixture(scope="module")
 def exported() -> set[str]:
     metrics = Metrics("m")
-    metrics.know(FACTS)
+    metrics.met(FACTS)
     return {sample.name for family in parse(metrics.render().decode()) for sample in family.samples}
 
 

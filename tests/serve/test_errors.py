@@ -5,18 +5,7 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from starlette.testclient import TestClient
 
-from headrace.base.errors import (
-    Broken,
-    Busy,
-    Denied,
-    Fault,
-    Forbidden,
-    Late,
-    Refused,
-    TooLarge,
-    UnknownName,
-    Unreachable,
-)
+from headrace.base import errors as faults
 from headrace.serve import errors
 from tests.serve.reading import error
 
@@ -24,18 +13,18 @@ from tests.serve.reading import error
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (Refused("no", param="top_p"), "BadRequestError"),
-        (Denied("no"), "invalid_request_error"),
-        (Forbidden("no"), "PermissionDeniedError"),
-        (UnknownName("no"), "NotFoundError"),
-        (Late("no"), "RequestTimeoutError"),
-        (TooLarge("no"), "RequestTooLargeError"),
-        (Busy("no", retry_after=0.2), "RateLimitError"),
-        (Broken("no"), "InternalServerError"),
-        (Unreachable("no"), "ServiceUnavailableError"),
+        (faults.Refused("no", param="top_p"), "BadRequestError"),
+        (faults.Denied("no"), "invalid_request_error"),
+        (faults.Forbidden("no"), "PermissionDeniedError"),
+        (faults.UnknownName("no"), "NotFoundError"),
+        (faults.Late("no"), "RequestTimeoutError"),
+        (faults.TooLarge("no"), "RequestTooLargeError"),
+        (faults.Busy("no", retry_after=0.2), "RateLimitError"),
+        (faults.Broken("no"), "InternalServerError"),
+        (faults.Unreachable("no"), "ServiceUnavailableError"),
     ],
 )
-def test_faults(fault: Fault, kind: str):
+def test_faults(fault: faults.Fault, kind: str):
     made = errors.answer(fault)
     said = error(
         httpx.Response(made.status_code, headers=dict(made.headers), content=bytes(made.body)), fault.status
@@ -48,7 +37,7 @@ def test_faults(fault: Fault, kind: str):
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.01, "1"), (1.0, "1"), (2.3, "3"), (600.0, "600")])
 def test_when_to_come_back_is_rounded_up(seconds: float, said: str):
-    assert errors.answer(Busy("full", retry_after=seconds)).headers["retry-after"] == said
+    assert errors.answer(faults.Busy("full", retry_after=seconds)).headers["retry-after"] == said
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +59,7 @@ def client() -> TestClient:
 
     @app.get("/refused")
     async def refused() -> None:
-        raise Refused("no", param="x", hint="yes")
+        raise faults.Refused("no", param="x", hint="yes")
 
     return TestClient(app, raise_server_exceptions=False)
 

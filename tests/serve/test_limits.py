@@ -1,7 +1,6 @@
 """What a request may bring: decoding, depth, counts, bytes, time."""
 
 import asyncio
-import socket
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ from headrace.engine.start import Started
 from headrace.serve.limits import DEEPEST, LARGE, Limits, check, decoded
 from headrace.serve.settings import Serve
 from tests.serve.local import Running, serving
-from tests.serve.reading import error
+from tests.serve.reading import error, posted
 
 COMPLETIONS = "/v1/completions"
 
@@ -145,12 +144,8 @@ def small(tiny_engine: Started):
 
 
 def test_a_large_body_is_refused_before_it_is_read(small: Running):
-    with socket.create_connection(("127.0.0.1", int(small.url.rpartition(":")[2]))) as client:
-        client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: 1000000000\r\n\r\n"
-        )
-        client.settimeout(10)
+    with small.connect() as client:
+        client.sendall(posted(b"", length=1_000_000_000))
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from headrace.base.errors import Busy, Refused
 from headrace.serve.lines import Lines
-from tests.serve.watched import answer, finish, record, token
+from tests.serve.watched import answer, finish, record
 
 
 def test_a_line_of_text_says_what_a_request_took():
@@ -61,7 +61,6 @@ def test_a_request_that_runs_says_nothing_until_it_ends():
     to = io.StringIO()
     lines, one = Lines("text", to), answer()
     lines.submitted(one)
-    token(lines, one)
     assert to.getvalue() == ""
-    finish(lines, one)
+    finish(one, "stop", lines)
     assert len(to.getvalue().splitlines()) == 1

@@ -1,24 +1,22 @@
 """Names, labels, buckets and numbers of /metrics."""
 
+import functools
 from pathlib import Path
 
 import pytest
+from prometheus_client.metrics_core import Sample
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from headrace.base.errors import Busy, Refused, Unreachable
 from headrace.engine import tally
-from headrace.engine.request import SamplingParams
+from headrace.engine.request import Event
+from headrace.engine.stream import Update
 from headrace.serve import families, metrics, series
 from headrace.serve.metrics import LAYOUT, Metrics
-from headrace.serve.wire import Facts, Stats
-from tests.serve.watched import answer, finish, record, token
+from headrace.serve.wire import Stats
+from tests.serve.watched import FACTS, answer, finish, record, token
 
 MODEL = {"model_name": "m", "engine": "0"}
-FACTS = Facts(
-    model="m", served=("m",), path="/models/m", created=1, max_len=2048, vocab=100, eos_ids=frozenset({1}),
-    defaults=SamplingParams(), kv_blocks=512, block=16, rows=8, tokens=256, kv_tokens=8192, plan="", memory={},
-    device="cpu", dtype="float32", kv_dtype="float32",
-)  # fmt: skip
 
 # What dashboards, autoscalers and routers made for vLLM ask for, as they ask for it.
 GAUGES = {
@@ -76,32 +74,23 @@ HISTOGRAMS = {
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, as a list of one number."""
-    now = [1000.0]
-    for module in ("metrics", "answer"):
-        monkeypatch.setattr(f"headrace.serve.{module}.monotonic", lambda: now[0])
-    return now
-
-
-@pytest.fixture
 def counted(clock: list[float]) -> Metrics:
     found = Metrics("m")
-    found.know(FACTS)
+    found.met(FACTS)
     return found
+
+
+@functools.lru_cache(1)
+def samples(text: bytes) -> list[Sample]:
+    return [sample for family in parse(text.decode()) for sample in family.samples]
 
 
 def value(of: Metrics, name: str, **labels: str) -> float:
     """One sample, asked for as Prometheus would."""
     of._page._made = -series.LAZY
-    found = [
-        sample.value
-        for family in parse(of.render().decode())
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    ]
-    assert len(found) == 1, (name, labels, found)
-    return found[0]
+    named = [sample for sample in samples(of.render()) if sample.name == name]
+    (found,) = [sample.value for sample in named if labels.items() <= sample.labels.items()]
+    return found
 
 
 def test_every_name_that_vllm_has_is_there_with_its_type(counted: Metrics):
@@ -167,7 +156,8 @@ def test_a_request_from_its_start_to_its_end(counted: Metrics, clock: list[float
         clock[0] += gap
         one.last = clock[0]
         token(counted, one, cached=16)
-    finish(counted, one, "length")
+    counted.updated(one, 0, Update(finish="length"), Event(one.id, None, "length"))  # an end without a token
+    finish(one, "length", counted)
     assert value(counted, "headrace_streams") == 0
     assert value(counted, "vllm:prompt_tokens_total") == 40
     assert value(counted, "vllm:prompt_tokens_cached_total") == 16
@@ -197,7 +187,7 @@ def test_several_answers_of_a_request_are_paced_each_for_itself(counted: Metrics
         token(counted, one, index)
     assert value(counted, "vllm:time_to_first_token_seconds_count") == 2
     assert value(counted, "vllm:inter_token_latency_seconds_sum") == pytest.approx(0.6)
-    finish(counted, one)
+    finish(one, "stop", counted)
     assert value(counted, "vllm:request_params_n_sum") == 2
     assert value(counted, "vllm:request_max_num_generation_tokens_sum") == 3
     assert value(counted, "vllm:request_generation_tokens_sum") == 5
@@ -274,7 +264,7 @@ def test_the_steps_sizes_have_the_same_edges_on_both_sides():
 def test_all_front_processes_are_counted_together(tmp_path: Path, clock: list[float]):
     fronts = [Metrics("m", folder=tmp_path, index=n) for n in range(2)]
     for n, front in enumerate(fronts):
-        front.know(FACTS)
+        front.met(FACTS)
         for _ in range(n + 1):
             one = answer()
             front.submitted(one)

@@ -8,23 +8,17 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from headrace.serve.auth import Auth, Door
-from headrace.serve.observe import Scrape, Slow, make_router, observe
-from headrace.serve.record import Watcher
+from headrace.serve.observe import Scrape, make_router, observe
 from headrace.serve.settings import Serve
 from tests.serve.test_debug import Front
-
-
-def members(front: Front) -> tuple[Watcher, ...]:
-    """Watchers beside Metrics."""
-    _, slow = front.watchers
-    assert isinstance(slow, Slow)
-    return slow.members
+from tests.serve.watched import FACTS
 
 
 def ask(settings: Serve, method: str = "GET", path: str = "/metrics", key: str = "") -> httpx.Response:
     """One request to a server that has nothing but its watchers."""
     front, door = Front(), Door(settings, environ={})
     observers = observe(front, settings, "m")  # type: ignore[arg-type]
+    observers.metrics.met(FACTS)
     app = FastAPI()
     app.include_router(make_router(front, observers))  # type: ignore[arg-type]
     whole = Scrape(Auth(app, door), front, observers, door)  # type: ignore[arg-type]
@@ -62,11 +56,11 @@ def test_the_fast_way_has_the_same_door(method: str, key: str, status: int):
     assert ask(Serve(request_log="off", api_key="right"), method, key=key).status_code == status
 
 
-@pytest.mark.parametrize(("form", "count"), [("off", 2), ("text", 3), ("json", 3)])
+@pytest.mark.parametrize(("form", "count"), [("off", 3), ("text", 4), ("json", 4)])
 def test_the_request_log_is_a_choice(form: str, count: int):
     front = Front()
     observe(front, Serve(request_log=form), "m")  # type: ignore[arg-type]
-    assert len(members(front)) == count
+    assert len(front.watchers) == count
 
 
 def test_traces_are_sent_and_flushed():
@@ -74,5 +68,5 @@ def test_traces_are_sent_and_flushed():
     front = Front()
     settings = Serve(request_log="off", traces="http://127.0.0.1:9/v1/traces")
     observers = observe(front, settings, "m")  # type: ignore[arg-type]
-    assert observers.tracer in members(front)
+    assert observers.tracer in front.watchers
     observers.close()

@@ -1,12 +1,8 @@
 """What the watchers see of a front process with an engine process behind it, also when that dies."""
 
 import asyncio
-import os
-import signal
-from collections.abc import Callable
 
 import httpx
-import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from headrace.base.errors import Broken
@@ -14,8 +10,8 @@ from headrace.serve.auth import Door
 from headrace.serve.frontend import Frontend
 from headrace.serve.observe import Observers, Scrape, observe
 from headrace.serve.settings import Serve
-from headrace.serve.supervisor import Supervisor
-from tests.serve.scripted import ask, command, config, expected, finish, running
+from tests.looped import looped
+from tests.serve.scripted import ask, begun, command, expected, finish, running, until
 
 
 def numbers(observers: Observers) -> dict[str, float]:
@@ -29,42 +25,33 @@ def numbers(observers: Observers) -> dict[str, float]:
     return found
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not true():
-            await asyncio.sleep(0.01)
-
-
-def test_counters_go_on_over_the_death_of_the_engine():
-    async def run() -> None:
-        async with running() as (front, supervisor):
-            observers = observe(front, Serve(request_log="off"), "script")
-            requests = [ask([n + 1, 2, 3], max_tokens=500) for n in range(4)]
-            answers = [front.submit([request], kind="chat") for request in requests]
-            await until(lambda: all(len(answer.streams[0].token_ids) > 10 for answer in answers))
-            await until(lambda: numbers(observers)["headrace_steps_total"] > 10)
-            before = numbers(observers)
-            observers.metrics.ask(front)
-            assert observers.live.snapshot()["requests"]["running"] == 4
-            assert supervisor.engine is not None
-            os.kill(supervisor.engine.pid, signal.SIGKILL)
-            await until(lambda: front.restarts == 1)
-            results = await asyncio.gather(*map(finish, answers))
-            assert [tokens for ((tokens, _),) in results] == [expected(request) for request in requests]
-            await until(lambda: front.stats.running == 0)
-            after = numbers(observers)
-            assert {name for name, value in before.items() if after[name] < value} == set()
-            assert after["headrace_engine_restarts_total"] == 1
-            assert after["headrace_resumed_requests_total"] == 4
-            assert after["vllm:generation_tokens_total"] == 2000
-            assert after["vllm:inter_token_latency_seconds_count"] == 1996
-            assert after["vllm:time_to_first_token_seconds_count"] == 4
-            assert after["vllm:request_success_total"] == 4
-            found = observers.history.find(requests[0].id)
-            assert found["resumes"] == 1
-            assert found["streams"][0]["tokens"] == 500
-
-    asyncio.run(run())
+@looped
+async def test_counters_go_on_over_the_death_of_the_engine():
+    async with running() as (front, supervisor):
+        observers = observe(front, Serve(request_log="off"), "script")
+        requests = [ask([n + 1, 2, 3], max_tokens=500) for n in range(4)]
+        answers = [front.submit([request], kind="chat") for request in requests]
+        await until(lambda: all(len(answer.streams[0].token_ids) > 10 for answer in answers))
+        await until(lambda: numbers(observers)["headrace_steps_total"] > 10)
+        before = numbers(observers)
+        assert observers.live.snapshot()["requests"]["running"] == 4
+        assert supervisor.engine is not None
+        supervisor.engine.kill()
+        await until(lambda: front.restarts == 1)
+        results = await asyncio.gather(*map(finish, answers))
+        assert [tokens for ((tokens, _),) in results] == [expected(request) for request in requests]
+        await until(lambda: front.stats.running == 0)
+        after = numbers(observers)
+        assert {name for name, value in before.items() if after[name] < value} == set()
+        assert after["headrace_engine_restarts_total"] == 1
+        assert after["headrace_resumed_requests_total"] == 4
+        assert after["vllm:generation_tokens_total"] == 2000
+        assert after["vllm:inter_token_latency_seconds_count"] == 1996
+        assert after["vllm:time_to_first_token_seconds_count"] == 4
+        assert after["vllm:request_success_total"] == 4
+        found = observers.history.find(requests[0].id)
+        assert found["resumes"] == 1
+        assert found["streams"][0]["tokens"] == 500
 
 
 async def scraped(front: Frontend, observers: Observers) -> str:
@@ -79,55 +66,35 @@ async def scraped(front: Frontend, observers: Observers) -> str:
     return line[-1]
 
 
-def test_metrics_are_there_from_the_first_moment_to_the_last():
-    async def run() -> None:
-        settings = config()
-        supervisor = Supervisor(settings, command(load_seconds=0.3))
-        front = Frontend(supervisor.folder, settings.serve)
+@looped
+async def test_metrics_are_there_from_the_first_moment_to_the_last():
+    async with begun(words=command(load_seconds=0.3)) as (front, _):
         observers = observe(front, Serve(request_log="off"), "script")
-        try:
-            supervisor.attach(asyncio.get_running_loop(), front.connection.lose, front.fail)
-            said = []
-            while not front.ready:
-                said.append(await scraped(front, observers))
-                await asyncio.sleep(0.001)
-            assert set(said) == {"0"}
-            assert await scraped(front, observers) == "1"
-            await front.drain()
-            assert await scraped(front, observers) == "0"
-        finally:
-            front.close()
-            supervisor.stop()
+        said = []
+        while not front.ready:
+            said.append(await scraped(front, observers))
+            await asyncio.sleep(0.001)
+        assert set(said) == {"0"}
+        assert await scraped(front, observers) == "1"
+        await front.drain()
         assert await scraped(front, observers) == "0"
+    assert await scraped(front, observers) == "0"
 
-    asyncio.run(asyncio.wait_for(run(), 60))
 
+@looped
+async def test_a_front_that_fails_when_it_meets_the_engine_is_at_no_moment_ready(monkeypatch):
+    said: list[bool] = []
 
-def test_a_front_that_fails_when_it_meets_the_engine_is_at_no_moment_ready(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object, **__: object) -> None:
         said.append(front.ready)
         raise RuntimeError("no intake")
 
-    said: list[bool] = []
     monkeypatch.setattr("headrace.serve.frontend.Intake", broken)
-
-    async def run() -> None:
-        nonlocal front
-        settings = config()
-        supervisor = Supervisor(settings, command())
-        front = Frontend(supervisor.folder, settings.serve)
+    async with begun() as (front, _):
         observers = observe(front, Serve(request_log="off"), "script")
-        try:
-            supervisor.attach(asyncio.get_running_loop(), front.connection.lose, front.fail)
-            failed = asyncio.create_task(front.until_failed())
-            while not failed.done():
-                assert await scraped(front, observers) == "0"
-                await asyncio.sleep(0)
-            assert isinstance(failed.result(), Broken)
-            assert said == [False]
-        finally:
-            front.close()
-            supervisor.stop()
-
-    front: Frontend
-    asyncio.run(asyncio.wait_for(run(), 60))
+        failed = asyncio.create_task(front.until_failed())
+        while not failed.done():
+            assert await scraped(front, observers) == "0"
+            await asyncio.sleep(0)
+        assert isinstance(failed.result(), Broken)
+        assert said == [False]

@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from headrace.serve import queue
 from headrace.serve.places import Places
 from headrace.serve.queue import LONGEST, Load, Queue
 from headrace.serve.wire import Stats
+from tests.serve.watched import FACTS
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [1000.0]
-    monkeypatch.setattr(queue, "monotonic", lambda: now[0])
-    return now
+def made(most: int, tokens: int, rows: int, step_seconds: float = 0.0, places: Places | None = None) -> Queue:
+    """A queue that has met an engine of so many rows."""
+    line = Queue(places)
+    facts = msgspec.structs.replace(FACTS, rows=rows, tokens=64, step_seconds=step_seconds)
+    line.meet(facts, most - rows, tokens)
+    return line
 
 
 def learned(line: Queue, pace: float) -> None:
@@ -28,7 +30,7 @@ def learned(line: Queue, pace: float) -> None:
 
 
 def test_places_are_counted():
-    line = Queue(most=3, tokens=1000, rows=2, step_tokens=64)
+    line = made(most=3, tokens=1000, rows=2)
     for _ in range(3):
         assert line.take([10])
     assert not line.fits(1, 10)
@@ -44,7 +46,7 @@ def test_places_are_counted():
 
 
 def test_tokens_of_waiting_prompts_are_counted():
-    line = Queue(most=100, tokens=100, rows=2, step_tokens=64)
+    line = made(most=100, tokens=100, rows=2)
     assert line.take([60])
     assert line.fits(1, 40)
     assert not line.fits(1, 41)
@@ -55,14 +57,14 @@ def test_tokens_of_waiting_prompts_are_counted():
 @pytest.fixture
 def front(tmp_path: Path) -> Iterator[Callable[[int], Queue]]:
     """Makes the queue of one of three fronts."""
-    made: list[Places] = []
+    opened: list[Places] = []
 
     def make(number: int) -> Queue:
-        made.append(Places(tmp_path / "places", number, 3))
-        return Queue(10, 100, 4, 64, 0.05, made[-1])
+        opened.append(Places(tmp_path / "places", number, 3))
+        return made(10, 100, 4, places=opened[-1])
 
     yield make
-    for places in made:
+    for places in opened:
         places.close()
 
 
@@ -100,7 +102,8 @@ import sys, time
 from pathlib import Path
 from headrace.serve.places import Places
 from headrace.serve.queue import Queue
-line = Queue(1000, 10**9, 4, 64, 0.05, Places(Path(sys.argv[1]), int(sys.argv[2]), 4))
+line = Queue(Places(Path(sys.argv[1]), int(sys.argv[2]), 4))
+line.most, line.tokens = 1000, 10**9
 fits = line.fits
 line.fits = lambda *words: (fits(*words), time.sleep(0))[0]
 print("here", flush=True)
@@ -153,7 +156,7 @@ class Model:
 ])  # fmt: skip
 def test_the_times_told_hold_within_a_factor_of_two(rows: int, lengths: list[int], clock: list[float]):
     model = Model(rows, 0.05, lengths)
-    line = Queue(most=len(lengths), tokens=10**6, rows=rows, step_tokens=64)
+    line = made(most=len(lengths), tokens=10**6, rows=rows)
     for n in range(len(lengths)):
         assert line.take([5])
         if n < rows:
@@ -172,7 +175,7 @@ def test_fronts_that_share_an_engine_tell_times_that_hold_too(tmp_path: Path, cl
     """32 requests, every other one at the other front, of which 16 run; then 32 more come to them in turn."""
     model, both = Model(16, 0.05, [100] * 32), []
     for front in range(2):
-        both.append(Queue(32, 10**6, 16, 64, places=Places(tmp_path / "places", front, 2)))
+        both.append(made(32, 10**6, 16, places=Places(tmp_path / "places", front, 2)))
     for n in range(32):
         assert both[n % 2].take([5])
         if n < 16:
@@ -187,7 +190,7 @@ def test_fronts_that_share_an_engine_tell_times_that_hold_too(tmp_path: Path, cl
 
 
 def test_answers_that_end_early_shorten_the_times(clock: list[float]):
-    line = Queue(most=8, tokens=10**6, rows=8, step_tokens=64)
+    line = made(most=8, tokens=10**6, rows=8)
     for _ in range(200):
         assert line.take([5])
         line.begin(5)
@@ -200,7 +203,7 @@ def test_answers_that_end_early_shorten_the_times(clock: list[float]):
 
 
 def test_promises_lapse_when_their_time_has_come(clock: list[float]):
-    line = Queue(most=4, tokens=10**6, rows=4, step_tokens=64, step_seconds=0.1)
+    line = made(most=4, tokens=10**6, rows=4, step_seconds=0.1)
     for _ in range(4):
         assert line.take([5])
         line.begin(5)
@@ -212,7 +215,7 @@ def test_promises_lapse_when_their_time_has_come(clock: list[float]):
 
 
 def test_where_memory_is_short_fewer_run_than_a_step_could_hold(clock: list[float]):
-    line = Queue(most=100, tokens=10**6, rows=100, step_tokens=64)
+    line = made(most=100, tokens=10**6, rows=100)
     for n in range(100):
         assert line.take([5])
         if n < 10:
@@ -225,8 +228,8 @@ def test_where_memory_is_short_fewer_run_than_a_step_could_hold(clock: list[floa
 
 
 def test_nobody_is_sent_away_for_ever(clock: list[float]):
-    line = Queue(most=1, tokens=10**6, rows=1, step_tokens=64, step_seconds=10.0)
+    line = made(most=1, tokens=10**6, rows=1, step_seconds=10.0)
     assert line.take([5])
     assert line.busy(1, [Load(True, 0, 10**6, 5)]).retry_after == LONGEST
-    empty = Queue(most=1, tokens=10, rows=1, step_tokens=64)
+    empty = made(most=1, tokens=10, rows=1)
     assert 0 < empty.busy(1, []).retry_after <= 2

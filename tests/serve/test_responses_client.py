@@ -6,20 +6,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from headrace.engine.start import Started
-from tests.serve.local import Running, serving
-from tests.serve.puppet import Puppet, puppeteered
-from tests.text import chats
+from tests.serve.local import Running
+from tests.serve.puppet import Puppet
+from tests.serve.test_responses import CALL, WEATHER, puppet, say, server
 
+__all__ = ["puppet", "server"]
 openai = pytest.importorskip("openai")
 
-TOOL: Any = {
-    "type": "function",
-    "name": "weather",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    "strict": False,
-}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+TOOL: Any = WEATHER
 
 
 class Colour(BaseModel):
@@ -29,26 +23,13 @@ class Colour(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def server(tiny_engine: Started) -> Iterator[Running]:
-    with serving(puppeteered(tiny_engine, chats.QWEN3)) as running:
-        yield running
-
-
-@pytest.fixture
-def puppet(server: Running) -> Puppet:
-    puppet: Any = server.front.started.engine
-    puppet.says.clear()
-    return puppet
-
-
-@pytest.fixture(scope="module")
 def client(server: Running) -> Iterator[Any]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as made:
         yield made
 
 
 def test_whole(client: Any, puppet: Puppet):
-    puppet.says.append("<think>\nhm\n</think>\n\nhello")
+    say(puppet, "<think>\nhm\n</think>\n\nhello")
     made = client.responses.create(model="tiny", input="hi", instructions="be kind")
     assert made.output_text == "hello"
     assert made.status == "completed"
@@ -61,7 +42,7 @@ def test_whole(client: Any, puppet: Puppet):
 
 
 def test_every_event_is_one_that_the_client_knows(client: Any, puppet: Puppet):
-    puppet.says.append(f"<think>\nhm\n</think>\n\nLet me see.\n{CALL}")
+    say(puppet, f"<think>\nhm\n</think>\n\nLet me see.\n{CALL}")
     found = list(client.responses.create(model="tiny", input="hi", tools=[TOOL], stream=True))
     assert [event.sequence_number for event in found] == list(range(len(found)))
     for event in found:
@@ -76,13 +57,13 @@ def test_every_event_is_one_that_the_client_knows(client: Any, puppet: Puppet):
 
 
 def test_the_stream_helper_and_the_call_goes_back(client: Any, puppet: Puppet):
-    puppet.says.extend([CALL, "sunny"])
+    say(puppet, CALL, "sunny")
     with client.responses.stream(model="tiny", input="weather?", tools=[TOOL]) as stream:
         for _ in stream:
             pass
         final = stream.get_final_response()
     [call] = final.output
-    assert (call.type, call.name, call.arguments) == ("function_call", "weather", '{"city": "Rome"}')
+    assert (call.type, call.name, call.arguments) == ("function_call", "weather", '{"city": "Å"}')
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sun"}
     made = client.responses.create(model="tiny", input=[result], previous_response_id=final.id, tools=[TOOL])
     assert made.output_text == "sunny"
@@ -91,22 +72,21 @@ def test_the_stream_helper_and_the_call_goes_back(client: Any, puppet: Puppet):
 
 
 def test_parsed(client: Any, puppet: Puppet):
-    puppet.says.append('{"name": "red"}')
+    say(puppet, '{"name": "red"}')
     made = client.responses.parse(model="tiny", input="hi", text_format=Colour)
     assert made.output_parsed == Colour(name="red")
 
 
 def test_in_the_background_and_cancelled(client: Any, puppet: Puppet):
-    puppet.says.append("x")
+    say(puppet, "x")
     puppet.endless = True
     made = client.responses.create(model="tiny", input="hi", background=True)
     assert made.status == "in_progress"
     assert client.responses.cancel(made.id).status == "cancelled"
-    puppet.endless = False
 
 
 def test_input_items(client: Any, puppet: Puppet):
-    puppet.says.append("x")
+    say(puppet, "x")
     made = client.responses.create(model="tiny", input=[{"role": "user", "content": "hi"}])
     [item] = client.responses.input_items.list(made.id)
     assert item.role == "user"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from headrace.bench.frontend import write_tokenizer
+from tests.looped import gone, wait_for
+from tests.serve.reading import posted
 
 HEADERS = {"Content-Type": "application/json", "Connection": "close"}
 ROOT = Path(__file__).parents[2]
@@ -28,12 +30,11 @@ from headrace.base.config import replace_dotted
 from headrace.base.errors import Fault
 from headrace.base.log import setup
 from headrace.serve.settings import ServeConfig
-from headrace.serve.supervisor import Supervisor
+from headrace.serve.supervisor import HOST, Supervisor
 knobs, step = json.loads(sys.argv[1])
 setup("warning")
-supervisor = Supervisor(
-    replace_dotted(ServeConfig(), knobs), [sys.executable, "-m", "headrace.serve.scripted", f"--step-seconds={step}"]
-)
+scripted = [sys.executable, "-m", "headrace.serve.scripted", f"--step-seconds={step}"]
+supervisor = Supervisor(replace_dotted(ServeConfig(), knobs), HOST if step is None else scripted)
 from headrace.serve.run import serve
 def said(facts, url):
     print(supervisor.engine.pid, url.rpartition(":")[2], flush=True)
@@ -45,9 +46,9 @@ except Fault as fault:
 
 
 class Server:
-    """A running server: its process, the engine's and the port."""
+    """A running server: its process, the engine's and the port. `step` None: with an engine that runs the model."""
 
-    def __init__(self, folder: Path, step: float, **knobs: Any):
+    def __init__(self, folder: Path, step: float | None, **knobs: Any):
         changes = {name.replace("__", "."): value for name, value in knobs.items()}
         changes = {"model.path": str(folder), "serve.port": 0, "serve.request_log": "off", **changes}
         words = [sys.executable, "-c", SERVER, json.dumps([changes, step])]
@@ -64,8 +65,8 @@ class Server:
             "prompt": prompt,
             "max_tokens": tokens,
             "temperature": 0,
-            "stream": stream,
             "ignore_eos": True,
+            "stream": stream,
         }
         connection.request("POST", "/v1/completions", json.dumps(body), HEADERS)
         return connection.getresponse()
@@ -82,25 +83,20 @@ class Server:
             time.sleep(0.05)
         raise AssertionError("never ready")
 
-    def get(self, path: str) -> int:
+    def get(self, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.request("GET", path, headers=HEADERS)
         response = connection.getresponse()
-        response.read()
-        status = response.status
-        return status
+        return response.status, response.read().decode()
 
-    def metrics(self) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.request("GET", "/metrics", headers=HEADERS)
-        response = connection.getresponse()
-        text = response.read().decode()
-        assert response.status == 200, text
-        return text
+    def ready(self) -> int:
+        return self.get("/health/ready")[0]
 
     def count(self, name: str, label: str = "") -> float:
         """What /metrics says of a series, found by a part of its labels."""
-        found = re.search(rf"^{name}{{[^}}]*{label}[^}}]*}} (\S+)$", self.metrics(), re.MULTILINE)
+        status, text = self.get("/metrics")
+        assert status == 200, text
+        found = re.search(rf"^{name}{{[^}}]*{label}[^}}]*}} (\S+)$", text, re.MULTILINE)
         assert found is not None
         return float(found[1])
 
@@ -120,7 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def server(folder: Path, step: float = 0.002, **knobs: Any) -> Iterator[Server]:
+def server(folder: Path, step: float | None = 0.002, **knobs: Any) -> Iterator[Server]:
     made = Server(folder, step, **knobs)
     try:
         assert made.port, made.process.stderr.read() if made.process.stderr else ""
@@ -139,64 +135,6 @@ def frames(response: http.client.HTTPResponse) -> list[Any]:
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
-def gone(pid: int) -> bool:
-    """Whether a process ends within ten seconds."""
-    for _ in range(500):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def test_sigterm_lets_requests_end_refuses_new_ones_and_exits_with_0(folder: Path):
-    with server(folder, 0.01) as one:
-        assert one.get("/health/ready") == 200
-        stream = one.ask("abc", 150, stream=True)
-        first = stream.readline()
-        one.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        assert one.get("/health/ready") == 503
-        refused = one.ask("abc", 5)
-        assert refused.status == 503
-        assert "shutting down" in json.loads(refused.read())["error"]["message"]
-        rest = frames(stream)
-        assert first.startswith(b"data: ")
-        assert rest[-1] == "[DONE]"
-        assert any(
-            frame["choices"][0]["finish_reason"] == "length" for frame in rest[:-1] if frame["choices"]
-        )
-        assert one.process.wait(20) == 0
-        assert gone(one.engine)
-
-
-def test_what_is_left_after_the_time_to_drain_ends_with_an_error(folder: Path):
-    with server(folder, 0.01, serve__drain_seconds=0.5) as one:
-        stream = one.ask("abc", 3000, stream=True)
-        stream.readline()
-        began = time.monotonic()
-        one.process.send_signal(signal.SIGTERM)
-        said = frames(stream)
-        assert 0.4 < time.monotonic() - began < 10
-        assert "shutting down" in json.dumps(said[-3:])
-        assert any(isinstance(frame, dict) and "error" in frame for frame in said)
-        assert one.process.wait(20) == 0
-
-
-def test_a_second_signal_ends_it_at_once(folder: Path):
-    with server(folder, 0.01) as one:
-        stream = one.ask("abc", 4000, stream=True)
-        stream.readline()
-        one.process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        assert one.process.poll() is None
-        one.process.send_signal(signal.SIGINT)
-        assert one.process.wait(20) == 0
-        stream.close()
-
-
 def test_several_front_processes_answer_on_one_port(folder: Path):
     with server(folder, 0.001, serve__workers=3) as one:
         children = one.children()
@@ -210,7 +148,7 @@ def test_several_front_processes_answer_on_one_port(folder: Path):
         assert one.count("vllm:request_success_total", "length") == 3
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(30) == 0
-        assert all(gone(pid) for pid in children)
+        wait_for(lambda: all(gone(pid) for pid in children))
 
 
 @contextmanager
@@ -237,8 +175,8 @@ def test_the_queue_is_one_for_all_fronts(folder: Path):
         for pid, (streams, refused) in zip(fronts, ((15, 0), (20, 10)), strict=True):
             with alone(pid, fronts):
                 asked = [open_ones.enter_context(endless(one.port)) for _ in range(15)]
-                until(lambda n=refused: one.count("vllm:admission_rejections_total", "queued_reqs") == n)
-                until(lambda n=streams: one.count("headrace_streams") == n)
+                wait_for(lambda n=refused: one.count("vllm:admission_rejections_total", "queued_reqs") == n)
+                wait_for(lambda n=streams: one.count("headrace_streams") == n)
                 said = [sock.recv(4096) for sock in select.select(asked, [], [], 0)[0]]
                 told = [
                     re.search(rb"retry-after: (\d+)\r\n", answer) for answer in said if b" 429 " in answer
@@ -253,7 +191,7 @@ def test_a_front_shows_and_cancels_what_another_one_answers(folder: Path):
         with alone(fronts[1], fronts):
             one.text("x", 1)
             theirs = open_ones.enter_context(endless(one.port))
-            until(lambda: one.count("headrace_streams") == 1)
+            wait_for(lambda: one.count("headrace_streams") == 1)
         ours = open_ones.enter_context(closing(http.client.HTTPConnection("127.0.0.1", one.port, timeout=60)))
         with alone(fronts[0], fronts):
             ours.connect()
@@ -261,7 +199,7 @@ def test_a_front_shows_and_cancels_what_another_one_answers(folder: Path):
         (row,) = debug(ours, "GET", "/debug/live")["rows"]
         assert debug(ours, "GET", f"/debug/requests/{row['id']}")["state"] == "decode"
         assert debug(ours, "POST", f"/debug/requests/{row['id']}/cancel")["cancelled"]
-        until(lambda: one.count("headrace_streams") == 0)
+        wait_for(lambda: one.count("headrace_streams") == 0)
         (ended,) = [
             found for found in debug(ours, "GET", "/debug/requests")["ended"] if found["id"] == row["id"]
         ]
@@ -285,59 +223,26 @@ def everything(sock: socket.socket) -> bytes:
 
 def endless(port: int) -> socket.socket:
     """A connection on which a long stream was asked for."""
-    body = json.dumps({"prompt": "abc", "max_tokens": 4000, "ignore_eos": True, "stream": True})
     sock = socket.create_connection(("127.0.0.1", port), timeout=60)
-    sock.sendall(
-        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
-    )
+    body = {"prompt": "abc", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    sock.sendall(posted(json.dumps(body).encode()))
     return sock
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for it."""
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_front_process_that_dies_is_replaced(folder: Path):
     with server(folder, 0.001, serve__workers=2) as one:
         (worker,) = [pid for pid in one.children() if pid != one.engine]
         os.kill(worker, signal.SIGKILL)
-        for _ in range(500):
-            if worker not in one.children() and len(one.children()) == 2:
-                break
-            time.sleep(0.02)
-        assert len(one.children()) == 2
+        wait_for(lambda: worker not in one.children() and len(one.children()) == 2)
         assert len({one.text("x", 20) for _ in range(10)}) == 1
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_nobody_outlives_a_server_that_is_killed(folder: Path, workers: int):
-    with server(folder, serve__workers=workers) as one:
+def test_nobody_outlives_a_server_that_is_killed(folder: Path):
+    with server(folder, serve__workers=2) as one:
         children = one.children()
-        assert len(children) == workers
+        assert len(children) == 2
         one.process.kill()
-        assert all(gone(pid) for pid in children)
-
-
-def test_an_engine_that_cannot_be_started_ends_the_server(folder: Path):
-    one = Server(folder, 0.0, model__path="missing")
-    _, said = one.process.communicate(timeout=60)
-    assert one.port == 0
-    assert "no such script" in said
-    assert one.process.returncode == 1
-
-
-def test_a_port_in_use_ends_the_server_and_its_engine(folder: Path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        one = Server(folder, 0.0, serve__port=taken.getsockname()[1])
-        _, said = one.process.communicate(timeout=60)
-    assert "cannot be listened on" in said
-    assert one.process.returncode == 1
-    assert not Path(f"/proc/{one.process.pid}").exists()
+        wait_for(lambda: all(gone(pid) for pid in children))
 
 
 def texts(one: Server, count: int, tokens: int, meanwhile=lambda: None) -> list[str]:
@@ -376,11 +281,11 @@ def test_an_engine_that_is_stopped_makes_readiness_503_and_is_replaced(folder: P
         def stop() -> None:
             os.kill(one.engine, signal.SIGSTOP)
             for _ in range(1000):
-                statuses.append(one.get("/health/ready"))
+                statuses.append(one.ready())
                 if 503 in statuses and statuses[-1] == 200:
                     return
                 time.sleep(0.02)
             raise AssertionError(f"{statuses[-1]} in the end")
 
         assert texts(one, 4, 200, stop) == calm
-        assert gone(one.engine)
+        wait_for(lambda: gone(one.engine))

@@ -5,7 +5,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,16 +17,16 @@ from headrace.engine.start import Started
 from headrace.serve import server as module
 from headrace.serve.server import listen, url
 from headrace.serve.settings import Serve
+from tests.looped import wait_for
 from tests.serve.local import Running, serving
-from tests.serve.reading import error
+from tests.serve.reading import error, everything, posted
 
 
-def talk(to: Running, raw: bytes, wait: float = 10) -> bytes:
+def talk(to: Running, raw: bytes) -> bytes:
     """Send bytes, read until the other side closes."""
-    with socket.create_connection(("127.0.0.1", int(to.url.rpartition(":")[2]))) as client:
-        client.settimeout(wait)
+    with to.connect() as client:
         client.sendall(raw)
-        return b"".join(iter(lambda: client.recv(65536), b""))
+        return everything(client)
 
 
 def refused(said: bytes, status: int) -> str:
@@ -97,7 +97,7 @@ def test_a_long_path_is_refused(tight: Running):
     ],
 )
 def test_what_is_no_http_is_refused(tight: Running, raw: bytes):
-    said = talk(tight, raw, wait=5)
+    said = talk(tight, raw)
     assert said[:13] in (b"HTTP/1.1 400 ", b"HTTP/1.1 413 ", b"HTTP/1.1 403 "), said[:100]
     assert said.count(b"HTTP/1.1 ") == 1
     assert b'"error"' in said
@@ -112,9 +112,7 @@ def test_a_head_that_never_ends_is_not_waited_for(tight: Running):
 
 
 def test_a_body_that_never_comes_is_not_waited_for(tight: Running):
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    head += b"Connection: close\r\n"
-    assert "did not come" in refused(talk(tight, head + b"Content-Length: 10\r\n\r\n{"), 408)
+    assert "did not come" in refused(talk(tight, posted(b"{", "Connection: close", length=10)), 408)
 
 
 def test_requests_in_a_row_are_answered_in_order(tight: Running):
@@ -126,23 +124,11 @@ def test_requests_in_a_row_are_answered_in_order(tight: Running):
 
 def test_a_client_that_waits_to_be_asked_for_the_body(tight: Running):
     body = b'{"prompt": "a", "max_tokens": 1}'
-    head = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
-    )
-    with socket.create_connection(("127.0.0.1", int(tight.url.rpartition(":")[2]))) as client:
-        client.settimeout(10)
-        client.sendall(head)
+    with tight.connect() as client:
+        client.sendall(posted(b"", "Connection: close", "Expect: 100-continue", length=len(body)))
         assert client.recv(100).startswith(b"HTTP/1.1 100 ")
         client.sendall(body)
         assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -150,12 +136,11 @@ def test_whoever_hangs_up_frees_what_was_held(server: Running, stream: bool):
     """Also before the first token: then nothing has been sent to them that could fail."""
     scheduler = server.front.started.engine.scheduler
     body = json.dumps({"prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": stream}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     for hold in (True, False):
         if hold:
             server.front.held.clear()
-        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
-            client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        with server.connect() as client:
+            client.sendall(posted(body))
             wait_for(lambda: bool(server.front.answers))
         wait_for(lambda: not server.front.answers)
         server.front.held.set()
@@ -170,9 +155,8 @@ def test_whoever_leaves_while_sending_is_no_error(
     theirs = logging.getLogger("uvicorn.error")
     theirs.addHandler(caplog.handler)
     try:
-        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
-            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            client.sendall(head.encode() + b"Content-Length: 100\r\n\r\n{")
+        with server.connect() as client:
+            client.sendall(posted(b"{", path=path, length=100))
             wait_for(lambda: bool(server.server.server_state.tasks))
         wait_for(lambda: not server.server.server_state.tasks)
     finally:
@@ -184,21 +168,20 @@ def test_whoever_reads_nothing_is_hung_up_on_and_disturbs_nobody(tiny_engine: St
     """Their connection is closed, though there is much in its buffers that they have not read."""
     many = {"prompt": "a", "max_tokens": 240, "ignore_eos": True, "n": 8, "temperature": 1.0, "logprobs": 20}
     body = json.dumps({**many, "stream": True}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with (
         serving(tiny_engine, Serve(port=0, send_seconds=1), buffer=4096) as running,
         socket.socket() as client,
     ):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", int(running.url.rpartition(":")[2])))
-        client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        client.sendall(posted(body))
         wait_for(lambda: bool(running.front.answers))
         assert httpx.post(running.url + "/v1/completions", json={"prompt": "a"}).status_code == 200
         wait_for(lambda: not running.server.server_state.connections)
         assert not running.front.answers
         client.settimeout(20)
         with suppress(ConnectionResetError):
-            assert b"[DONE]" not in b"".join(iter(lambda: client.recv(1 << 20), b""))
+            assert b"[DONE]" not in everything(client)
 
 
 def test_a_port_that_is_taken_is_refused():

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from headrace import __version__
+from headrace.base.errors import Busy
 from headrace.serve.small import MOST_TEXT
 from tests.serve.local import Running
 from tests.serve.reading import error
@@ -93,8 +94,7 @@ def test_version_load_and_life(http: httpx.Client):
 
 
 def test_until_the_model_is_there_nothing_else_is(server: Running, http: httpx.Client):
-    server.front.missing = True
-    try:
+    with server.front.without_engine():
         assert http.get("/health/live").status_code == 200
         for method, path, body in [
             ("GET", "/health", None),
@@ -107,31 +107,31 @@ def test_until_the_model_is_there_nothing_else_is(server: Running, http: httpx.C
             answer = http.request(method, path, json=body)
             error(answer, 503)
             assert int(answer.headers["retry-after"]) >= 1
-    finally:
-        server.front.missing = False
 
 
-def test_a_full_queue_says_when_to_come_back(server: Running, http: httpx.Client):
-    server.front.full = True
-    try:
-        answer = http.post("/v1/completions", json={"prompt": "a"})
-        assert error(answer, 429)["type"] == "RateLimitError"
-        assert answer.headers["retry-after"] == "3"  # 2.3 seconds, rounded up
-        assert error(http.post("/v1/chat/completions", json={"messages": HI}), 429)
-        # there is no place, which is said before anything is made of the input
-        assert error(http.post("/v1/responses", json={"input": [{"type": "unheard of"}]}), 429)
-        # what will not be generated needs no place, and what is wrong is wrong
-        assert http.post("/v1/completions/render", json={"prompt": "a"}).status_code == 200
-        error(http.post("/v1/completions", json={"prompt": "a", "stop": ["a"] * 99}), 400)
-    finally:
-        server.front.full = False
+def test_a_full_queue_says_when_to_come_back(
+    server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    def full(requests: int) -> None:
+        raise Busy("the queue is full", retry_after=2.3)
+
+    monkeypatch.setattr(server.front, "admit", full)
+    answer = http.post("/v1/completions", json={"prompt": "a"})
+    assert error(answer, 429)["type"] == "RateLimitError"
+    assert answer.headers["retry-after"] == "3"  # 2.3 seconds, rounded up
+    assert error(http.post("/v1/chat/completions", json={"messages": HI}), 429)
+    # there is no place, which is said before anything is made of the input
+    assert error(http.post("/v1/responses", json={"input": [{"type": "unheard of"}]}), 429)
+    # what will not be generated needs no place, and what is wrong is wrong
+    assert http.post("/v1/completions/render", json={"prompt": "a"}).status_code == 200
+    error(http.post("/v1/completions", json={"prompt": "a", "stop": ["a"] * 99}), 400)
 
 
-def test_refusals_reach_whoever_counts_them(server: Running, http: httpx.Client):
-    server.front.refused.clear()
+def test_refusals_reach_whoever_counts_them(
+    server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+):
+    refused: list[tuple[str, int]] = []
+    monkeypatch.setattr(server.front, "refuse", lambda kind, fault: refused.append((kind, fault.status)))
     http.post("/v1/completions", json={"prompt": ""})
     http.post("/v1/chat/completions", content=b"{")
-    assert [(kind, fault.status) for kind, fault in server.front.refused] == [
-        ("completion", 400),
-        ("chat", 400),
-    ]
+    assert refused == [("completion", 400), ("chat", 400)]

@@ -1,9 +1,23 @@
 """What a front would tell its watchers, made by hand."""
 
+import msgspec
+
 from headrace.engine.request import Event, Request, SamplingParams
-from headrace.engine.stream import Update
 from headrace.serve.answer import Answer
+from headrace.serve.metrics import Metrics
 from headrace.serve.record import Record, Watcher
+from headrace.serve.wire import Facts
+
+FACTS = Facts(
+    model="m", served=("m",), path="/models/m", created=1, max_len=2048, vocab=100, eos_ids=frozenset({1}),
+    defaults=SamplingParams(), kv_blocks=512, block=16, rows=8, tokens=256, kv_tokens=8192, plan="", memory={},
+    device="cpu", dtype="float32", kv_dtype="float32",
+)  # fmt: skip
+RECORD = Record(
+    id="chatcmpl-1", kind="chat", name=None, trace=None, params=SamplingParams(temperature=0.7), prompt_tokens=40,
+    cached=16, generated=11, max_tokens=100, prompts=1, n=1, arrived=100.0, scheduled=100.25, first=100.5, last=101.5,
+    ended=102.0, evictions=1, resumes=0, cause="stop", status=200,
+)  # fmt: skip
 
 
 def answer(
@@ -16,44 +30,20 @@ def answer(
     return Answer(id, requests, None, kind, name)
 
 
-def token(watcher: Watcher, to: Answer, index: int = 0, *, cached: int = 0, token: int = 7) -> None:
+def token(metrics: Metrics, to: Answer, index: int = 0, *, cached: int = 0, token: int = 7) -> None:
     """A token comes for one of its streams."""
     event = Event(to.streams[index].request.id, token, cached=cached)
-    watcher.updated(to, index, to.streams[index].take(event), event)
+    metrics.updated(to, index, to.streams[index].take(event), event)
 
 
-def finish(watcher: Watcher, to: Answer, cause: str = "stop") -> Record:
-    """It is over; the record that the watcher was told."""
-    for index, stream in enumerate(to.streams):
-        event = Event(stream.request.id, None, "abort")
-        watcher.updated(to, index, Update(finish=cause), event)
+def finish(to: Answer, cause: str = "stop", *watchers: Watcher) -> None:
+    """It is over, and the watchers are told."""
+    for _ in to.streams:
         to.close(cause)
-    record = to.record()
-    watcher.ended(record)
-    return record
+    for watcher in watchers:
+        watcher.ended(to.record())
 
 
 def record(**changes: object) -> Record:
     """A record of a request that took two seconds."""
-    fields: dict[str, object] = {
-        "id": "chatcmpl-1",
-        "kind": "chat",
-        "name": None,
-        "trace": None,
-        "prompt_tokens": 40,
-        "cached": 16,
-        "generated": 11,
-        "max_tokens": 100,
-        "prompts": 1,
-        "n": 1,
-        "arrived": 100.0,
-        "scheduled": 100.25,
-        "first": 100.5,
-        "last": 101.5,
-        "ended": 102.0,
-        "evictions": 1,
-        "resumes": 0,
-        "cause": "stop",
-        "status": 200,
-    }
-    return Record(**{**fields, **changes})  # type: ignore[arg-type]
+    return msgspec.structs.replace(RECORD, **changes)

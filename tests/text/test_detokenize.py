@@ -1,21 +1,15 @@
 """Detokenizing in pieces equals detokenizing at once."""
 
-from itertools import pairwise
-
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
 from headrace.text.detokenize import Detokenizer
 from headrace.text.tokenizer import Tokenizer
+from tests.text.cutting import pieces
 from tests.text.vocabularies import CORPUS
 
 numbers = st.lists(st.integers(0, 520), max_size=40)
-
-
-def cut(ids: list[int], at: list[int]) -> list[list[int]]:
-    edges = sorted({0, len(ids), *(n for n in at if n < len(ids))})
-    return [ids[a:b] for a, b in pairwise(edges)]
 
 
 def in_pieces(tokenizer: Tokenizer, prompt: list[int], parts: list[list[int]], skip: bool) -> list[str]:
@@ -25,8 +19,7 @@ def in_pieces(tokenizer: Tokenizer, prompt: list[int], parts: list[list[int]], s
 
 @given(ids=numbers, at=st.lists(st.integers(0, 40)), skip=st.booleans())
 def test_pieces_equal_whole(any_tokenizer: Tokenizer, ids: list[int], at: list[int], skip: bool) -> None:
-    pieces = in_pieces(any_tokenizer, [], cut(ids, at), skip)
-    assert "".join(pieces) == any_tokenizer.decode(ids, skip)
+    assert "".join(in_pieces(any_tokenizer, [], pieces(ids, at), skip)) == any_tokenizer.decode(ids, skip)
 
 
 @given(prompt=numbers, ids=numbers, skip=st.booleans())
@@ -35,15 +28,15 @@ def test_a_prompt_and_its_continuation_equal_the_whole(
     any_tokenizer: Tokenizer, prompt: list[int], ids: list[int], skip: bool
 ) -> None:
     before = any_tokenizer.decode(prompt, skip).rstrip("\ufffd")
-    pieces = in_pieces(any_tokenizer, prompt, [[index] for index in ids], skip)
+    made = "".join(in_pieces(any_tokenizer, prompt, [[index] for index in ids], skip))
     whole = any_tokenizer.decode(prompt + ids, skip)
-    assert whole.endswith("".join(pieces))
-    assert whole[: len(whole) - len("".join(pieces))].rstrip("\ufffd") == before
+    assert whole.endswith(made)
+    assert whole[: len(whole) - len(made)].rstrip("\ufffd") == before
 
 
 @given(text=st.text(max_size=30) | st.sampled_from(CORPUS), skip=st.booleans())
 def test_text_comes_back_and_no_character_is_ever_split(byte_level: Tokenizer, text: str, skip: bool) -> None:
-    ids = byte_level.encode(text, parse_special=False)
+    ids = byte_level.encode(text)
     shown = ""
     detokenizer = Detokenizer(byte_level, [], skip)
     for index in ids:

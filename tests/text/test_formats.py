@@ -8,7 +8,7 @@ from tests.text import chats
 
 
 def found(source: str) -> tuple[str | None, str | None]:
-    formats = detect(ChatTemplate(source, bos_token="<s>", eos_token="</s>"))
+    formats = detect(ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}))
     return formats.tools and formats.tools.name, formats.thinking and formats.thinking.opens
 
 

@@ -1,7 +1,6 @@
 """Thoughts, content and calls, however the text is cut."""
 
 import json
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +10,7 @@ from headrace.text.formats import tool_formats
 from headrace.text.parts import CallArguments, CallStart, Content, Said, Thought, Tool, joined
 from headrace.text.reasoning.think import Think
 from headrace.text.speech import Speech
+from tests.text.cutting import pieces
 
 THINK = Think("<think>", "</think>")
 FORMATS = {format.name: format for format in tool_formats()}
@@ -34,8 +34,7 @@ def speech(name=None, **more):
 
 
 def in_pieces(reader, text, cuts):
-    edges = [0, *sorted({min(cut, len(text)) for cut in cuts}), len(text)]
-    parts = [part for a, b in pairwise(edges) for part in reader.push(text[a:b])]
+    parts = [part for piece in pieces(text, cuts) for part in reader.push(piece)]
     return [*parts, *reader.finish()]
 
 
@@ -66,23 +65,22 @@ def coder_call(name, arguments):
 
 
 # No lone surrogates: the tokenizer's text has none.
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
-    [
-        '"',
-        "\\",
-        "{",
-        '}"]',
-        "</tool_call>x",
-        "\n",
-        "[TOOL_CALLS]",
-        "<think>",
-        "'",
-        "a=1)",
-        "é🎉",
-        "\u2028",
-        "; {",
-    ]
-)
+MARKS = [
+    '"',
+    "\\",
+    "{",
+    '}"]',
+    "</tool_call>x",
+    "\n",
+    "[TOOL_CALLS]",
+    "<think>",
+    "'",
+    "a=1)",
+    "é🎉",
+    "\u2028",
+    "; {",
+]
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(MARKS)
 values = st.recursive(
     st.none()
     | st.booleans()
@@ -107,7 +105,7 @@ cuts = st.lists(st.integers(0, 400), max_size=40)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(calls=calls, cuts=cuts, thought=st.none() | st.just("so\n\nit is"))
 def test_any_arguments_come_out_as_they_went_in(name, calls, cuts, thought):
     text = written(name, calls)
@@ -130,24 +128,21 @@ SCRAPS = [
 ]  # fmt: skip
 
 # Pieces of markers and of JSON, so that what looks like a call and is none comes often.
-scraps = st.lists(
-    st.sampled_from(SCRAPS),
-    max_size=25,
-).map("".join)
+scraps = st.lists(st.sampled_from(SCRAPS), max_size=25).map("".join)
 
 
 @pytest.mark.parametrize("name", [None, *FORMATS])
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(text=scraps, cuts=cuts, begun=st.booleans(), many=st.booleans())
 def test_the_same_parts_however_it_is_cut(name, text, cuts, begun, many):
     given = {"thinking": THINK, "begun": begun, "many": many}
     whole = joined([*(reader := speech(name, **given)).push(text), *reader.finish()])
-    pieces = in_pieces(again := speech(name, **given), text, cuts)
+    cut = in_pieces(again := speech(name, **given), text, cuts)
     letters = in_pieces(third := speech(name, **given), text, range(len(text)))
-    assert joined(pieces) == joined(letters) == whole
+    assert joined(cut) == joined(letters) == whole
     assert again.thought_end == third.thought_end == reader.thought_end
-    assert [part.number for part in pieces if isinstance(part, CallStart)] == list(range(len(whole.calls)))
-    assert all(part.text for part in pieces if not isinstance(part, CallStart))
+    assert [part.number for part in cut if isinstance(part, CallStart)] == list(range(len(whole.calls)))
+    assert all(part.text for part in cut if not isinstance(part, CallStart))
 
 
 @pytest.mark.parametrize("name", FORMATS)

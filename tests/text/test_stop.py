@@ -1,13 +1,12 @@
 """Stop strings: what is found and shown must not depend on how the text was cut."""
 
-from itertools import pairwise
-
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
 from headrace.base.errors import Refused
 from headrace.text.stop import StopStrings
+from tests.text.cutting import pieces
 
 letters = st.text("ab ", max_size=30)
 stop_lists = st.lists(st.text("ab ", min_size=1, max_size=5), max_size=4)
@@ -22,18 +21,13 @@ def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
     return text, None
 
 
-def cut(text: str, at: list[int]) -> list[str]:
-    edges = sorted({0, len(text), *(n for n in at if n < len(text))})
-    return [text[a:b] for a, b in pairwise(edges)]
-
-
 @given(letters, stop_lists, st.lists(st.integers(0, 29)), st.booleans())
 def test_any_cut_gives_what_the_definition_gives(
     text: str, stops: list[str], at: list[int], include: bool
 ) -> None:
     watch = StopStrings(stops, include)
     shown, found = "", None
-    for piece in cut(text, at):
+    for piece in pieces(text, at):
         more, found = watch.push(piece)
         shown += more
         if found:
@@ -79,13 +73,6 @@ def test_what_was_held_comes_out_when_it_was_no_stop() -> None:
 def test_include_keeps_the_stop_string_and_nothing_after() -> None:
     assert StopStrings(["b"], include=True).push("abc") == ("ab", "b")
     assert StopStrings(["b"], include=False).push("abc") == ("a", "b")
-
-
-def test_text_that_is_not_watched_takes_no_part() -> None:
-    watch = StopStrings(["ab"])
-    assert watch.push("xaba", watch=False) == ("xaba", None)
-    assert watch.push("b") == ("b", None)
-    assert watch.push("ab") == ("", "ab")
 
 
 @pytest.mark.parametrize("bad", ["", 3, None])

@@ -1,13 +1,13 @@
 """Reading what is not all there yet."""
 
 import re
-from itertools import pairwise
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
 from headrace.text.tape import Marks, Tape
+from tests.text.cutting import pieces
 
 MARKS = ("<end>", "<other", "\n<end>")
 
@@ -16,11 +16,10 @@ def until(text: str, cuts: list[int]) -> tuple[str, str, str, int]:
     """What comes before a mark, the mark, what is unread, and how much was read; by `Tape.until`."""
     tape, said = Tape(), []
     reading, mark = tape.until(Marks(*MARKS), said.append), None
-    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text), None]
-    for a, b in pairwise(edges):
+    for piece in [*pieces(text, cuts), None]:
         if mark is None:
-            tape.ended = b is None
-        tape.feed(text[a:b] if b is not None else "")
+            tape.ended = piece is None
+        tape.feed(piece or "")
         if mark is None:
             try:
                 next(reading)

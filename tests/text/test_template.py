@@ -70,16 +70,18 @@ TOOL_TURNS: list[dict[str, Any]] = [
 PARTS = [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}]
 
 
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
 def theirs(source: str, messages: Any, **more: Any) -> str:
     """What transformers renders."""
     utilities = pytest.importorskip("transformers.utils.chat_template_utils")
-    special = {"bos_token": "<s>", "eos_token": "</s>"}
-    rendered, _ = utilities.render_jinja_template([messages], chat_template=source, **special, **more)
+    rendered, _ = utilities.render_jinja_template([messages], chat_template=source, **SPECIAL, **more)
     return rendered[0]
 
 
 def ours(source: str, messages: Any, **more: Any) -> str:
-    return ChatTemplate(source, "<s>", "</s>").render(messages, **more)
+    return ChatTemplate(source, SPECIAL).render(messages, **more)
 
 
 @pytest.mark.parametrize("prompt", [True, False])

@@ -1,8 +1,5 @@
 """What a tokenizer says, does and refuses, whatever its vocabulary."""
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -15,11 +12,6 @@ from headrace.base.errors import Refused
 from headrace.text.tokenizer import Tokenizer
 from headrace.text.vocabulary import Vocabulary
 from tests.text.vocabularies import CORPUS, byte_level_metadata
-
-
-@given(st.text(st.characters(codec="utf-8"), max_size=40))
-def test_text_comes_back(byte_level: Tokenizer, text: str) -> None:
-    assert byte_level.decode(byte_level.encode(text, parse_special=False), False) == text
 
 
 @given(st.lists(st.integers(0, 520), max_size=30), st.booleans())
@@ -35,19 +27,9 @@ def test_decoding_pieces_equals_the_library_where_bytes_are_whole(
     assert pieces.decode(ids, skip) == pieces.backend.decode(ids, skip_special_tokens=skip)
 
 
-def test_special_text_is_special_unless_asked_otherwise(byte_level: Tokenizer) -> None:
-    text = "<|im_start|>hi<|im_end|>"
-    ids = byte_level.encode(text)
+def test_special_text_is_special(byte_level: Tokenizer) -> None:
+    ids = byte_level.encode("<|im_start|>hi<|im_end|>")
     assert (ids[0], ids[-1]) == (1, 2)
-    plain = byte_level.encode(text, parse_special=False)
-    assert not byte_level.special_ids & set(plain)
-    assert byte_level.decode(plain) == text
-    assert byte_level.encode(text) == ids  # the switch did not stick
-
-
-def test_batches_equal_single_texts(byte_level: Tokenizer) -> None:
-    assert byte_level.encode_batch(CORPUS) == [byte_level.encode(text) for text in CORPUS]
-    assert byte_level.encode_batch([]) == []
 
 
 def test_what_it_says_of_itself(byte_level: Tokenizer) -> None:
@@ -76,11 +58,9 @@ def test_ids_that_are_none_are_refused(name: str, bad: list[Any], request: pytes
 
 @pytest.mark.parametrize("bad", ["a\ud800b", 5, None])
 def test_texts_that_are_none_are_refused(byte_level: Tokenizer, bad: Any) -> None:
-    with pytest.raises(Refused, match="text 0") as caught:
+    with pytest.raises(Refused, match=r"text (is|holds)") as caught:
         byte_level.encode(bad)
     assert caught.value.param == "prompt"
-    with pytest.raises(Refused, match="text 1"):
-        byte_level.encode_batch(["fine", bad])
 
 
 def test_bad_words_come_with_and_without_a_space(byte_level: Tokenizer) -> None:
@@ -95,13 +75,9 @@ def test_bad_words_come_with_and_without_a_space(byte_level: Tokenizer) -> None:
             byte_level.word_ids(bad)  # type: ignore[arg-type]
 
 
-def test_templates_come_from_the_checkpoint_or_from_the_caller(
-    byte_level: Tokenizer, metaspace: Tokenizer
-) -> None:
-    messages = [{"role": "user", "content": "hi"}]
-    assert byte_level.chat_template().render(messages) == "user: hi\n"
+def test_templates_come_from_the_checkpoint(byte_level: Tokenizer, metaspace: Tokenizer) -> None:
+    assert byte_level.chat_template().render([{"role": "user", "content": "hi"}]) == "user: hi\n"
     assert byte_level.chat_template() is byte_level.template
-    assert metaspace.chat_template("{{ bos_token }}{{ messages[0].content }}").render(messages) == "<s>hi"
     assert metaspace.template is None
     with pytest.raises(Refused, match="no chat template") as caught:
         metaspace.chat_template()
@@ -116,31 +92,16 @@ def test_gpt_oss_ends_messages_with_a_token_that_does_not_end_the_answer() -> No
     assert Tokenizer.from_gguf(changed).eos_ids == {0, 2, len(tokens) - 1}
 
 
+PIECES = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+
+
 @pytest.mark.parametrize(
     ("steps", "spelling", "strip"),
     [
         ([decoders.ByteLevel()], "bytes", 0),
-        ([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()], "pieces", 0),
-        (
-            [
-                decoders.Replace("\u2581", " "),
-                decoders.ByteFallback(),
-                decoders.Fuse(),
-                decoders.Strip(" ", 1, 0),
-            ],
-            "pieces",
-            1,
-        ),
-        (
-            [
-                decoders.Replace("\u2581", " "),
-                decoders.ByteFallback(),
-                decoders.Fuse(),
-                decoders.Strip(" ", 1, 1),
-            ],
-            "other",
-            0,
-        ),
+        (PIECES, "pieces", 0),
+        ([*PIECES, decoders.Strip(" ", 1, 0)], "pieces", 1),
+        ([*PIECES, decoders.Strip(" ", 1, 1)], "other", 0),
         ([decoders.Replace("_", " "), decoders.ByteFallback(), decoders.Fuse()], "other", 0),
         ([decoders.WordPiece()], "other", 0),
         ([], "other", 0),
@@ -152,9 +113,3 @@ def test_how_tokens_spell_text_is_read_off_the_decoder(steps: list[Any], spellin
         library.decoder = decoders.Sequence(steps)
     tokenizer = Tokenizer(Vocabulary(library))
     assert (tokenizer.spelling, tokenizer.strip_left) == (spelling, strip)
-
-
-def test_no_torch_is_loaded() -> None:
-    parts = "headrace.text.detokenize, headrace.text.stop"
-    code = f"import sys, {parts}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

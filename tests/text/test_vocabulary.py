@@ -15,11 +15,8 @@ from tests.text.vocabularies import CORPUS, byte_level_metadata
 @pytest.fixture
 def folder(byte_level: Tokenizer, tmp_path: Path) -> Path:
     byte_level.backend.save(str(tmp_path / "tokenizer.json"))
-    write(
-        tmp_path,
-        "tokenizer_config.json",
-        {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}},
-    )
+    special = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
+    write(tmp_path, "tokenizer_config.json", special)
     return tmp_path
 
 
@@ -38,18 +35,14 @@ def test_a_folder_gives_the_same_tokenizer_as_gguf(folder: Path, byte_level: Tok
 
 def test_transformers_reads_the_same_ids_from_the_folder(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    write(
-        folder,
-        "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"},
-    )
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
+    write(folder, "tokenizer_config.json", config)
     theirs, ours = transformers.AutoTokenizer.from_pretrained(str(folder)), Tokenizer.from_folder(folder)
     for text in [*CORPUS, "<|im_start|>user\nhi<|im_end|>\n", "a<think>b"]:
         ids = ours.encode(text)
         assert ids == theirs.encode(text)
-        assert ours.decode(ids) == theirs.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        bare = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        assert ours.decode(ids) == theirs.decode(ids, **bare)
 
 
 def test_generation_config_says_what_ends_a_text(folder: Path) -> None:
@@ -64,11 +57,8 @@ def test_generation_config_says_what_ends_a_text(folder: Path) -> None:
 
 def test_special_tokens_also_come_from_their_own_file(folder: Path) -> None:
     write(folder, "tokenizer_config.json", {})
-    write(
-        folder,
-        "special_tokens_map.json",
-        {"bos_token": {"content": "<|im_start|>"}, "pad_token": "<|endoftext|>"},
-    )
+    special = {"bos_token": {"content": "<|im_start|>"}, "pad_token": "<|endoftext|>"}
+    write(folder, "special_tokens_map.json", special)
     tokenizer = Tokenizer.from_folder(folder)
     assert tokenizer.special_tokens == {"bos_token": "<|im_start|>", "pad_token": "<|endoftext|>"}
 
@@ -85,18 +75,15 @@ def test_special_tokens_also_come_from_their_own_file(folder: Path) -> None:
 def test_flags_put_bos_and_eos_around_a_text(
     folder: Path, flags: dict[str, bool], before: list[int], after: list[int]
 ) -> None:
-    write(folder, "tokenizer_config.json", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"} | flags)
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    write(folder, "tokenizer_config.json", special | flags)
     tokenizer = Tokenizer.from_folder(folder)
     bare = tokenizer.encode("hi", add_special_tokens=False)
     assert tokenizer.encode("hi") == [*before, *bare, *after]
     tokenizer.backend.save(str(folder / "tokenizer.json"))
-    write(folder, "tokenizer_config.json", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    write(folder, "tokenizer_config.json", special)
     assert Tokenizer.from_folder(folder).encode("hi") == [*before, *bare, *after]  # left as the file has it
-    write(
-        folder,
-        "tokenizer_config.json",
-        {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_bos_token": False},
-    )
+    write(folder, "tokenizer_config.json", special | {"add_bos_token": False})
     assert Tokenizer.from_folder(folder).encode("hi") == [*bare, *after]
 
 
@@ -126,21 +113,17 @@ def test_settings_of_the_training_run_do_not_cut_texts(folder: Path, byte_level:
 
 
 def test_tokens_declared_beside_the_file_are_added(folder: Path) -> None:
-    config = {
-        "eos_token": "<|im_end|>",
-        "added_tokens_decoder": {"501": {"content": "<tool>", "special": True}},
-    }
-    write(folder, "tokenizer_config.json", config)
-    tokenizer = Tokenizer.from_folder(folder)
+    def declared(**tokens: object) -> Tokenizer:
+        config = {"eos_token": "<|im_end|>", "added_tokens_decoder": tokens}
+        write(folder, "tokenizer_config.json", config)
+        return Tokenizer.from_folder(folder)
+
+    tokenizer = declared(**{"501": {"content": "<tool>", "special": True}})
     assert tokenizer.encode("<tool>") == [501]
     assert 501 in tokenizer.special_ids
-    config["added_tokens_decoder"] = {"900": {"content": "<far>"}}  # its id cannot be had
-    write(folder, "tokenizer_config.json", config)
-    assert Tokenizer.from_folder(folder).piece_to_id("<far>") is None
-    config["added_tokens_decoder"] = {"x": {}}
-    write(folder, "tokenizer_config.json", config)
+    assert declared(**{"900": {"content": "<far>"}}).piece_to_id("<far>") is None  # its id cannot be had
     with pytest.raises(BadCheckpoint, match="has no content"):
-        Tokenizer.from_folder(folder)
+        declared(x={})
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from headrace.text.parts import Out, Tools
+from headrace.text.parts import Out, Tools, random_id
 from headrace.text.tape import Reading, Tape
 
 Spell = Callable[[str], str]
@@ -22,10 +22,10 @@ class ToolFormat(Protocol):
 
     name: str
     starts: tuple[str, ...]
-    leads: tuple[str, ...]
-    ends: tuple[str, ...]
+    leads: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
     tokens: tuple[str, ...]
-    own_ids: bool
+    own_ids: bool = False
 
     def read(self, tape: Tape, out: Out, tools: Tools) -> Reading[None]:
         """Read calls from a tape that stands at one of `starts` or `leads`.
@@ -44,4 +44,4 @@ class ToolFormat(Protocol):
 
     def new_id(self) -> str:
         """An id for a call, as this family's templates accept them."""
-        ...
+        return random_id()

@@ -87,16 +87,21 @@ class CallObject:
             out.arguments(_as_object(early))
             return
         self._open(self.name)
-        try:
-            yield from json_text.value(tape, out.arguments)
-        except Malformed as fault:
-            if not fault.closers or not self.ends or not (yield from tape.begins(*self.ends)):
-                raise
-            out.arguments(fault.closers)
+        yield from read_arguments(tape, out, self.ends)
 
     def _open(self, name: str) -> None:
         self.out.call(name)
         self.tape.forget()
+
+
+def read_arguments(tape: Tape, out: Out, ends: tuple[str, ...]) -> Reading[None]:
+    """Read the open call's arguments; brackets that are missing before one of `ends` are added. Raises Malformed."""
+    try:
+        yield from json_text.value(tape, out.arguments)
+    except Malformed as fault:
+        if not fault.closers or not ends or not (yield from tape.begins(*ends)):
+            raise
+        out.arguments(fault.closers)
 
 
 def _string(tape: Tape) -> Reading[str]:

@@ -1,25 +1,22 @@
 """Calls as JSON objects between <tool_call> tags: Hermes, Qwen 2.5, Qwen 3 and many others."""
 
-from headrace.text.parts import Out, Tools, random_id
+from headrace.text.parts import Out, Tools
 from headrace.text.tape import SPACE, Reading, Tape
-from headrace.text.tools import Spell
+from headrace.text.tools import Spell, ToolFormat
 from headrace.text.tools._call import SURPLUS, CallObject, choices
 
 OPENS, CLOSES = "<tool_call>", "</tool_call>"
 
 
-class Hermes:
+class Hermes(ToolFormat):
     """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, once per call."""
 
     name = "hermes"
     starts = (OPENS,)
-    leads = ()
     ends = (CLOSES,)
-    own_ids = False
     tokens = (OPENS, CLOSES)
 
     def read(self, tape: Tape, out: Out, tools: Tools) -> Reading[None]:
-        """As `ToolFormat.read`."""
         tape.take(len(OPENS))
         yield from tape.run(SPACE)
         yield from CallObject(tape, out, ends=(CLOSES, OPENS)).read()
@@ -27,7 +24,6 @@ class Hermes:
         yield from tape.accept(CLOSES)
 
     def grammar(self, tools: Tools, many: bool, spell: Spell) -> str:
-        """As `ToolFormat.grammar`."""
         again = f"({spell(chr(10))} one)*" if many else ""
         return "\n".join(
             [
@@ -36,10 +32,6 @@ class Hermes:
                 choices(tools.values(), "arguments"),
             ]
         )
-
-    def new_id(self) -> str:
-        """As `ToolFormat.new_id`."""
-        return random_id()
 
 
 FORMATS = (Hermes(),)

@@ -1,27 +1,24 @@
 """Calls as bare JSON objects: Llama 3.1, 3.2 and 3.3."""
 
 from headrace.text.json_text import Malformed
-from headrace.text.parts import Out, Tools, random_id
+from headrace.text.parts import Out, Tools
 from headrace.text.tape import SPACE, Reading, Tape
-from headrace.text.tools import Spell
+from headrace.text.tools import Spell, ToolFormat
 from headrace.text.tools._call import CallObject, choices
 
 TAG = "<|python_tag|>"
 FIRST = frozenset({"name", "type", "parameters", "arguments", "id"})
 
 
-class Llama:
+class Llama(ToolFormat):
     """{"name": ..., "parameters": {...}}, alone or after <|python_tag|>; several with "; " between them."""
 
     name = "llama"
     starts = (TAG,)
     leads = (TAG, "{")
-    ends = ()
-    own_ids = False
     tokens = (TAG,)
 
     def read(self, tape: Tape, out: Out, tools: Tools) -> Reading[None]:
-        """As `ToolFormat.read`."""
         while True:
             yield from tape.accept(TAG)
             yield from tape.run(SPACE)
@@ -35,13 +32,8 @@ class Llama:
             raise Malformed  # something else was said, separators are part of it
 
     def grammar(self, tools: Tools, many: bool, spell: Spell) -> str:
-        """As `ToolFormat.grammar`."""
         again = f"({spell('; ')} call)*" if many else ""
         return "\n".join([f"calls: call {again}", choices(tools.values(), "parameters")])
-
-    def new_id(self) -> str:
-        """As `ToolFormat.new_id`."""
-        return random_id()
 
 
 FORMATS = (Llama(),)

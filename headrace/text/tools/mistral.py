@@ -4,26 +4,24 @@ import re
 import secrets
 import string
 
-from headrace.text import json_text
 from headrace.text.json_text import Malformed
 from headrace.text.parts import Out, Tools
 from headrace.text.tape import SPACE, Reading, Tape
-from headrace.text.tools import Spell
-from headrace.text.tools._call import CallObject, choices, schema
+from headrace.text.tools import Spell, ToolFormat
+from headrace.text.tools._call import CallObject, choices, read_arguments, schema
 
 OPENS, ARGS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 NAME = re.compile(r"[\w.-]*")
 LETTERS = string.ascii_letters + string.digits
 
 
-class Mistral:
+class Mistral(ToolFormat):
     """[TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...], or [TOOL_CALLS]name[ARGS]{...} once per call.
 
     Both are read, whichever a model was trained on; `turns` says which one a grammar asks for.
     """
 
     starts = (OPENS,)
-    leads = ()
     ends = (OPENS,)
     own_ids = True
 
@@ -32,7 +30,6 @@ class Mistral:
         self.tokens = (OPENS, ARGS, ID) if turns else (OPENS,)
 
     def read(self, tape: Tape, out: Out, tools: Tools) -> Reading[None]:
-        """As `ToolFormat.read`."""
         tape.take(len(OPENS))
         yield from tape.run(SPACE)
         match (yield from tape.peek()):
@@ -63,17 +60,11 @@ class Mistral:
             raise Malformed
         out.call(name, id)
         tape.forget()
-        try:
-            yield from json_text.value(tape, out.arguments)
-        except Malformed as fault:
-            if not fault.closers or not (yield from tape.begins(OPENS)):
-                raise
-            out.arguments(fault.closers)
+        yield from read_arguments(tape, out, self.ends)
         out.close()
         tape.keep()
 
     def grammar(self, tools: Tools, many: bool, spell: Spell) -> str:
-        """As `ToolFormat.grammar`."""
         if not self.turns:
             again = f"({spell(', ')} call)*" if many else ""
             start = f"calls: {spell(OPENS + ' [')} call {again} {spell(']')}"
@@ -86,7 +77,7 @@ class Mistral:
         return "\n".join([f"calls: call{'+' if many else ''}", f"call: {names}", *rules])
 
     def new_id(self) -> str:
-        """As `ToolFormat.new_id`: these templates insist on nine letters or digits."""
+        """These templates insist on nine letters or digits."""
         return "".join(secrets.choice(LETTERS) for _ in range(9))
 
 

@@ -4,9 +4,9 @@ import json
 import re
 
 from headrace.text.json_text import Malformed
-from headrace.text.parts import Out, Tool, Tools, random_id
+from headrace.text.parts import Out, Tool, Tools
 from headrace.text.tape import SPACE, Reading, Tape
-from headrace.text.tools import Spell
+from headrace.text.tools import Spell, ToolFormat
 from headrace.text.tools._literal import dump, from_python
 
 TAG = "<|python_tag|>"
@@ -16,18 +16,15 @@ INSIDE = {quote: re.compile(rf"[^{quote}\\]*") for quote in "\"'"}
 CLOSE = {"(": ")", "[": "]", "{": "}"}
 
 
-class Pythonic:
+class Pythonic(ToolFormat):
     """[name(key=value, ...), ...], alone or after <|python_tag|>; values are Python or JSON literals."""
 
     name = "pythonic"
     starts = (TAG,)
     leads = (TAG, "[")
-    ends = ()
-    own_ids = False
     tokens = (TAG,)
 
     def read(self, tape: Tape, out: Out, tools: Tools) -> Reading[None]:
-        """As `ToolFormat.read`."""
         yield from tape.accept(TAG)
         yield from tape.run(SPACE)
         if not (yield from tape.accept("[")):
@@ -44,15 +41,10 @@ class Pythonic:
         yield from tape.accept("]")
 
     def grammar(self, tools: Tools, many: bool, spell: Spell) -> str:
-        """As `ToolFormat.grammar`."""
         again = f"({spell(', ')} call)*" if many else ""
         rules = [rule for n, tool in enumerate(tools.values()) for rule in _rules(n, tool)]
         calls = " | ".join(f"call_{n}" for n in range(len(tools)))
         return "\n".join([f'calls: "[" call {again} "]"', f"call: {calls}", *rules])
-
-    def new_id(self) -> str:
-        """As `ToolFormat.new_id`."""
-        return random_id()
 
 
 def _call(tape: Tape, out: Out, name: str) -> Reading[None]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from headrace.text.json_text import Malformed
-from headrace.text.parts import Out, Tool, Tools, random_id
+from headrace.text.parts import Out, Tool, Tools
 from headrace.text.tape import SPACE, Marks, Reading, Say, Tape
-from headrace.text.tools import Spell
+from headrace.text.tools import Spell, ToolFormat
 from headrace.text.tools._literal import dump, from_text, types
 
 OPENS, CLOSES = "<tool_call>", "</tool_call>"
@@ -20,7 +20,7 @@ TEXT = frozenset({"string"})
 BETWEEN = Marks(PARAMETER, END_FUNCTION, CLOSES, OPENS)
 
 
-class QwenCoder:
+class QwenCoder(ToolFormat):
     """<tool_call> <function=name> <parameter=key> value </parameter> ... </function> </tool_call>, line by line.
 
     Arguments have no quotes: the function's schema says what is a string. The outer tags may be missing.
@@ -28,13 +28,11 @@ class QwenCoder:
 
     name = "qwen_coder"
     starts = (OPENS, FUNCTION)
-    leads = ()
     ends = (CLOSES,)
-    own_ids = False
     tokens = (OPENS, CLOSES)
 
     def read(self, tape: Tape, out: Out, tools: Tools) -> Reading[None]:
-        """As `ToolFormat.read`. An open call is always brought to its end."""
+        """An open call is always brought to its end."""
         tagged = yield from tape.accept(OPENS)
         while True:
             yield from tape.run(SPACE)
@@ -86,7 +84,6 @@ class QwenCoder:
             tape.take(len(ended))
 
     def grammar(self, tools: Tools, many: bool, spell: Spell) -> str:
-        """As `ToolFormat.grammar`."""
         again = f"({spell(chr(10))} one)*" if many else ""
         rules = [rule for n, tool in enumerate(tools.values()) for rule in _rules(n, tool)]
         return "\n".join(
@@ -98,10 +95,6 @@ class QwenCoder:
                 r"text[lazy]: /(.|\n)*\n<\/parameter>\n/",
             ]
         )
-
-    def new_id(self) -> str:
-        """As `ToolFormat.new_id`."""
-        return random_id()
 
 
 def _rules(n: int, tool: Tool) -> list[str]:

@@ -96,11 +96,22 @@ class Browser:
         """Typed at whatever has the focus."""
         self.driver.switch_to.active_element.send_keys(*keys)
 
+    def live(self) -> Any:
+        """Goes to the live view; its first row."""
+        self.click("#to-live")
+        return self.one(".requests tbody tr")
+
+    def rest(self, milliseconds: int) -> None:
+        self.js(f"return new Promise((done) => setTimeout(done, {milliseconds}))")
+
+    def send(self, text: str) -> None:
+        self.one("#prompt").send_keys(text)
+        self.click("#send")
+
     def ask(self, text: str) -> None:
         """Sends a message and waits for the whole answer."""
         before = len(self.all(".message.assistant"))
-        self.one("#prompt").send_keys(text)
-        self.click("#send")
+        self.send(text)
         self.wait(lambda: len(self.all(".message.assistant")) > before, "an answer")
         self.ended()
 

@@ -7,8 +7,7 @@ from tests.serve.page_stub import Stub
 
 
 def test_an_answer_streams_in(page: Browser, stub: Stub):
-    page.one("#prompt").send_keys("a slow one")
-    page.click("#send")
+    page.send("a slow one")
     first = page.wait(lambda: page.text(f"{ANSWER} .body > .prose"))
     page.wait(lambda: len(page.text(f"{ANSWER} .body > .prose")) > len(first) + 20, "more of it")
     assert page.shown("#stop")
@@ -23,8 +22,7 @@ def test_an_answer_streams_in(page: Browser, stub: Stub):
 
 
 def test_stop_ends_the_request_and_keeps_what_there_is(page: Browser, stub: Stub):
-    page.one("#prompt").send_keys("a slow one")
-    page.click("#send")
+    page.send("a slow one")
     page.wait(lambda: "word word" in page.text(ANSWER))
     page.click("#stop")
     page.ended()
@@ -49,8 +47,7 @@ def test_markdown_and_code_are_shown_as_such(page: Browser):
 
 
 def test_blocks_that_are_done_are_not_drawn_again(page: Browser):
-    page.one("#prompt").send_keys("paragraphs")
-    page.click("#send")
+    page.send("paragraphs")
     page.wait(lambda: len(page.all(f"{ANSWER} .prose p")) > 3)
     page.js(f"document.querySelector('{ANSWER} .prose p').dataset.mine = 1")
     page.ended()

@@ -17,8 +17,7 @@ def test_a_phone_scrolls_in_one_direction(browser: Browser, stub: Stub, view: st
     browser.wait(lambda: browser.text("#model"))
     browser.ask("code")
     if view == "#live":
-        browser.click("#to-live")
-        browser.wait(lambda: browser.all(".requests tbody tr"))
+        browser.live()
     assert browser.js("return innerWidth") == width
     assert browser.audit("wide") == []
     assert browser.js("return document.documentElement.scrollWidth <= innerWidth")
@@ -92,8 +91,7 @@ def test_names_headings_and_contrast(browser: Browser, stub: Stub, dark: bool):
             browser.click("#open-keys")
         if step == "live":
             browser.click("#keys [value=no]")
-            browser.click("#to-live")
-            browser.wait(lambda: browser.all(".requests tbody tr"))
+            browser.live()
         assert browser.audit("nameless") == []
         assert browser.audit("repeated") == []
         assert browser.audit("dangling") == []

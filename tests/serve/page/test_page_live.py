@@ -7,8 +7,7 @@ DASH = "\N{EN DASH}"
 
 
 def test_the_live_view_shows_numbers_charts_and_rows(page: Browser):
-    page.click("#to-live")
-    page.wait(lambda: page.all(".requests tbody tr"), "rows")
+    page.live()
     assert len(page.all(".charts canvas")) == 5
     tiles = [tile.text for tile in page.all(".tiles > div")]
     assert [tile.split("\n")[0] for tile in tiles] == [
@@ -25,20 +24,17 @@ def test_the_live_view_shows_numbers_charts_and_rows(page: Browser):
 
 
 def test_pause_holds_the_view_still(page: Browser):
-    page.click("#to-live")
-    page.wait(lambda: page.all(".requests tbody tr"), "rows")
+    page.live()
     page.click(".live-head button")
     label = page.one(".plot").get_attribute("aria-label")
-    page.js("return new Promise((done) => setTimeout(done, 900))")
+    page.rest(900)
     assert page.one(".plot").get_attribute("aria-label") == label
     page.click(".live-head button")
     page.wait(lambda: page.one(".plot").get_attribute("aria-label") != label, "the chart to go on")
 
 
 def test_a_request_is_cancelled_by_pressing_twice(page: Browser, stub: Stub):
-    page.click("#to-live")
-    page.wait(lambda: page.all(".requests tbody tr"), "rows")
-    row = page.one(".requests tbody tr")
+    row = page.live()
     id = row.find_element("css selector", "td").get_attribute("title")
     button = row.find_element("css selector", "button")
     button.click()
@@ -50,11 +46,10 @@ def test_a_request_is_cancelled_by_pressing_twice(page: Browser, stub: Stub):
 
 
 def test_leaving_the_live_view_ends_its_feed(page: Browser, stub: Stub):
-    page.click("#to-live")
-    page.wait(lambda: page.all(".requests tbody tr"), "rows")
+    page.live()
     page.click("#to-chat")
     page.wait(lambda: not page.shown("#live-view"))
     assert page.shown("#prompt")
     before = page.js("return document.querySelector('.plot').ariaLabel")
-    page.js("return new Promise((done) => setTimeout(done, 700))")
+    page.rest(700)
     assert page.js("return document.querySelector('.plot').ariaLabel") == before

@@ -11,7 +11,7 @@ def test_nothing_that_a_model_writes_runs_or_loads(page: Browser, stub: Stub):
     page.all(".thinking summary")[-1].click()
     page.driver.refresh()
     page.wait(lambda: "The end of it." in page.text(ANSWER))
-    page.js("return new Promise((done) => setTimeout(done, 300))")
+    page.rest(300)
     for element in page.all(".message .prose a, .message .prose code"):
         page.js("arguments[0].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))", element)
     assert page.js("return window.hacked ?? null") is None
