@@ -98,7 +98,8 @@ def _fetched(
 ) -> Tensor:
     from headrace.kernels.gpu.ring8 import ring8
 
-    config, pdl = configs.ring8(*values.shape, gated), configs.pdl(values.device)
+    (tokens, k), pdl = values.shape, configs.pdl(values.device)
+    config = configs.ring8(tokens, k, gated)
     return ring8(values, x_scale, w.weight, w.scale, config, w.bias, out_dtype, pdl, gated)
 
 
