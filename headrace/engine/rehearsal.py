@@ -1,5 +1,6 @@
 """Every kind of step that an engine is going to make, made once with launches noted: which kernels it will need.
 
+These are compiled, where that was not done before, and loaded, while weights are still on their way.
 Only kernels that depend on sizes are of interest, so of layers that are alike two are run, and what they compute from
 weights that may not be there yet is of no use. Nothing of it is kept.
 """
@@ -8,7 +9,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
+from itertools import chain
 from time import monotonic
 from typing import Any
 
@@ -21,10 +25,10 @@ from headrace.engine.resolve import Plan as Resolved
 from headrace.engine.scheduler import Row
 from headrace.engine.sequence import Sequence
 from headrace.kernels import configs
-from headrace.kernels.ahead import Compilers, Job, note_of, noted, remember
+from headrace.kernels.ahead import Compilers, Job, Load, note_of, noted, remember, started
 from headrace.kernels.forbid import forbid
 from headrace.kernels.sample import Plan, draw
-from headrace.nn.decoder import Block, Decoder
+from headrace.nn.decoder import Block
 
 log = logging.getLogger(__name__)
 
@@ -38,48 +42,60 @@ DRAWS = (
 FEW = 16
 """Queries of a short chunk of a long prompt: attention has other kernels for these."""
 
+FINE = 512
+"""Tokens of steps with prompts up to which every size may have other kernels, then every power of two."""
+
 PATIENCE = 60.0
 """Seconds after which the rest is compiled when it is first launched, as all would be without this."""
 
 
 class Kernels:
-    """What an engine needs compiled: `missing` if that may be more than is in Triton's cache.
+    """What an engine needs compiled and loaded before its first step: `ours` if anything."""
 
-    `compilers` may have been started before, and are stopped if there is nothing for them to do.
-    """
-
-    missing = False
-
-    def __init__(self, settings: dict[str, Any], plan: Resolved, compilers: Compilers | None = None):
+    def __init__(self, settings: dict[str, Any], plan: Resolved):
         ours = plan.device.type == "cuda" and plan.attention == "triton" and plan.graphs
-        if ours and sys.platform == "linux" and configs.gluon() and os.environ.get("TRITON_INTERPRET") != "1":
+        real = sys.platform == "linux" and os.environ.get("TRITON_INTERPRET") != "1"
+        self.ours = ours and real and configs.gluon()
+        self._compilers, early = None, started()
+        if self.ours:
             remember()
             self._note = note_of(settings, *_facts(plan))
-            self.missing = not self._note.exists()
-        if self.missing:
-            self._compilers = compilers or Compilers()
-        elif compilers is not None:
-            compilers.stop()
+            if not self._note.exists():
+                self._compilers = early or Compilers()
+        if early is not None and self._compilers is None:
+            early.stop()
 
-    def begin(self, graphs: Graphs) -> None:
-        """Have them compiled in other processes, by what its steps launch. The weights may be anything."""
-        try:
-            self._compilers.begin(rehearse(graphs))
-        except (AttributeError, TypeError, RuntimeError) as fault:  # Triton's insides are not as they were
-            log.warning("kernels are compiled one by one: %s", fault)
-            self._compilers.stop()
+    def prepare(
+        self, graphs: Graphs, fill: Callable[[], None], notify: Callable[[str, float], None] | None = None
+    ) -> None:
+        """Compile what steps launch, in other processes and if that was not done, and load it; meanwhile `fill`."""
+        compilers = self._compilers
+        with ThreadPoolExecutor(1, "headrace-weights") as pool:
+            filling = pool.submit(fill)
+            try:
+                loads = rehearse(graphs, compilers.compile if compilers else bool)
+                if compilers is None or self._wait(compilers, filling, notify):
+                    for load in loads.values():
+                        load()
+            except (AttributeError, TypeError, RuntimeError) as fault:  # not the Triton that we know
+                log.warning("kernels are compiled and loaded one by one: %s", fault)
+            finally:
+                if compilers is not None:
+                    compilers.stop()
+            filling.result()
 
-    def wait(self, notify: Callable[[str, float], None] | None = None) -> None:
-        """Until they are compiled, but no longer than PATIENCE."""
+    def _wait(
+        self, compilers: Compilers, filling: Future[None], notify: Callable[[str, float], None] | None
+    ) -> bool:
+        """Whether all is compiled, within PATIENCE."""
         until = monotonic() + PATIENCE
-        while (done := self._compilers.wait(0.2)) is None and monotonic() < until:
-            if notify is not None:
+        while (done := compilers.wait(0.2)) is None and monotonic() < until:
+            if notify is not None and filling.done():  # one thread at a time
                 notify("compiling kernels", 1.0)
         if done:
             self._note.parent.mkdir(parents=True, exist_ok=True)
             self._note.touch()
-        else:
-            self._compilers.stop()
+        return bool(done)
 
 
 def _facts(plan: Resolved) -> tuple[object, ...]:
@@ -92,14 +108,14 @@ def _facts(plan: Resolved) -> tuple[object, ...]:
 
 
 @torch.inference_mode()
-def rehearse(graphs: Graphs) -> list[Job]:
-    """What has to be compiled for steps with prompts, then for decoding, greedily and by all other draws."""
-    with noted() as jobs, _few_blocks(graphs.model):
+def rehearse(graphs: Graphs, tell: Callable[[Job], object] = bool) -> dict[str, Load]:
+    """What loads the kernels of its steps; `tell` is told what has to be compiled as soon as that is known."""
+    with noted(tell) as loads, _few_blocks(graphs):
         for step in _prompts(graphs):
             _prompt(graphs, step)
         for rows in sorted({min(padded(n), graphs.largest) for n in range(1, graphs.largest + 1)}):
             _decode(graphs, rows)
-    return list(jobs.values())
+    return loads
 
 
 def _prompts(graphs: Graphs) -> Iterator[list[Row]]:
@@ -108,7 +124,8 @@ def _prompts(graphs: Graphs) -> Iterator[list[Row]]:
     longest = batch.table.shape[2] * batch.block_size - 1
     request = Request(id="", prompt=(0,) * longest, params=SamplingParams(temperature=0), max_tokens=1)
     seq = Sequence(request, 0)
-    sizes = {FEW, batch.max_tokens - 1, batch.max_tokens, *(widened(n) for n in range(1, most + 1))}
+    recorded = (widened(n) for n in range(1, most + 1) if n <= FINE or n & (n - 1) == 0 or n == most)
+    sizes = {FEW, batch.max_tokens - 1, batch.max_tokens, *recorded}
     for tokens in sorted({min(n, longest, batch.max_tokens) for n in sizes if n > 1}, reverse=True):
         for keys in {longest, tokens}:
             yield [Row(seq, 0, 0, keys - tokens, keys, samples=True, feeds=False, new=None)]
@@ -145,22 +162,19 @@ def _decode(graphs: Graphs, rows: int) -> None:
 
 
 @contextmanager
-def _few_blocks(model: Decoder) -> Iterator[None]:
-    """Within, the model has no more than two blocks of every kind: the first has no residual yet."""
-    every, kinds, few = model.blocks, dict[object, int](), list[Block]()
-    for block in every:
+def _few_blocks(graphs: Graphs) -> Iterator[None]:
+    """Within, their model is one of no more than two blocks of every kind: the first has no residual yet."""
+    whole, kinds, few = graphs.model, dict[object, int](), list[Block]()
+    for block in whole.blocks:
         assert isinstance(block, Block)
-        kind = block.attention.window, *((n, t.shape, t.dtype) for n, t in _tensors(block))
+        tensors = chain(block.named_parameters(), block.named_buffers())
+        kind = block.attention.window, *((name, tensor.shape, tensor.dtype) for name, tensor in tensors)
         kinds[kind] = kinds.get(kind, 0) + 1
         if kinds[kind] <= 2:
             few.append(block)
-    model.blocks = nn.ModuleList(few)
+    graphs.model = copy(whole)  # the whole one's weights may just be filled
+    graphs.model._modules = {**whole._modules, "blocks": nn.ModuleList(few)}
     try:
         yield
     finally:
-        model.blocks = every
-
-
-def _tensors(block: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from block.named_parameters()
-    yield from block.named_buffers()
+        graphs.model = whole

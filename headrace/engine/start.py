@@ -34,7 +34,7 @@ from headrace.engine.resolve import Plan, resolve
 from headrace.engine.runner import Runner
 from headrace.engine.sampler import Sampler
 from headrace.engine.script import Script, unfit
-from headrace.kernels.ahead import Compilers
+from headrace.kernels.ahead import begin_early
 from headrace.nn.decoder import Decoder
 from headrace.text.tokenizer import Tokenizer
 
@@ -75,26 +75,24 @@ def look(config: Config) -> Found:
     return Found(path, checkpoint, settings, resolve(config, settings, probe(), build, path))
 
 
-def start(
-    config: Config, notify: Notify | None = None, compilers: Compilers | None = None
-) -> Started:  # fmt: skip
-    """Load a model and build the engine around it. `compilers` that were started before save a second of imports."""
+def start(config: Config, notify: Notify | None = None) -> Started:
+    """Load a model and build the engine around it."""
+    if config.model.device != "cpu":
+        begin_early()
     found = look(config)
     plan = found.plan
     if plan.device.type == "cpu":
         torch.set_num_threads(plan.threads)
         map_from(LOADING, arenas=1)
-    kernels = Kernels(found.settings, plan, compilers)
+    kernels = Kernels(found.settings, plan)
     tokenizer = find_tokenizer(config, found.checkpoint)
     model, fill = allocate(config, found, notify)
-    if plan.deterministic or not kernels.missing:
+    filled = plan.deterministic or not kernels.ours  # only what is there can be made deterministic
+    if filled:
         fill()
     runner = _runner(model, plan)
-    if kernels.missing and runner.graphs is not None:
-        kernels.begin(runner.graphs)
-        if not plan.deterministic:  # else it is there already: only what is there can be made so
-            fill()
-        kernels.wait(notify)
+    if kernels.ours and runner.graphs is not None:
+        kernels.prepare(runner.graphs, (lambda: None) if filled else fill, notify)
     intake = Intake(
         tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer)
     )

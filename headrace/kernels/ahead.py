@@ -1,22 +1,24 @@
 """Kernels compiled ahead of their first launch, side by side in processes of their own; loads no torch.
 
 Triton compiles a kernel when it is first launched, and holds Python's lock all the while: threads gain nothing. Within
-`noted` launches are written down instead of made, and `Compilers` compile them into Triton's cache on disk, where the
-real launches find them. What is not found there, for whatever reason, is compiled when launched.
+`noted` launches are written down instead of made, and `Compilers` compile them into Triton's cache on disk, from where
+they are loaded before they are launched. What is not there, for whatever reason, is compiled when launched.
 """
 
 import json
 import os
-import pickle
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from ast import literal_eval
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread, get_ident
+from types import ModuleType
 from typing import Any, NamedTuple
 
 KERNELS = Path(__file__).parent
@@ -27,37 +29,63 @@ NICE = 5
 
 
 class Job(NamedTuple):
-    """A kernel's place, and what Triton's compiler asks for besides; constants and attributes by place of argument."""
+    """A kernel's place, and what Triton's compiler asks for besides; constants and attributes by place of argument.
+
+    All of it is made of Python's literals, as which it is sent.
+    """
 
     module: str
     name: str
-    target: Any
+    target: tuple[str, int, int]
     signature: dict[str, Any]
     constants: dict[tuple[int, ...], Any]
     attributes: dict[tuple[int, ...], Any]
     options: dict[str, Any]
 
     def compile(self) -> None:
-        """Into Triton's cache. Raises whatever the compiler does."""
+        """Into Triton's cache, and what launches it, which is C for gcc in some versions. Raises whatever they do."""
+        from triton.backends.compiler import GPUTarget
+        from triton.backends.nvidia.driver import CudaLauncher
         from triton.compiler import ASTSource, compile
         from triton.experimental.gluon._runtime import GluonASTSource
 
-        kernel = getattr(import_module(self.module), self.name)
+        module = import_module(self.module)
+        settle(module)
+        kernel = getattr(module, self.name)
         source = GluonASTSource if kernel.is_gluon() else ASTSource
-        made = source(kernel, self.signature, self.constants, self.attributes)
-        compile(made, self.target, dict(self.options))
+        asked = source(kernel, self.signature, self.constants, self.attributes)
+        made = compile(asked, GPUTarget(*self.target), dict(self.options))
+        CudaLauncher(made.src, made.metadata)
+
+
+def settle(module: ModuleType) -> None:
+    """Have Triton hash a module's functions in their order, those that they call first.
+
+    In 3.6 a hash, by which what is compiled is found, depends on which of those were hashed before.
+    """
+    from triton.runtime.jit import JITCallable
+
+    for function in [found for found in vars(module).values() if isinstance(found, JITCallable)]:
+        if function.hash is None and function.fn.__module__ != module.__name__:
+            settle(sys.modules[function.fn.__module__])
+        _ = function.cache_key  # it stays
+
+
+Load = Callable[[], None]
+"""Makes a kernel ready to be launched, or raises RuntimeError."""
 
 
 @contextmanager
-def noted() -> Iterator[dict[str, Job]]:
-    """Within, this thread launches nothing; kernels that are not compiled yet are noted, once each.
+def noted(tell: Callable[[Job], object] = bool) -> Iterator[dict[str, Load]]:
+    """Within, this thread launches nothing; kernels that are not compiled yet are noted, once each, and told.
 
     What they would have written stays as it was: uninitialized memory for the most part. For Triton 3.6 to 3.8.
     """
+    from triton.errors import TritonError
     from triton.runtime.jit import JITFunction
 
     every: Any = JITFunction
-    jobs: dict[str, Job] = {}
+    loads: dict[str, Load] = {}
     thread, run, do_compile = get_ident(), every.run, every._do_compile
 
     def only_prepare(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
@@ -68,12 +96,23 @@ def noted() -> Iterator[dict[str, Job]]:
         if get_ident() != thread:
             return do_compile(kernel, key, signature, device, constants, options, attributes, warmup)
         module, name, target = kernel.fn.__module__, kernel.fn.__qualname__, kernel.device_caches[device][2]
-        job = Job(module, name, target, signature, constants, attributes, vars(options))
-        return jobs.setdefault(f"{module}.{name} {key}", job) and None
+
+        def load() -> None:
+            try:
+                made = do_compile(kernel, key, signature, device, constants, options, attributes, True)
+                made._init_handles()
+            except TritonError as fault:
+                raise RuntimeError(f"{name}: {fault}") from fault
+
+        if (place := f"{module}.{name} {key}") not in loads:
+            settle(sys.modules[module])
+            loads[place] = load
+            where = target.backend, target.arch, target.warp_size
+            tell(Job(module, name, where, signature, constants, attributes, vars(options)))
 
     every.run, every._do_compile = only_prepare, note
     try:
-        yield jobs
+        yield loads
     finally:
         every.run, every._do_compile = run, do_compile
 
@@ -85,47 +124,57 @@ class Compilers:
         most = min(MOST, max(1, len(os.sched_getaffinity(0)) - 1))
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(most)],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        self._feeding: Thread | None = None
-
-    def begin(self, jobs: Iterable[Job]) -> None:
-        """Have them compiled, the first ones first; there is no second call."""
-        words = b"".join(map(pickle.dumps, jobs))
-        self._feeding = Thread(target=self._process.communicate, args=(words,), daemon=True)
+        self._jobs = SimpleQueue[str]()
+        self._feeding = Thread(target=self._feed, name="headrace-compilers", daemon=True)
         self._feeding.start()
 
+    def compile(self, job: Job) -> None:
+        """Begin with it as soon as there is a core."""
+        self._jobs.put(f"{tuple(job)}\n")
+
     def wait(self, seconds: float | None = None) -> bool | None:
-        """Whether all that can be compiled is; None where that takes longer."""
-        assert self._feeding is not None
+        """Whether all that can be compiled is, and there is no more; None where that takes longer."""
+        self._jobs.put("")
         self._feeding.join(seconds)
         return None if self._feeding.is_alive() else self._process.returncode == 0
+
+    def _feed(self) -> None:
+        pipe = self._process.stdin
+        assert pipe is not None
+        with suppress(BrokenPipeError), pipe:
+            while line := self._jobs.get():
+                pipe.write(line)
+                pipe.flush()
+        self._process.wait()
 
     def stop(self) -> None:
         """What is not compiled yet will not be."""
         self._process.kill()
-        if self._feeding is None:
-            self.begin(())
         self.wait()
 
 
-def begin_early() -> Compilers | None:
-    """For a process that is about to import torch: compilers, if there is a GPU and nothing was ever compiled here."""
+_STARTED: list[Compilers] = []
+
+
+def begin_early() -> None:
+    """Have `started` ones if there is a GPU and nothing was compiled yet; best before torch is imported, as they do."""
     there = Path("/dev/nvidiactl").exists() and find_spec("triton") is not None
-    return Compilers() if there and not any(folder().glob("*")) else None
+    if there and not _STARTED and not any(folder().glob("*")):
+        _STARTED.append(Compilers())
 
 
-def remember() -> Thread:
+def started() -> Compilers | None:
+    """Those that were begun early, for one engine."""
+    return _STARTED.pop() if _STARTED else None
+
+
+def remember() -> None:
     """Begin what a process's first launch would begin with: a hash of all of Triton, half a second of its own."""
+    from triton.runtime.cache import triton_key
 
-    def read() -> None:
-        from triton.runtime.cache import triton_key
-
-        triton_key()
-
-    reading = Thread(target=read, name="headrace-triton", daemon=True)
-    reading.start()
-    return reading
+    Thread(target=triton_key, name="headrace-triton", daemon=True).start()
 
 
 def folder() -> Path:
@@ -146,26 +195,28 @@ def serve(most: int) -> None:
     from triton.runtime.cache import triton_key
 
     os.nice(NICE)
+    _apart(lambda: import_module("triton.backends.nvidia.driver").CudaUtils())  # C that gcc compiles, too
     triton_key()  # remembered: all of Triton's own files are read for it
     for path in (KERNELS / "gpu").glob("[!_]*.py"):
-        import_module(f"headrace.kernels.gpu.{path.stem}")
-    running = 0
-    while True:
-        try:
-            job = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            break
+        settle(import_module(f"headrace.kernels.gpu.{path.stem}"))
+    running = 1
+    for line in sys.stdin:
         if running == most:
             os.wait()
             running -= 1
-        if os.fork() == 0:
-            try:
-                job.compile()
-            finally:
-                os._exit(0)  # what went wrong is said when the kernel is launched
+        _apart(lambda line=line: Job(*literal_eval(line)).compile())
         running += 1
     for _ in range(running):
         os.wait()
+
+
+def _apart(work: Callable[[], object]) -> None:
+    """In a process of its own. What goes wrong there is said when the kernel is launched."""
+    if os.fork() == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The engine process: `python -m headrace.serve.host`, started and watched by supervisor.py."""
 
-# ruff: noqa: E402 - who may have to compile kernels imports torch while this process does
 from headrace.kernels import ahead
 
-EARLY = ahead.begin_early() if __name__ == "__main__" else None
+if __name__ == "__main__":
+    ahead.begin_early()  # whoever may have to compile kernels imports torch while this process does
 
 import logging
 import sys
@@ -167,7 +167,7 @@ def build(config: Config, served: tuple[str, ...], host: Host, folder: Path) -> 
             said = monotonic()
             host.say(doing, part)
 
-    started = start(config, notify, EARLY)
+    started = start(config, notify)
     host.say("warming up", 1.0)
     seconds = warm_up(started.engine)
     return Hosted(started.engine), facts_of(started, served, tokenizer, seconds)

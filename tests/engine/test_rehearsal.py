@@ -1,10 +1,14 @@
 """Rehearsals on a CPU, where nothing is to be compiled: which steps they make, and that they leave no trace."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from headrace.base.errors import BadCheckpoint
 from headrace.engine import rehearsal
 from headrace.engine.graphs import Graphs
 from headrace.engine.runner import Runner
@@ -41,7 +45,8 @@ def test_every_padded_row_count_and_size_of_prompt_is_rehearsed(
 
     monkeypatch.setattr(Decoder, "forward", watched)
     kept = [runner.batch.table.clone(), runner.batch.last.clone()]
-    assert rehearsal.rehearse(graphs) == []
+    assert rehearsal.rehearse(graphs) == {}
+    assert graphs.model is runner.model
     sizes = {(rows, tokens) for rows, tokens, _ in seen}
     assert {(n, n) for n in (1, 2, 4, 6, 8)} <= sizes
     assert {(8, 16), (8, 32), (1, 63), (1, 64)} <= sizes, "recorded ones, then the largest: even and odd"
@@ -51,16 +56,92 @@ def test_every_padded_row_count_and_size_of_prompt_is_rehearsed(
     assert all(map(torch.equal, kept, [runner.batch.table, runner.batch.last]))
 
 
-def test_kernels_are_for_gpus(tmp_path: Path):
+def test_steps_of_all_kinds_launch_what_was_rehearsed(monkeypatch: pytest.MonkeyPatch):
+    """Whatever launches a kernel that was not would wait until it is compiled."""
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    ran = subprocess.run([sys.executable, "-m", "tests.engine.noting"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout.splitlines()[-1])
+    assert said["missing"] == []
+    kinds = "choose", "race", "forbid", "prefill", "decode", "derive"
+    assert all(any(f".{kind}_kernel " in launch for launch in said["launched"]) for kind in kinds)
+
+
+class Gpu:
+    """What a plan says of one."""
+
+    device, attention, graphs = torch.device("cuda"), "triton", True
+
+
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> rehearsal.Kernels:
+    """Of an engine on a GPU that finds no note."""
+    monkeypatch.setattr(rehearsal, "_facts", lambda plan: ())
+    monkeypatch.setattr(rehearsal, "remember", lambda: None)
+    monkeypatch.setattr(rehearsal.configs, "gluon", lambda: True)
+    monkeypatch.setattr(rehearsal, "Compilers", Early)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    return rehearsal.Kernels({}, Gpu)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_kernels_are_compiled_then_loaded(
+    kernels: rehearsal.Kernels, fails: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """While weights are filled; one that cannot be loaded is no fault, and a note is left of what is compiled."""
+    did = []
+
+    def load() -> None:
+        did.append("load")
+        if fails:
+            raise RuntimeError("no such thing")
+
+    def rehearse(graphs: Graphs, tell) -> dict[str, object]:
+        tell("job")
+        return {"a": load, "b": load}
+
+    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+    assert kernels.ours
+    kernels.prepare(None, lambda: did.append("fill"))  # pyright: ignore[reportArgumentType]
+    assert sorted(did) == ["fill", "load"] if fails else ["fill", "load", "load"]
+    assert kernels._compilers is not None
+    assert kernels._compilers.jobs == ["job"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert rehearsal.Kernels({}, Gpu)._compilers is None, "the note"  # pyright: ignore[reportArgumentType]
+
+
+def test_weights_that_cannot_be_filled_are_a_fault(
+    kernels: rehearsal.Kernels, monkeypatch: pytest.MonkeyPatch
+):
+    def fill() -> None:
+        raise BadCheckpoint("half a file")
+
+    monkeypatch.setattr(rehearsal, "rehearse", lambda graphs, tell: {})
+    with pytest.raises(BadCheckpoint):
+        kernels.prepare(None, fill)  # pyright: ignore[reportArgumentType]
+
+
+class Early:
+    """Compilers."""
+
+    def __init__(self) -> None:
+        self.jobs, self.stopped = [], False
+
+    def compile(self, job: object) -> None:
+        self.jobs.append(job)
+
+    def wait(self, seconds: float) -> bool:
+        return True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_kernels_are_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On a CPU nothing is missing, and compilers that were started early go."""
-
-    class Early:
-        stopped = False
-
-        def stop(self) -> None:
-            self.stopped = True
-
     early = Early()
+    monkeypatch.setattr(rehearsal, "started", lambda: early)
     at = tiny.folder(tmp_path / "model")
-    start(tiny.config(at), None, early)  # pyright: ignore[reportArgumentType]
+    start(tiny.config(at))
     assert early.stopped

@@ -26,22 +26,24 @@ driver.set_active(NoGpu())
 compilers = Compilers()
 x, weight = torch.ones(3, 64, dtype=torch.bfloat16), torch.ones(64, dtype=torch.bfloat16)
 elsewhere = []
-with noted() as jobs:
+told = []
+with noted(told.append) as loads:
     for rows in (3, 3, 2, 1):  # of which two are alike
         normalize(x[:rows], None, weight, 1e-6, 0.0, True)
     other = Thread(target=lambda: elsewhere.append(norm_kernel.warmup(
         x, x, weight, x, x, 16, 64, 64, 1e-6, 0.0, N=64, ROWS=1, BLOCK=64, ADD=False, PDL=False, grid=(1,))))
     other.start()
     other.join()
-compilers.begin(jobs.values())
+for job in told:
+    compilers.compile(job)
 assert compilers.wait(120)
 hits = []
 triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
-for job in jobs.values():  # as a launch would, by what another process may have changed
+for job in told:  # as a launch would, by what another process may have changed
     norm_kernel.warmup(
         x, x, weight, x, x, int(job.constants.get((5,), 3)), 64, 64, 1e-6, 0.0,
         N=64, ROWS=16, BLOCK=64, ADD=False, PDL=True, num_warps=4, launch_pdl=True, grid=(1,))
-print(len(jobs), hits, len(elsewhere), elsewhere[0] is not None)
+print(len(told), len(loads), hits, len(elsewhere), elsewhere[0] is not None)
 """
 
 
@@ -52,7 +54,31 @@ def test_launches_find_what_was_compiled_ahead(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split("\n")[0] == "2 [True, True] 1 True"
+    assert ran.stdout.split("\n")[0] == "2 2 [True, True] 1 True"
+
+
+ORDER = """
+import sys
+from headrace.kernels.ahead import settle
+from headrace.kernels.gpu import w4a16_wide as module
+from triton.runtime.jit import JITCallable
+
+asked, cache_key = [], JITCallable.cache_key
+JITCallable.cache_key = property(lambda function: (asked.append(function), cache_key.fget(function))[1])
+settle(module)
+every = [found for found in vars(module).values() if isinstance(found, JITCallable)]
+elsewhere = [found for found in every if found.fn.__module__ != module.__name__]
+print(len(every) > len(elsewhere) > 0, all(found.hash for found in every), asked[0].fn.__module__)
+"""
+
+
+def test_functions_are_hashed_in_one_order(monkeypatch: pytest.MonkeyPatch):
+    """Those of other modules first, whichever kernel is launched first."""
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    ran = subprocess.run([sys.executable, "-c", ORDER], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["True", "True", "headrace.kernels.gpu.gluon"]
 
 
 def test_a_note_is_of_the_facts_and_lies_in_tritons_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -75,7 +101,8 @@ def test_compilers_that_died_are_no_fault(monkeypatch: pytest.MonkeyPatch):
     """What they leave is compiled when it is launched."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
     compilers = ahead.Compilers()
-    compilers.begin([ahead.Job("nowhere", "kernel", None, {"x": "i32" * 50_000}, {}, {}, {})] * 20)
+    for _ in range(20):
+        compilers.compile(ahead.Job("nowhere", "kernel", None, {"x": "i32" * 50_000}, {}, {}, {}))
     assert compilers.wait(10) is False
 
 

@@ -163,6 +163,8 @@ def test_wide_work_is_shared_out_whole(tiles: int, steps: int):
     assert whole or (programs - 1) * share < line, "a program without work"
     assert share <= 2 * steps, "a program has places in memory for two parts of tiles"
     assert tiles < 12 or line == 0 or line > 12 * steps, "tiles in more parts than must be"
+    _, _, more = shares(tiles, steps, 12, parts=2)
+    assert more == max(share, -(-steps // 2))
 
 
 @pytest.mark.gpu

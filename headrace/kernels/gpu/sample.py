@@ -32,6 +32,8 @@ KEY_BITS = tl.constexpr(31)
 LOG2_E = tl.constexpr(1.4426950408889634)
 SETTINGS = ("scale_ptr", "reach_ptr", "top_k_ptr", "top_p_ptr", "seeds_ptr", "positions_ptr")
 """Parts of a table, aligned or not by the number of rows: read one by one, which is not worth compiling three times."""
+COUNTS = ("parts",)
+"""Numbers that the step's size decides on."""
 
 
 @triton.jit
@@ -148,7 +150,7 @@ def collect(
     tl.atomic_add(total_ptr + row, tl.sum(tl.where(allowed, mass(keys, LIBM), 0), 0))
 
 
-@triton.jit(do_not_specialize_on_alignment=SETTINGS)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=SETTINGS)
 def score_kernel(
     logits_ptr, stride, scale_ptr, reach_ptr, top_k_ptr, top_p_ptr, seeds_ptr, positions_ptr,
     peaks_ptr, count_ptr, total_ptr, candidates_ptr, best_ptr, at_ptr, V, blocks, parts,
@@ -309,7 +311,7 @@ def draw_from_row(
     return token
 
 
-@triton.jit(do_not_specialize_on_alignment=SETTINGS)
+@triton.jit(do_not_specialize=COUNTS, do_not_specialize_on_alignment=SETTINGS)
 def choose_kernel(
     logits_ptr, stride, scale_ptr, reach_ptr, top_k_ptr, top_p_ptr, seeds_ptr, positions_ptr,
     peaks_ptr, count_ptr, total_ptr, candidates_ptr, best_ptr, at_ptr, tokens_ptr, V, blocks, parts,
@@ -398,7 +400,8 @@ def draw(
     logits_SV = logits_SV if logits_SV.stride(1) == 1 else logits_SV.contiguous()
     device, stride = logits_SV.device, logits_SV.stride(0)
     block = block_for(vocab)
-    tile = min(1024 if rows * vocab <= 1 << 19 else 4096, max(16, power_of_two(vocab)))
+    widest = min(4096, max(16, power_of_two(vocab)))
+    tile = min(1024, widest) if rows * vocab <= 1 << 19 else widest
     peaked = plan.cuts or plan.floors
     free = settings is not None and not plan.greedy and not peaked
     if free and not span and rows * vocab > RACE_LEAST and logits_SV.is_cuda:
@@ -411,12 +414,12 @@ def draw(
     count = torch.empty(rows, dtype=torch.int32, device=device)
     total = torch.empty(rows, dtype=torch.int64, device=device)
     candidates = torch.empty(rows, cap if plan.cuts else 1, dtype=torch.int32, device=device)
-    knobs = (tokens,) * 6 if settings is None else settings  # a greedy kernel reads none of them
+    none = sample.Settings(best, best, total, best, total, total)
+    knobs = none if settings is None else settings  # a greedy kernel reads none of them
     shared = {
         "BLOCKS": power_of_two(blocks),
         "RANK": max(1, blocks * 3 // 4),
         "CAP": cap,
-        "TILE": tile,
         "LIBM": COMPILED,
     }
     # A multiply and an add fused into one rounding would differ from the definition.
@@ -434,11 +437,13 @@ def draw(
     else:
         score_kernel[(rows, parts)](
             logits_SV, stride, *knobs, peaks, count, total, candidates, best, at, vocab, blocks, parts,
-            GREEDY=plan.greedy, PEAKED=peaked, CUTS=plan.cuts, num_warps=4 if tile <= 1024 else 8,
-            **shared, **exact,
+            GREEDY=plan.greedy, PEAKED=peaked, CUTS=plan.cuts, TILE=tile,
+            num_warps=4 if tile <= 1024 else 8, **shared, **exact,
         )  # fmt: skip
+    most = max(parts, triton.cdiv(vocab, 1024))  # the same for nearly all sizes, and so is the kernel
     choose_kernel[(rows,)](
         logits_SV, stride, *knobs, peaks, count, total, candidates, best, at, tokens, vocab, blocks, parts,
-        CUTS=plan.cuts, PARTS=power_of_two(parts), num_warps=8 if plan.cuts else 4, **shared, **exact,
+        CUTS=plan.cuts, PARTS=power_of_two(most), TILE=widest,
+        num_warps=8 if plan.cuts else 4, **shared, **exact,
     )  # fmt: skip
     return tokens
