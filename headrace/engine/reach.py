@@ -1,6 +1,6 @@
 """Where the keys of a step's rows are, for a CPU: what rows share is found, and read once for all of them.
 
-R rows with one query, S keys, K kv heads. Slots are block * block_size + offset; a cell is slot * K + kv head.
+R rows, S keys, K kv heads. Slots are block * block_size + offset; a cell is slot * K + kv head.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ from torch import Tensor
 
 BUNCH = 1 << 19
 """Elements of keys gathered at once: they should still be in the second-level cache when they are multiplied."""
+QUERIES = 128
+"""Queries whose scores with keys in common are made at once, at most; rows with more are each computed alone."""
 SHARED = 48
 """Keys that rows must have in common for these to be a product of their own."""
 
@@ -35,10 +37,10 @@ class Keys(NamedTuple):
 
 
 class Bunch(NamedTuple):
-    """Rows with one query each. `common`: keys that all of them see; then each has its own, padded to the longest.
+    """Rows with up to N queries each. `common`: keys that all see; then each has its own, padded to the longest.
 
-    queries [R] int64 their tokens; cells [K * R * S] int64, kv head by kv head; bias [K * R, 1, S], -inf where padded:
-    both empty where there are no keys beside those in common.
+    queries [R * N] int64 their tokens, a row's last one again where it has fewer; cells [K * R * S] int64, kv head
+    by kv head; bias [R, N, 1, S], -inf where hidden: both empty where there are no keys beside those in common.
     """
 
     queries: Tensor
@@ -62,29 +64,29 @@ NO_BIAS = torch.empty(0, device="cpu")
 def bunches(
     starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, block_size: int, kv_heads: int, width: int
 ) -> tuple[list[Bunch], np.ndarray]:
-    """(rows with one query that have a beginning in common, all other rows).
+    """(rows with few queries that have a beginning in common, all other rows).
 
     starts [R + 1] and context [R] of all rows of the step; width: numbers per key and kv head.
     """
-    sizes = np.diff(starts)
-    rows, left = np.flatnonzero(sizes == 1), np.flatnonzero(sizes > 1)
-    if len(rows) < 2:
-        return [], np.sort(np.concatenate((rows, left)))
-    found = []
-    for some, shared in _families(rows, context, table_RB, block_size):
-        if not shared:
-            left = np.sort(np.concatenate((left, some)))
-            continue
+    sizes, found, left = np.diff(starts), [], np.full(len(context), True)
+    if len(context) < 2:
+        return [], np.flatnonzero(left)
+    for some, shared in _families(sizes, context, table_RB, block_size):
+        left[some] = False
         order = some[np.argsort(-context[some], kind="stable")]
         common = Keys.of(table_RB[order[0]], shared, block_size)
-        done = 0
+        most, done = int(sizes[some].max()), 0
         while done < len(order):
             keys = max(1, int(context[order[done]]) - shared)
-            part = order[done : done + max(1, BUNCH // (keys * kv_heads * width))]
+            count = max(1, min(BUNCH // (keys * kv_heads * width), QUERIES // most))
+            part = order[done : done + count]
             done += len(part)
-            cells, bias = _own(table_RB[part], context[part], shared, block_size, kv_heads)
-            found.append(Bunch(torch.from_numpy(starts[part].astype(np.int64)), common, cells, bias))
-    return found, left
+            turn = np.minimum(np.arange(most), sizes[part, None] - 1)
+            queries = starts[part, None].astype(np.int64) + turn
+            last = context[part, None] - sizes[part, None] + turn
+            cells, bias = _own(table_RB[part], last, shared, block_size, kv_heads)
+            found.append(Bunch(torch.from_numpy(queries.reshape(-1)), common, cells, bias))
+    return found, np.flatnonzero(left)
 
 
 def alone(starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, row: int, block_size: int) -> Bunch:
@@ -94,40 +96,35 @@ def alone(starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, row: in
 
 
 def _families(
-    rows: np.ndarray, context: np.ndarray, table_RB: np.ndarray, block_size: int
+    sizes: np.ndarray, context: np.ndarray, table_RB: np.ndarray, block_size: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """(rows, how many keys they all begin with, in whole blocks and less than any of them has)."""
-    first = table_RB[rows, 0]
-    kinds, sizes = np.unique(first, return_counts=True)
-    alone = []
-    for kind in kinds[sizes > 1]:
-        some = rows[first == kind]
-        most = (int(context[some].min()) - 1) // block_size
+    """(rows with like numbers of queries, how many keys all of these see in common, in whole blocks)."""
+    kinds = table_RB[:, 0].astype(np.int64) * QUERIES + np.ceil(np.log2(sizes)).astype(np.int64)
+    kinds[sizes > QUERIES] = -1
+    for kind, count in zip(*np.unique(kinds, return_counts=True), strict=True):
+        if kind < 0 or count < 2:
+            continue
+        some = np.flatnonzero(kinds == kind)
+        most = int((context[some] - sizes[some]).min()) // block_size
         same = (table_RB[some, :most] == table_RB[some[0], :most]).all(0)
         shared = (most if same.all() else int(same.argmin())) * block_size
         if shared >= SHARED:
             yield some, shared
-        else:
-            alone.append(some)
-    alone.append(rows[np.isin(first, kinds[sizes == 1])])
-    if len(rest := np.sort(np.concatenate(alone))):
-        yield rest, 0
 
 
 def _own(
-    table_RB: np.ndarray, context: np.ndarray, shared: int, block_size: int, kv_heads: int
+    table_RB: np.ndarray, last_RN: np.ndarray, shared: int, block_size: int, kv_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """(cells, bias) of the keys of rows from `shared` on, longest row first."""
-    positions = np.arange(shared, max(shared + 1, int(context[0])))
-    stops = np.maximum(context, 1)[:, None]
-    padded = positions >= stops
+    """(cells, bias) of the keys of rows from `shared` on; `last_RN`: of each query the last that it sees."""
+    positions = np.arange(shared, int(last_RN.max()) + 1)
+    hidden = positions > last_RN[:, :, None]
     # Padding reads the row's own newest key: what lies in cells that are not the row's enters no product.
-    positions = np.where(padded, stops - 1, positions)
+    positions = np.minimum(positions, last_RN[:, -1:])
     slots = np.take_along_axis(table_RB, positions // block_size, 1).astype(np.int64) * block_size
     slots += positions % block_size
     cells = slots[None] * kv_heads + np.arange(kv_heads)[:, None, None]
-    bias = np.where(padded, np.float32("-inf"), np.float32(0))
-    return torch.from_numpy(cells.reshape(-1)), torch.from_numpy(np.tile(bias, (kv_heads, 1))).unsqueeze(1)
+    bias = np.where(hidden, np.float32("-inf"), np.float32(0))
+    return torch.from_numpy(cells.reshape(-1)), torch.from_numpy(bias).unsqueeze(2)
 
 
 def stretch(

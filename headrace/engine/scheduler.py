@@ -12,6 +12,9 @@ from headrace.engine.policy import Key, arrival
 from headrace.engine.request import Event, Logprobs, PromptLogprobs, Request
 from headrace.engine.sequence import Sequence
 
+OVERTAKEN = 64
+"""Requests in line that others may overtake in a step, at the most: each is looked at."""
+
 
 class NewBlocks(NamedTuple):
     """Blocks the device has not been told of: per layer group, ids for table entries from `at` on."""
@@ -116,7 +119,7 @@ class Scheduler:
     def plan(self, only: Set[Sequence] | None = None) -> list[Row]:
         """The next step. May be called again before this one is committed. `only`: nobody else takes part."""
         picked: dict[Sequence, int] = {}
-        budget = self.max_tokens
+        budget, at = self.max_tokens, 0  # `at`: the place in line
         for seq in list(self.running):
             if only is not None and seq not in only:
                 continue
@@ -124,11 +127,13 @@ class Scheduler:
             if count and seq.slot >= 0 and self._grow(seq, count):
                 picked[seq] = count
                 budget -= count
-        while budget and self.waiting and (only is None or self.waiting[0] in only):
-            if (new := self._admit(budget)) is not None:
+        while budget and at < len(self.waiting) and (only is None or self.waiting[at] in only):
+            if at < OVERTAKEN and self._begins_alike(self.waiting[at], picked):
+                at += 1
+            elif (new := self._admit(at, budget)) is not None:
                 picked[new] = min(new.pending, budget)
                 budget -= picked[new]
-            elif (victim := self._gives_way()) is not None:
+            elif (victim := self._gives_way(at)) is not None:
                 self._evict(victim)
                 budget += picked.pop(victim, 0)
             else:
@@ -227,8 +232,24 @@ class Scheduler:
         seq.told = True
         return seq.scheduled
 
-    def _admit(self, budget: int) -> Sequence | None:
-        seq = self.waiting[0]
+    def _begins_alike(self, seq: Sequence, picked: dict[Sequence, int]) -> bool:
+        """Whether a block it needs is being computed for another: there a step later, if no window takes it away."""
+        if self._windows or not (self.slots and self.prefix_cache and seq.request.cacheable):
+            return False
+        size, keys = self.pool.size, seq.name_blocks(self.pool.size)
+        most = (len(seq.tokens) - 1) // size
+        for other, count in picked.items():
+            first = other.computed // size
+            if first >= min((other.issued + count) // size, most):
+                continue
+            # Names are chains: who has the same one has all before it.
+            names = other.name_blocks(size)
+            if names[first : first + 1] == [keys[first]] and keys[first] not in self.pool.named[0]:
+                return True
+        return False
+
+    def _admit(self, at: int, budget: int) -> Sequence | None:
+        seq = self.waiting[at]
         if seq.owed or not self.slots:
             return None
         seq.blocks = self._match(seq)
@@ -242,7 +263,7 @@ class Scheduler:
             self._release(seq)
             return None
         self._count_admission(seq)
-        del self.waiting[0]
+        del self.waiting[at]
         seq.slot = self.slots.pop()
         insort(self.running, seq, key=self.key)
         grown = self._grow(seq, min(seq.pending, budget))
@@ -253,9 +274,8 @@ class Scheduler:
         if not (self.prefix_cache and seq.request.cacheable):
             return [[] for _ in self.pool.groups]
         size = self.pool.size
-        return self.pool.match(
-            seq.name_blocks(size)[: (len(seq.tokens) - 1) // size]
-        )  # the last token must run
+        # The last token must run.
+        return self.pool.match(seq.name_blocks(size)[: (len(seq.tokens) - 1) // size])
 
     def _count_admission(self, seq: Sequence) -> None:
         if seq.evictions:
@@ -359,12 +379,12 @@ class Scheduler:
                 ids[first:last] = [VOID] * (last - first)
                 seq.passed[group] = last
 
-    def _gives_way(self) -> Sequence | None:
-        """A running sequence of a worse class than the first in line, if its leaving could help."""
-        if not self.running or self.waiting[0].owed:
+    def _gives_way(self, at: int) -> Sequence | None:
+        """A running sequence of a worse class than this one in line, if its leaving could help."""
+        if not self.running or self.waiting[at].owed:
             return None
         victim = self.running[-1]
-        return victim if self.key(self.waiting[0])[0] < self.key(victim)[0] else None
+        return victim if self.key(self.waiting[at])[0] < self.key(victim)[0] else None
 
     def _evict(self, seq: Sequence) -> None:
         self.running.remove(seq)

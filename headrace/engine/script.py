@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headrace.engine.batch import Batch
-from headrace.engine.lanes import Lanes
+from headrace.engine.lanes import Lanes, narrow
 from headrace.engine.reach import alone, bunches, stretch
 from headrace.kernels.activation import silu_mul
 from headrace.kernels.hadamard import factors
@@ -24,7 +24,7 @@ from headrace.nn.mlp import ACTIVATIONS
 from headrace.nn.norm import RMSNorm
 from headrace.nn.prepacked import Prepacked
 
-BLOCK = 64
+BLOCK = 128
 """Queries of a row whose scores are made at once: few enough not to make many that are hidden."""
 
 SOURCE = """
@@ -63,14 +63,19 @@ def keys_of(cache: Tensor, slots: Tensor, first: int, last: int) -> Tensor:
     return cache.index_select(0, slots)
 
 
+def quick(x: Tensor, like: Tensor) -> Tensor:
+    # In the dtype of `like`, and then in one piece, if that is another one.
+    return x.to(like.dtype, memory_format=torch.contiguous_format)
+
+
 def decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_heads: int, slots: Tensor, first: int, last: int,
-    cells: Tensor, bias: Tensor,
+    cells: Tensor, bias: Tensor, hidden: Tensor,
 ) -> Tensor:
-    # q [R, H, D] of rows with one query: [R, H D].
-    rows, size = q.size(0), q.size(2)
-    if rows > 1:
-        q = q.view(rows, kv_heads, -1, size).transpose(0, 1)
+    # q [R N, H, D] of rows with N queries each, see Bunch: [R N, H D].
+    tokens, size = q.size(0), q.size(2)
+    if tokens > 1:
+        q = q.view(tokens, kv_heads, -1, size).transpose(0, 1)
     q = q.reshape(kv_heads, -1, size)
     if cells.numel() == 0:
         k = keys_of(k_cache, slots, first, last)
@@ -78,18 +83,24 @@ def decode(
         weights = torch.bmm(q, k.permute(1, 2, 0)).softmax(-1)
         out = torch.bmm(weights, v.transpose(0, 1))
     else:
-        own, group = bias.size(2), q.size(1) // rows
+        rows, most, own = bias.size(0), bias.size(1), bias.size(3)
         k = k_cache.view(-1, size).index_select(0, cells).view(-1, own, size)
         v = v_cache.view(-1, size).index_select(0, cells).view(-1, own, size)
-        near = torch.baddbmm(bias, q.view(-1, group, size), k.transpose(1, 2)).view(kv_heads, -1, own)
-        far = keys_of(k_cache, slots, first, last)
-        shared = far.size(0)
-        weights = torch.cat((torch.bmm(q, far.permute(1, 2, 0)), near), -1).softmax(-1)
-        out = torch.bmm(weights[:, :, :shared], keys_of(v_cache, slots, first, last).transpose(0, 1))
-        out = torch.baddbmm(out.view(-1, group, size), weights[:, :, shared:].reshape(-1, group, own), v)
-    if rows > 1:
-        out = out.view(kv_heads, rows, -1).transpose(0, 1)
-    return out.reshape(rows, -1)
+        far = keys_of(k_cache, slots, first, last).transpose(0, 1)
+        value = keys_of(v_cache, slots, first, last).transpose(0, 1)
+        if most > 9:  # as in `stretch`
+            q, k, v = quick(q, hidden), quick(k, hidden), quick(v, hidden)
+            far, value = quick(far, hidden), quick(value, hidden)
+        pairs, shared = kv_heads * rows, far.size(1)
+        near = torch.bmm(q.view(pairs, -1, size), k.transpose(1, 2))
+        near.view(kv_heads, rows, most, -1, own).add_(bias)
+        scores = torch.cat((torch.bmm(q, far.transpose(1, 2)), near.view(kv_heads, -1, own)), -1)
+        weights = scores.softmax(-1)
+        out = torch.bmm(weights[:, :, :shared], value)
+        out = torch.baddbmm(out.view(pairs, -1, size), weights[:, :, shared:].reshape(pairs, -1, own), v)
+    if tokens > 1:
+        out = out.view(kv_heads, tokens, -1).transpose(0, 1)
+    return out.reshape(tokens, -1)
 
 
 def stretch(
@@ -100,9 +111,11 @@ def stretch(
     tokens, size, block = q.size(0), q.size(2), hidden.size(0)
     q = q.view(tokens, kv_heads, -1, size).transpose(0, 1)
     group = q.size(2)
-    q = q.reshape(kv_heads, -1, size)
-    k = keys_of(k_cache, slots, first, last).permute(1, 2, 0)
-    v = keys_of(v_cache, slots, first, last).transpose(0, 1)
+    # Few queries are guesses (lanes.QUERIES at most): as exact as a token without, and no two steps have like shapes.
+    like = hidden if tokens > 9 else q
+    q = quick(q, like).reshape(kv_heads, -1, size)
+    k = quick(keys_of(k_cache, slots, first, last).transpose(0, 1), like).transpose(1, 2)
+    v = quick(keys_of(v_cache, slots, first, last).transpose(0, 1), like)
     made: List[Tensor] = []
     for start in range(0, tokens, block):
         count = min(block, tokens - start)
@@ -122,7 +135,8 @@ def among(
     # See Load: [R N, H D].
     size, rows, most, keys = q.size(2), bias.size(0), bias.size(2), bias.size(4)
     k_lanes.view(-1, size).index_copy_(0, target, k_cache.view(-1, size).index_select(0, source))
-    v_lanes.view(-1, size).index_copy_(0, target, v_cache.view(-1, size).index_select(0, source))
+    v = v_cache.view(-1, size).index_select(0, source).to(v_lanes.dtype)
+    v_lanes.view(-1, size).index_copy_(0, target, v)
     if queries.numel() > 0:
         q = q.index_select(0, queries)
     q = q.reshape(rows, most, kv_heads, -1)
@@ -131,7 +145,7 @@ def among(
     pairs = rows * kv_heads
     scores = torch.bmm(q.reshape(pairs, -1, size), k_lanes[:pairs, :keys].transpose(1, 2))
     scores.view(rows, kv_heads, most, -1, keys).add_(bias)
-    out = torch.bmm(scores.softmax(-1), v_lanes[:pairs, :keys])
+    out = torch.bmm(scores.softmax(-1).to(v_lanes.dtype), v_lanes[:pairs, :keys]).to(q.dtype)
     if most > 1:
         out = out.view(rows, kv_heads, most, -1).transpose(1, 2)
     return out.reshape(rows * most, -1)
@@ -143,27 +157,25 @@ def attend(
 ) -> Tensor:
     # loads: as in Load. tensors: per bunch queries, slots, cells, bias; per stretch slots. bunches: first, last.
     # stretches: start, stop, first, last.
-    if len(tensors) == 0 and len(loads) == 5 and loads[1].numel() == 0:
-        lanes = loads[0]
+    if len(tensors) == 0 and len(loads) == 6 and loads[2].numel() == 0:
         return among(
-            q, k, v, kv_heads, lanes[2 * layer], lanes[2 * layer + 1], loads[1], loads[2], loads[3], loads[4]
+            q, k, v, kv_heads, loads[0][layer], loads[1][layer], loads[2], loads[3], loads[4], loads[5]
         )
     if len(bunches) == 2 and len(stretches) == 0 and q.size(0) == 1:
-        return decode(q, k, v, kv_heads, tensors[1], bunches[0], bunches[1], tensors[2], tensors[3])
+        return decode(q, k, v, kv_heads, tensors[1], bunches[0], bunches[1], tensors[2], tensors[3], hidden)
     out = q.new_zeros(q.size(0), q.size(1) * q.size(2))
-    for i in range(0, len(loads), 5):
-        lanes, queries = loads[i], loads[i + 1]
+    for i in range(0, len(loads), 6):
+        queries = loads[i + 2]
         made = among(
-            q, k, v, kv_heads, lanes[2 * layer], lanes[2 * layer + 1], queries, loads[i + 2], loads[i + 3],
-            loads[i + 4],
+            q, k, v, kv_heads, loads[i][layer], loads[i + 1][layer], queries, loads[i + 3], loads[i + 4],
+            loads[i + 5],
         )
         out.index_copy_(0, queries, made)
     for i in range(len(bunches) // 2):
         queries, slots, cells, bias = tensors[4 * i], tensors[4 * i + 1], tensors[4 * i + 2], tensors[4 * i + 3]
         first, last = bunches[2 * i], bunches[2 * i + 1]
-        out.index_copy_(
-            0, queries, decode(q.index_select(0, queries), k, v, kv_heads, slots, first, last, cells, bias)
-        )
+        made = decode(q.index_select(0, queries), k, v, kv_heads, slots, first, last, cells, bias, hidden)
+        out.index_copy_(0, queries, made.to(out.dtype))
     at = 2 * len(bunches)
     for i in range(len(stretches) // 4):
         start, stop, first, last = (
@@ -250,7 +262,7 @@ class Script:
             torch.full((1, 1), 1 / packed[0].weight.levels, device="cpu"),
             torch.full((1, 1), float(packed[0].weight.middle), device="cpu"),
             any(layer.bias is not None for layer in layers),
-            torch.full((BLOCK, BLOCK), float("-inf"), device="cpu").triu(1).unsqueeze(1),
+            torch.full((BLOCK, BLOCK), float("-inf"), device="cpu").triu(1).unsqueeze(1).to(narrow()),
         )
         self._lanes = Lanes(batch.cache)
         self._step = torch.jit.CompilationUnit(SOURCE).step

@@ -81,12 +81,14 @@ def test_wrong_guesses_are_written_over():
 def test_a_slot_given_away_starts_anew_and_nothing_stays_of_who_had_the_lane():
     rows, lanes = Rows(), Lanes(cache(256))
     (load,), _ = of(rows.step(s1=(5, 1), s2=(60, 1)), lanes)
-    load.lanes.fill_(torch.nan)
+    load.keys.fill_(torch.nan)
+    load.values.fill_(torch.nan)
     rows.stays[2] += 1
     (load,), _ = of(rows.step(s1=(6, 1), s2=(3, 1)), lanes)
     assert len(copied(load)) == 1 + 3
-    assert load.lanes[:, :KV_HEADS].isnan().all(), "who stayed keeps its lane"
-    assert not load.lanes[:, KV_HEADS : 2 * KV_HEADS, :60].isnan().any()
+    for lanes_of in (load.keys, load.values):
+        assert lanes_of[:, :KV_HEADS].isnan().all(), "who stayed keeps its lane"
+        assert not lanes_of[:, KV_HEADS : 2 * KV_HEADS, :60].isnan().any()
 
 
 def test_lanes_are_taken_from_the_front():
@@ -104,7 +106,7 @@ def test_rows_move_on_and_shelves_go(monkeypatch: pytest.MonkeyPatch):
     of(rows.step(s1=(LENGTHS[0], 1), s2=(LENGTHS[0], 1)), lanes)
     for more in range(1, 4):
         (load,), _ = of(rows.step(s1=(LENGTHS[0] + more, 1), s2=(LENGTHS[0] + more, 1)), lanes)
-        assert load.lanes.shape[2] == LENGTHS[1]
+        assert load.keys.shape[2] == LENGTHS[1]
     assert list(lanes._shelves) == [LENGTHS[1]]
 
 
@@ -128,11 +130,13 @@ def test_who_has_no_lane():
 
 @pytest.mark.skipif(int8.missing() is not None, reason="no 8-bit products on this processor")
 @pytest.mark.parametrize("guesses", [0, 3])
+@pytest.mark.parametrize("least", [0.999999, 0.9995], ids=["float32", "bfloat16"])
 def test_rows_side_by_side_get_what_the_layers_say(
-    tmp_path: Path, guesses: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, guesses: int, least: float, monkeypatch: pytest.MonkeyPatch
 ):
     """Rows come and go, pass the length of a shelf, take over slots; with guesses, of different numbers."""
     monkeypatch.setattr(Drafter, "draft", lambda self, tokens, most, rows: tokens[:most])
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: least < 0.9999)
     begun = started(tmp_path, llama.TINY, **{"schedule.speculate": guesses})
     script = begun.engine.executor.runner.script
     assert script is not None
@@ -149,8 +153,9 @@ def test_rows_side_by_side_get_what_the_layers_say(
     for n, (length, more) in enumerate([(58, 24), (60, 24), (7, 30), (13, 6)]):
         prompt = [3 + (n * 11 + i * 7) % 250 for i in range(length)]
         begun.engine.add(ask(n, prompt, SamplingParams(max_tokens=more)))
-    compare(begun, 9)
+    compare(begun, 9, least)
     begun.engine.add(ask("late", [5, 6, 7, 5, 6, 7, 5, 6], SamplingParams(max_tokens=12)))
-    compare(begun, 9 if not guesses else 3)
-    assert {load.lanes.shape[2] for load in seen} == set(LENGTHS[:2])
+    compare(begun, 9 if not guesses else 3, least)
+    assert {load.keys.shape[2] for load in seen} == set(LENGTHS[:2])
     assert guesses in {load.bias.shape[2] - 1 for load in seen}
+    assert {load.values.dtype for load in seen} == {torch.bfloat16 if least < 0.9999 else torch.float32}

@@ -127,6 +127,32 @@ def test_a_shared_prefix_is_computed_once():
     assert first["a"]
 
 
+def test_who_begins_alike_waits_for_what_another_one_computes():
+    scheduler = Scheduler(BlockPool(64, SIZE), 16, 4)
+    prompt = tuple(range(21))
+    for id, salt in (("a", ""), ("b", ""), ("c", "x"), ("d", "")):
+        scheduler.add(ask(id, prompt, 2, salt=salt))
+    planned = []
+    while scheduler.live:
+        step = scheduler.plan()
+        planned.append([(row.seq.request.id, row.start, row.stop) for row in step if row.start < 21])
+        scheduler.commit(step, Outcome([0] * sum(row.samples for row in step)))
+    assert planned[:2] == [[("a", 0, 16)], [("a", 16, 21), ("c", 0, 11)]]
+    assert planned[2] == [("c", 11, 21), ("b", 20, 21), ("d", 20, 21)]
+
+
+def test_who_begins_alike_waits_for_a_step_in_flight():
+    scheduler = Scheduler(BlockPool(64, SIZE), 64, 4)
+    prompt = tuple(range(21))
+    for id in "ab":
+        scheduler.add(ask(id, prompt, 8))
+    first, second = scheduler.plan(), scheduler.plan()  # the second before the first has come back
+    assert [[row.seq.request.id for row in step] for step in (first, second)] == [["a"], ["a"]]
+    scheduler.commit(first, Outcome([0]))
+    third = scheduler.plan()
+    assert [(row.seq.request.id, row.start) for row in third if row.start < 21] == [("b", 20)]
+
+
 def test_salts_keep_prefixes_apart():
     scheduler = Scheduler(BlockPool(32, SIZE), 64, 4)
     prompt = tuple(range(17))
@@ -193,7 +219,7 @@ def test_a_step_planned_before_an_eviction_confirms_nothing_after_it():
 def test_arrival_order_is_kept_when_memory_is_short():
     scheduler = Scheduler(BlockPool(4, SIZE), 64, 8)
     for i in range(4):
-        scheduler.add(ask(i, (1,) * 7, 5))
+        scheduler.add(ask(i, (i,) * 7, 5))
     assert [row.seq.request.id for row in scheduler.plan()] == ["0", "1"]
 
 

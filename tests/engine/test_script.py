@@ -29,14 +29,21 @@ def started(at: Path, config: dict[str, Any], **more: Any) -> Started:
     more = {
         "quantization": "int8",
         "block_size": 16,
-        "max_num_batched_tokens": 80,
+        "max_num_batched_tokens": BLOCK + 16,
         "schedule.speculate": 0,
         **more,
     }
     return start(tiny.config(folder, **more))
 
 
-def compare(started: Started, steps: int) -> list[int]:
+@pytest.fixture(params=[0.999999, 0.9995], ids=["float32", "bfloat16"], autouse=True)
+def least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """How far steps agree with the layers by what they multiply many queries in."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: request.param < 0.9999)
+    return request.param
+
+
+def compare(started: Started, steps: int, least: float) -> list[int]:
     """Run steps by the script, each by the layers as well; how many rows each had."""
     runner, scheduler = started.engine.executor.runner, started.engine.scheduler
     assert runner.script is not None, unfit(runner.model, runner.batch)
@@ -48,37 +55,42 @@ def compare(started: Started, steps: int) -> list[int]:
             runner.batch.fill(step)
             found, expected = runner.script(), runner.model(runner.batch)
         alike = torch.nn.functional.cosine_similarity(found, expected)
-        assert alike.min() > 0.999, alike  # a number between two steps of 8 bits may go to the other one
-        assert alike.median() > 0.999999
+        assert alike.min() > 0.997, alike  # a number between two steps of 8 bits may go to the other one
+        assert alike.median() > least
         scheduler.commit(step, runner.draw(runner._whole(step))())
         rows.append(len(step))
     return rows
 
 
 @pytest.mark.parametrize("config", [llama.TINY, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
-def test_steps_of_every_kind(tmp_path: Path, config: dict[str, Any]):
+def test_steps_of_every_kind(tmp_path: Path, config: dict[str, Any], least: float):
     """A long prompt in pieces, rows that decode beside it, rows alone."""
     begun = started(tmp_path, config)
     begun.engine.add(ask("a", LONG, SamplingParams(max_tokens=9)))
-    assert compare(begun, 1) == [1]
+    assert compare(begun, 1, least) == [1]
     begun.engine.add(ask("b", [5, 6, 7], SamplingParams(max_tokens=3)))
-    assert compare(begun, 9) == [2, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert compare(begun, 9, least) == [2, 2, 2, 1, 1, 1, 1, 1, 1]
 
 
-def test_rows_that_begin_alike(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("more", "queries", "left"), [([], 4, 1), ([7, 1, 9, 9, 2], 3 * 6, 2), ([*range(40, 51)], 3 * 12, 2)]
+)
+def test_rows_that_begin_alike(tmp_path: Path, least: float, more: list[int], queries: int, left: int):
     begun = started(tmp_path, llama.TINY)
-    for n in range(3):
-        begun.engine.add(ask(n, [*LONG[:64], 9 + n, 4], SamplingParams(max_tokens=6)))
-        compare(begun, 1)  # so that the next one finds the first one's blocks
+    begun.engine.add(ask("first", [*LONG[:64], 4], SamplingParams(max_tokens=6)))
+    compare(begun, 1, least)  # so that the others find its blocks
     begun.engine.add(ask("other", [8, 8, 8, 8], SamplingParams(max_tokens=6)))
-    compare(begun, 2)
+    for n in range(3):
+        own = [9 + n, *more[: len(more) - n // 2]]
+        begun.engine.add(ask(n, [*LONG[:64], *own], SamplingParams(max_tokens=6)))
+    assert compare(begun, 1, least) == [5]
     batch = begun.engine.executor.runner.batch
-    found, others = bunches(
-        batch.starts_np, batch.context_np, batch.tables[0].numpy(), 16, 2, batch.cache.k[0].shape[3]
-    )
-    assert [len(bunch.queries) for bunch in found] == [3]
-    assert len(others) == 1
+    where = batch.starts_np, batch.context_np, batch.tables[0].numpy()
+    found, others = bunches(*where, 16, 2, batch.cache.k[0].shape[3])
+    assert [len(bunch.queries) for bunch in found] == [queries]
+    assert len(others) == left
     assert found[0].common.last - found[0].common.first == 64 >= SHARED
+    assert compare(begun, 2, least) == [5, 5]
 
 
 def test_steps_have_the_threads_that_are_found_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
