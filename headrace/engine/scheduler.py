@@ -2,7 +2,6 @@
 
 from bisect import insort
 from collections.abc import Callable, Iterable, Set
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from headrace.base.errors import Refused, TooLong
@@ -11,6 +10,7 @@ from headrace.engine.draft import Drafter, may_draft
 from headrace.engine.policy import Key, arrival
 from headrace.engine.request import Event, Logprobs, PromptLogprobs, Request
 from headrace.engine.sequence import Sequence
+from headrace.engine.tally import Counts
 
 OVERTAKEN = 64
 """Requests in line that others may overtake in a step, at the most: each is looked at."""
@@ -55,19 +55,6 @@ class Outcome(NamedTuple):
     tokens: list[int]
     logprobs: list[Logprobs | None] | None = None
     prompt_logprobs: dict[int, PromptLogprobs] | None = None
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened since the start, for metrics."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    evictions: int = 0
-    recomputed_tokens: int = 0
-    drafts: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
 
 
 class Scheduler:

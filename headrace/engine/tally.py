@@ -1,10 +1,24 @@
-"""How large the engine's steps were, counted as it goes: for metrics."""
+"""What the engine counts as it goes: for metrics."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 EDGES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Tokens up to which a step is counted with others of its size."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened since the start, for metrics."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    evictions: int = 0
+    recomputed_tokens: int = 0
+    drafts: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Tally:

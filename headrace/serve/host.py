@@ -19,9 +19,8 @@ from headrace.checkpoint.gguf import Gguf
 from headrace.checkpoint.hub import find
 from headrace.engine.engine import Engine
 from headrace.engine.request import Event, Request, SamplingParams
-from headrace.engine.scheduler import Counts
 from headrace.engine.start import Started, start
-from headrace.engine.tally import Tally
+from headrace.engine.tally import Counts, Tally
 from headrace.serve.entry import run
 from headrace.serve.loop import Host
 from headrace.serve.wire import Facts, Stats

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headrace.kernels.choices import Gemv8
-from headrace.kernels.gpu.product import wait
+from headrace.kernels.gpu.product import ask_for_lines, wait
 from headrace.kernels.gpu.rounding import scale_of, to_8bit
 from headrace.kernels.launch import power_of_two
 
@@ -128,10 +128,7 @@ def ask_for(weight_ptr, rows, live, width, LINES: tl.constexpr, STEP: tl.constex
     line = tl.arange(0, LINES)[None, :] * STEP
     first = tl.where(live, rows, 0).to(tl.int64)[:, None] * width
     where = first + tl.where(live[:, None] & (line < width), line, 0)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; // $0", "=r,l", [(weight_ptr + where).to(tl.int64)], dtype=tl.int32,
-        is_pure=False, pack=1,
-    )  # fmt: skip
+    ask_for_lines(weight_ptr + where)
 
 
 @triton.jit

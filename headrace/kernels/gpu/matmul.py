@@ -17,7 +17,16 @@ from headrace.kernels import configs
 from headrace.kernels.choices import Gemv, Skinny
 from headrace.kernels.gpu.activation import gated
 from headrace.kernels.gpu.norm import normalize
-from headrace.kernels.gpu.product import MOST_TILES, PLAIN, Fusion, fits, multiply, split_counters, wait
+from headrace.kernels.gpu.product import (
+    MOST_TILES,
+    PLAIN,
+    Fusion,
+    ask_for_lines,
+    fits,
+    multiply,
+    split_counters,
+    wait,
+)
 from headrace.kernels.launch import TENSOR_CORE_TYPES, rows_of
 
 LANES = tl.constexpr(8)
@@ -70,10 +79,7 @@ def prefetch_rows(weight_ptr, rows, live, first_k, K, LINES: tl.constexpr):
     """Ask for LINES * 64 inputs of each weight row from first_k on to be brought to L2."""
     if LINES > 0:
         line = tl.minimum(first_k + tl.arange(0, LINES) * 64, K - 1)
-        where = (weight_ptr + tl.where(live, rows, 0)[:, None] + line[None, :]).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; // $0", "=r,l", [where], dtype=tl.int32, is_pure=False, pack=1
-        )
+        ask_for_lines(weight_ptr + tl.where(live, rows, 0)[:, None] + line[None, :])
 
 
 @triton.jit

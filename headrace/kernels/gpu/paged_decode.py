@@ -23,6 +23,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from headrace.kernels import configs
 from headrace.kernels.choices import PagedDecode
+from headrace.kernels.gpu.product import ask_for_lines
 from headrace.kernels.gpu.widen import widen
 from headrace.kernels.launch import power_of_two
 from headrace.kernels.paged import Pages, Scores
@@ -226,14 +227,6 @@ def clear_empty(
         if (tl.load(context_ptr + row) == 0) & (tl.load(starts_ptr + row + 1) - token == 1):
             clear_token(out_ptr, token, out_stride, heads, D, D_PAD)
         row += tl.num_programs(0)
-
-
-@triton.jit
-def ask_for_lines(where):
-    """Have the lines of 128 bytes at these addresses brought to L2."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; // $0", "=r,l", [where.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
 
 
 @triton.jit

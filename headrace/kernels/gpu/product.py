@@ -30,6 +30,14 @@ def wait(PDL: tl.constexpr):
         gdc_wait()
 
 
+@triton.jit
+def ask_for_lines(where):
+    """Have the lines of 128 bytes at these addresses brought to L2."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; // $0", "=r,l", [where.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Fusion:
     """What surrounds a product: tensors are None where a part is absent."""

@@ -19,7 +19,7 @@ from headrace.kernels import configs
 from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul
 from headrace.kernels.gpu.norm import normalize
-from headrace.kernels.gpu.product import MOST_TILES, Fusion, split_counters, wait
+from headrace.kernels.gpu.product import MOST_TILES, Fusion, ask_for_lines, split_counters, wait
 from headrace.kernels.gpu.w4a16_one import magic, nibbles, one
 from headrace.kernels.launch import rows_of
 from headrace.kernels.w4a16 import Int4Weight
@@ -88,10 +88,7 @@ def prefetch_tiles(weight_ptr, first, TILES, AHEAD: tl.constexpr):
     """Ask for AHEAD tiles of 512 bytes from tile `first` on, but no more than TILES, to be brought to L2."""
     if AHEAD > 0:
         line = tl.minimum(tl.arange(0, AHEAD * 4) * 64, TILES * 256 - 64)
-        where = (weight_ptr + first * 256 + line).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; // $0", "=r,l", [where], dtype=tl.int32, is_pure=False, pack=1
-        )
+        ask_for_lines(weight_ptr + first * 256 + line)
 
 
 # -- a few tokens -----------------------------------------------------------------------------------------------
@@ -409,10 +406,7 @@ def tile_kernel(
     at = block.to(tl.int64) * KB
     if PREFETCH > 0:
         line = tl.minimum(part * steps * CHUNK * 256 + tl.arange(0, PREFETCH * 4) * 64, KB * 256 - 64)
-        where = (weight_ptr + at[:, None] * 256 + line[None, :]).to(tl.int64)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; // $0", "=r,l", [where], dtype=tl.int32, is_pure=False, pack=1
-        )
+        ask_for_lines(weight_ptr + at[:, None] * 256 + line[None, :])
     wait(PDL)
     m = pid_m * TOKENS + tl.arange(0, TOKENS)
     c = tl.arange(0, WIDTH)

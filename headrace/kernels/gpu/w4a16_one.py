@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headrace.kernels.choices import Int4One
 from headrace.kernels.gpu import matmul
-from headrace.kernels.gpu.product import Fusion, split_counters, wait
+from headrace.kernels.gpu.product import Fusion, ask_for_lines, split_counters, wait
 from headrace.kernels.w4a16 import Int4Weight
 
 
@@ -208,10 +208,7 @@ def ask_for_tiles(weight_ptr, block, live, first, last, KB, TILES: tl.constexpr)
     """Have a block's tiles from `first` to `last` brought to L2."""
     line = tl.arange(0, TILES * 4)
     line = tl.where(line < (last - first) * 4, line, 0) * 32
-    where = weight_ptr + (tl.where(live, block, 0).to(tl.int64) * KB + first) * 128 + line
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; // $0", "=r,l", [where.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
+    ask_for_lines(weight_ptr + (tl.where(live, block, 0).to(tl.int64) * KB + first) * 128 + line)
 
 
 @triton.jit
