@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     # One core for each worker, before anything asks how many there are: threads of several workers that wait for
@@ -15,6 +16,11 @@ import headrace  # noqa: F401 - before torch: it sets how long torch's threads s
 
 # isort: split
 import torch
+
+# The gate tries the same examples on every run, so that red means a change. New ones: `--hypothesis-profile search`.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile("steady")
 
 if not torch.cuda.is_available():
     # Kernels run in Triton's interpreter. Read when triton is imported, which any test's imports may do.

@@ -164,7 +164,7 @@ def test_cut_at_every_byte_it_is_refused(file: Path):
         assert attempt(file, data[:size]) == (size >= last), size
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), min_size=1, max_size=4))
 def test_flipped_bytes_do_no_harm(
     tmp_path_factory: pytest.TempPathFactory, file: Path, flips: list[tuple[int, int]]
@@ -177,7 +177,7 @@ def test_flipped_bytes_do_no_harm(
     file.write_bytes(original)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rest=st.binary(max_size=300))
 def test_noise_behind_an_honest_opening_does_no_harm(tmp_path: Path, rest: bytes):
     attempt(tmp_path / "x.gguf", start(1, 1) + rest)

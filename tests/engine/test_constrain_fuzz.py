@@ -159,7 +159,7 @@ WORK = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     work=WORK,
     blocks=st.integers(8, 24),
@@ -194,7 +194,7 @@ def test_no_schedule_changes_what_is_said(
             assert (said, end) == alone[id]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     work=WORK,
     tokens=st.integers(2, 16),

@@ -129,13 +129,13 @@ def together(work, data):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(requests(st.just(0.0)), st.integers(1, 8)), min_size=1, max_size=4), st.data())
 def test_greedy_rows_equal_the_reference_however_they_are_batched(work, data):
     assert together(work, data) == [greedily(request, steps) for request, steps in work]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(requests(st.sampled_from([0.5, 1.5])), st.integers(1, 8)), min_size=1, max_size=4),
     st.data(),

@@ -26,7 +26,7 @@ works = st.lists(
 )
 
 
-@settings(max_examples=1200, deadline=None)
+@settings(max_examples=1200)
 @given(
     work=works,
     groups=groups,

@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from headrace.engine.request import Event, Logprobs, Request, SamplingParams
 from headrace.engine.stream import Stream, Update
@@ -33,7 +33,6 @@ def ends(updates: list[Update]) -> list[Update]:
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30), st.booleans())
-@settings(deadline=None)
 def test_pieces_together_are_the_whole_text(text: str, skip: bool):
     one = stream(skip_special_tokens=skip)
     ids = WORDS.encode(text)
@@ -136,7 +135,6 @@ PIECES = st.lists(st.sampled_from(["a", "b", "é", "ab", "ba"]), max_size=12).ma
 @given(
     PIECES, st.lists(st.sampled_from(["ab", "bab", "é", "aab", "bb"]), min_size=1, max_size=3), st.booleans()
 )
-@settings(deadline=None)
 def test_what_is_shown_does_not_depend_on_how_it_came(text: str, stops: list[str], include: bool):
     """The text ends at the stop string that is complete first, and is all there otherwise."""
     one = stream(stop=stops, include_stop_str_in_output=include)

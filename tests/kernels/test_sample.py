@@ -156,7 +156,7 @@ def test_noise_is_gumbel_and_finite_at_the_ends(monkeypatch):
     assert high - low < 32  # what the kernels' FAR relies on
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_row_draws_the_same_whatever_shares_its_batch(data):
     rows = data.draw(st.integers(2, 9))

@@ -19,7 +19,7 @@ def every(groups: list[list[Option]]) -> list[Pick]:
     return [Pick.of(groups, chosen) for chosen in product(*(range(len(group)) for group in groups))]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(GROUPS, st.integers(0, 320).map(lambda n: n / 8))
 def test_best_is_the_best_of_all(groups: list[list[Option]], limit: float) -> None:
     losses = [pick.loss for pick in every(groups) if pick.cost <= limit]
@@ -30,7 +30,7 @@ def test_best_is_the_best_of_all(groups: list[list[Option]], limit: float) -> No
         assert found.loss == min(losses)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(GROUPS)
 def test_frontier_falls_and_no_pick_is_below_it(groups: list[list[Option]]) -> None:
     points, picks = sweep(groups), every(groups)

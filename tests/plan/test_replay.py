@@ -34,7 +34,7 @@ def test_one_request_by_hand():
 requests = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 60)), min_size=1, max_size=20)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(requests, st.integers(1, 8), st.integers(16, 200), st.integers(400, 3000))
 def test_every_token_is_computed_once(asked: list[tuple[int, int]], rows: int, tokens: int, kv: int):
     run = cut(LLAMA, asked, Limits(rows, tokens, kv))

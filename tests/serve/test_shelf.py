@@ -43,7 +43,7 @@ def test_what_is_too_large_takes_no_room():
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(-300, 900)), max_size=40))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_sum_is_right_and_bounded(work: list[tuple[str, int]]):
     shelf = Shelf(2500)
     for name, size in work:

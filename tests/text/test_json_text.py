@@ -40,7 +40,6 @@ values = st.recursive(
     st.lists(st.integers(0, 200)),
     st.sampled_from([" x", "}", ""]),
 )
-@settings(deadline=None)
 def test_any_json_passes_unchanged(
     value: object, ascii: bool, indent: int | None, cuts: list[int], rest: str
 ):
@@ -49,7 +48,7 @@ def test_any_json_passes_unchanged(
 
 
 @given(st.text('{}[]",:\\u12aetrufalsn -.\n', max_size=30), st.lists(st.integers(0, 30)))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_the_same_however_it_is_cut_and_json_if_it_is_taken(text: str, cuts: list[int]):
     def outcome(cuts: list[int]) -> object:
         try:

@@ -105,7 +105,7 @@ cuts = st.lists(st.integers(0, 400), max_size=40)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(calls=calls, cuts=cuts, thought=st.none() | st.just("so\n\nit is"))
 def test_any_arguments_come_out_as_they_went_in(name, calls, cuts, thought):
     text = written(name, calls)
@@ -132,7 +132,7 @@ scraps = st.lists(st.sampled_from(SCRAPS), max_size=25).map("".join)
 
 
 @pytest.mark.parametrize("name", [None, *FORMATS])
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=scraps, cuts=cuts, begun=st.booleans(), many=st.booleans())
 def test_the_same_parts_however_it_is_cut(name, text, cuts, begun, many):
     given = {"thinking": THINK, "begun": begun, "many": many}
@@ -146,7 +146,7 @@ def test_the_same_parts_however_it_is_cut(name, text, cuts, begun, many):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=st.text(alphabet="ab<>[]{}()\"',:=_ \ntoolcpy", max_size=40))
 def test_what_is_no_call_is_content_to_the_letter(name, text):
     assert (speech(name).whole(text).content or "") == text

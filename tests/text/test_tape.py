@@ -29,7 +29,7 @@ def until(text: str, cuts: list[int]) -> tuple[str, str, str, int]:
 
 
 @given(st.text("<>endothr \n", max_size=30), st.lists(st.integers(0, 30), max_size=10))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_the_first_mark_is_found_however_the_text_is_cut(text: str, cuts: list[int]):
     found = re.search("|".join(map(re.escape, MARKS)), text)
     at, mark = (found.start(), found[0]) if found else (len(text), "")

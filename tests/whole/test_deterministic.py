@@ -66,7 +66,7 @@ def alone(folder: Path, number: int) -> dict[Any, list[Any]]:
     return told(engine, [number])
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     numbers=st.lists(st.integers(0, 15), min_size=1, max_size=8, unique=True),
     step=st.sampled_from([3, 8, 17, 64]),

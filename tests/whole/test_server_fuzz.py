@@ -78,7 +78,7 @@ def test_no_body_breaks_the_server(api: schemathesis.BaseSchema, server: Running
     operation = api[path][method]
     examples = 40 if method == "POST" else 5
 
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
     def run(case: schemathesis.Case, data: st.DataObject) -> None:
         if isinstance(case.body, dict):
             # With forty odd fields at once hardly any body would get past the first check.

@@ -18,7 +18,7 @@ def test_the_size_of_inputs_decides():
     assert found.tolist() == [[0, 0, 2, 1, 0, 0, 1, 1]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), rows=st.integers(1, 9), fours=st.integers(1, 9), tie=st.booleans())
 def test_two_of_four_are_kept_and_no_others_have_a_better_score(seed: int, rows: int, fours: int, tie: bool):
     generator = torch.Generator().manual_seed(seed)

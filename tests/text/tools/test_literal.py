@@ -5,7 +5,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from headrace.text.tools._literal import LONGEST, from_python, from_text, types
 
@@ -17,7 +17,6 @@ values = st.recursive(
 
 
 @given(values)
-@settings(deadline=None)
 def test_python_and_json_are_both_understood(value: Any):
     assert json.loads(from_python(repr(value))) == value
     assert json.loads(from_python(json.dumps(value))) == value
