@@ -11,7 +11,7 @@ from headrace.text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class Logprob:
-    """log-probability of a token, its rank among all (1 is the likeliest), and its text."""
+    """Log-probability of a token, its rank among all (1 is the likeliest), and its text."""
 
     logprob: float
     rank: int | None = None
@@ -36,7 +36,7 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times in seconds on the monotonic clock; tokens counted per request."""
+    """Times in seconds on the monotonic clock."""
 
     arrival_time: float
     first_token_time: float | None = None

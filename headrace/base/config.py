@@ -64,7 +64,9 @@ class Model(Knobs):
         None, "chat template in Jinja, or the path of a file with one; default: the model's own"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
-        "auto", "what weights and activations are computed in; auto: float32 on a CPU"
+        "auto",
+        "what weights and activations are computed in; auto: float32 on a CPU, on a GPU float16 where the checkpoint"
+        " says so, else bfloat16",
     )
     quantization: str = knob(
         "auto",
@@ -130,7 +132,7 @@ class Schedule(Knobs):
         low=0,
         high=64,
     )
-    graphs: bool = knob(True, "record decoding steps as CUDA graphs; off shows errors where they arise")
+    graphs: bool = knob(True, "record steps as CUDA graphs; off shows errors where they arise")
     deterministic: bool = knob(
         False,
         "a request's logits are the same bits whatever shares its steps, however its prompt is cut or cached; slower",
@@ -139,7 +141,7 @@ class Schedule(Knobs):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Every knob there is. `engine.resolve` turns it into a plan in which nothing is left open."""
+    """Every knob of the engine. `engine.resolve` turns it into a plan in which nothing is left open."""
 
     model: Model = field(default_factory=Model)
     memory: Memory = field(default_factory=Memory)

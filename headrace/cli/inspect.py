@@ -67,6 +67,7 @@ def facts(plan: "Plan") -> dict[str, Any]:
             "prefix_cache": plan.prefix_cache,
             "overlap": plan.overlap,
             "speculate": plan.speculate,
+            "graphs": plan.graphs,
             "deterministic": plan.deterministic,
         },
         "seed": plan.seed,
@@ -120,6 +121,8 @@ def _settings(plan: "Plan") -> Table:
         ("plans ahead", "yes" if plan.overlap else "no"),
         ("guesses", f"up to {plan.speculate} tokens ahead" if plan.speculate else "none"),
     ]
+    if plan.device.type == "cuda":
+        rows.append(("CUDA graphs", "yes" if plan.graphs else "no"))
     if plan.deterministic:
         rows.append(("deterministic", "logits do not depend on what shares a step"))
     for window, count in groups(plan):

@@ -29,12 +29,12 @@ TINY: dict[str, Any] = {
 
 def build(config: dict[str, Any], max_len: int) -> Decoder:
     """See models.build."""
-    window = None
-    shape = Shape.of(config)
-    if config["model_type"] == "mistral":
-        window = None if config.get("sliding_window") is None else count(config, "sliding_window")
-    else:
+    window, biases = None, {}
+    if config["model_type"] == "llama":
         bias = flag(config, "attention_bias", False)
-        shape = Shape.of(config, qkv_bias=bias, out_bias=bias, mlp_bias=flag(config, "mlp_bias", False))
+        biases = {"qkv_bias": bias, "out_bias": bias, "mlp_bias": flag(config, "mlp_bias", False)}
+    elif config.get("sliding_window") is not None:
+        window = count(config, "sliding_window")
+    shape = Shape.of(config, **biases)
     rope = Rope.of(config, shape.head_dim, max_len)
     return Decoder(shape, [(window, rope)] * shape.layers, RENAME)

@@ -97,8 +97,9 @@ class Engine:
     on: Mapping[str, Efficiency]
 
 
-# Fitted by plan/calibrate.py to the rows of docs/plan.md, "How well it predicts", all of one H200. `attention` is
-# not fitted but measured by itself. What no run of an engine could tell is taken from the other one.
+# Fitted by plan/calibrate.py to rows like those of docs/plan.md, "How well it predicts", all of one H200; ours were
+# measured again since then. `attention` is not fitted but measured by itself. What no run of an engine could tell is
+# taken from the other one.
 _HEADRACE = Efficiency(
     *_table({"bf16": (0.89, 0.75), "fp8": (0.70, 0.70), "w4a16": (0.49, 0.50)}),
     kv=0.72, attention=0.42, moves=0.31, step_us=143, layer_us=12, row_us=0.49,

@@ -120,7 +120,7 @@ def weights_bytes(setup: Setup, max_len: int) -> int:
 
 
 def workspace(setup: Setup, tokens: int, rows: int) -> int:
-    """Bytes of a step's activations, its logits and their sampling at the most: see engine/resolve.py."""
+    """Bytes of a step's activations, its logits and their sampling at the most: see engine/room.py."""
     model, n = setup.anatomy, setup.gpus
     per_token = 4 * model.hidden + (4 * model.attended + 3 * model.inner) / n
     return int(tokens * per_token * setup.scheme.rest / 8 + rows * 4 * model.vocab * 4)

@@ -1,6 +1,7 @@
 """The docs are true: what they point to is there, and what is there they name."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_the_walk_has_eight_hops_in_order():
     assert len({file for _, file in hops}) == 8
 
 
+def test_the_reading_list_says_how_long_files_are():
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", WALK, re.MULTILINE)
+    lines = {file: len((ROOT / file).read_text().splitlines()) for file, _ in rows}
+    off = {file: lines[file] for file, said in rows if not 0.8 < int(said) / lines[file] < 1.25}
+    assert not off
+    (total,) = re.findall(r"^Seventeen files, about ([\d,]+) lines", WALK, re.MULTILINE)
+    assert len(rows) == 17
+    assert 0.9 < int(total.replace(",", "")) / sum(lines.values()) < 1.1
+
+
 @pytest.mark.parametrize("command", TWO_COMMANDS)
 def test_the_two_commands_are_in_the_readme_as_they_are(command: str):
     assert f"\n    {command}\n" in README
@@ -111,3 +122,13 @@ def test_the_readme_example_runs(default_model: Path, capsys: pytest.CaptureFixt
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
     assert len(capsys.readouterr().out.split()) > 20
+
+
+@pytest.mark.model
+def test_the_example_of_an_answer_of_a_given_form_runs(
+    default_model: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert default_model.exists()
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "structured.md").read_text(), re.DOTALL)
+    exec(compile(example, "structured.md", "exec"), {})
+    assert isinstance(json.loads(capsys.readouterr().out)["year"], int)

