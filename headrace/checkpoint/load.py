@@ -15,13 +15,13 @@ from headrace.checkpoint.quantized import open_source as open_source
 from headrace.checkpoint.source import GgufSource as GgufSource
 from headrace.checkpoint.source import SafetensorsSource as SafetensorsSource
 from headrace.checkpoint.source import Source as Source
+from headrace.checkpoint.source import check_shape
 from headrace.nn.turn import Pending
 
 Progress = Callable[[int, int], None]  # bytes filled so far, bytes in all
-# Tensors that old checkpoints carry and every implementation computes for itself.
-COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|masked_bias)$")
-# Of cached keys and values in 8 bits; wanted only where the cache has 8.
-SCALES = re.compile(r"\.[kv]_scale$")
+# What old checkpoints carry and every implementation computes for itself; and scales of cached keys and values, which
+# are wanted only where the cache has 8 bits.
+NOT_WEIGHTS = re.compile(r"\.(rotary_emb\.(inv_freq|cos_cached|sin_cached)|masked_bias|[kv]_scale)$")
 HEAD = "lm_head.weight"
 SHOWN = 5  # names in a message
 IN_FLIGHT = 1 << 28
@@ -67,18 +67,18 @@ def check(model: Fillable, source: Source) -> dict[str, Tensor]:
     Raises BadCheckpoint naming the tensors that are missing, left over or of another shape.
     """
     wanted = dict(model.sources())
-    there = {name for name in source.names() if not COMPUTED.search(name) and not SCALES.search(name)}
-    there -= {
+    packed = {
         f"{name}.weight" for names, layer in model.linears() if layer.packed is not None for name in names
     }
-    _compare(set(wanted), there - ({HEAD} - set(wanted)), source)
+    _compare(set(wanted), weights_of(source) - packed - ({HEAD} - set(wanted)), source)
     for name, target in wanted.items():
-        if source.shape(name) != tuple(target.shape):
-            found = list(source.shape(name))
-            raise BadCheckpoint(
-                f"{source.path}: {name} has shape {found}; the configuration asks for {list(target.shape)}"
-            )
+        check_shape(source, name, target.shape)
     return wanted
+
+
+def weights_of(source: Source) -> set[str]:
+    """Names of all that a model must have a place for."""
+    return {name for name in source.names() if not NOT_WEIGHTS.search(name)}
 
 
 def _hand_over(pending: list[Pending], source: Source) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.base.json_file import read_json
 from headrace.checkpoint.gguf import Gguf
-from headrace.checkpoint.source import SafetensorsSource, Source, same_shape
+from headrace.checkpoint.source import SafetensorsSource, Source, check_shape
 from headrace.checkpoint.source import open_source as source_of
 from headrace.nn.linear import Linear
 from headrace.quant.export import HEAD
@@ -83,7 +83,7 @@ class QuantizedSource:
         found = packed[0].unpack(packed[1])
         if into is None:
             return found
-        same_shape(self.path, name, tuple(found.shape), into)
+        check_shape(self, name, into.shape)
         return into.copy_(found)
 
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:
@@ -102,17 +102,8 @@ class RoundedSource:
     """Another source whose matrices are given packed by `scheme`, each when asked for; the output head as it is."""
 
     def __init__(self, source: Source, scheme: Scheme, dtype: torch.dtype, device: torch.device | str):
-        self.path = source.path
-        self._source, self._scheme, self._dtype, self._device = source, scheme, dtype, device
-
-    def names(self) -> set[str]:
-        return self._source.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._source.shape(name)
-
-    def read(self, name: str, into: Tensor | None = None) -> Tensor:
-        return self._source.read(name, into)
+        self.path, self.names, self.shape, self.read = source.path, source.names, source.shape, source.read
+        self._scheme, self._dtype, self._device = scheme, dtype, device
 
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:
         """See Source. Raises Refused for a weight that does not fit the scheme."""
@@ -210,11 +201,7 @@ def load_packed(
         if not there.issuperset(weights):
             continue  # load will say so
         for name, rows in zip(weights, layer.outputs, strict=True):
-            if source.shape(name) != (rows, layer.inputs):
-                found = list(source.shape(name))
-                raise BadCheckpoint(
-                    f"{source.path}: {name} has shape {found}; the configuration asks for {[rows, layer.inputs]}"
-                )
+            check_shape(source, name, (rows, layer.inputs))
         found = [source.packed(name) for name in weights]
         if all(packed is None for packed in found):
             continue

@@ -1,6 +1,6 @@
 """Where tensors come from: a folder of safetensors or a .gguf file, under Hugging Face's names either way."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -147,7 +147,7 @@ class SafetensorsSource:
         found = self.stored(name)
         if into is None:
             return found
-        same_shape(self.path, name, tuple(found.shape), into)
+        check_shape(self, name, into.shape)
         return self._ferry.carry(found, into)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -205,10 +205,8 @@ class GgufSource:
     def read(self, name: str, into: Tensor | None = None) -> Tensor:
         entry = self._entries[name]
         out = torch.empty(entry.shape, device="cpu") if into is None else into
-        same_shape(self.path, name, entry.shape, out)
-        raw = self.gguf.raw(entry.name)
-        if self.family.permuted and is_permuted(name):
-            raw = self._unpermuted(raw, entry)
+        check_shape(self, name, out.shape)
+        raw = self._ordered(name)
         if self.family.shifted_norms and name.endswith("norm.weight"):
             wide = torch.empty(entry.shape, device="cpu")
             dequantize_into(raw, entry.type, wide)
@@ -222,19 +220,18 @@ class GgufSource:
         scheme = ggml_blocks.SCHEMES.get(entry.type.lower())
         if scheme is None or len(entry.shape) != 2:
             return None
-        raw = self.gguf.raw(entry.name)
-        if self.family.permuted and is_permuted(name):
-            raw = self._unpermuted(raw, entry)
-        form = KINDS[entry.type]
-        return scheme, {"weight": raw.view(entry.shape[0], -1, form.bytes)}
+        return scheme, {"weight": self._ordered(name).view(entry.shape[0], -1, KINDS[entry.type].bytes)}
 
     def stored(self, name: str) -> tuple[Tensor, Entry]:
         """The bytes of a tensor as they lie in the file, and what they are."""
         entry = self._entries[name]
         return self.gguf.raw(entry.name), entry
 
-    def _unpermuted(self, raw: Tensor, entry: Entry) -> Tensor:
-        """Rows of each head back from (pair, half) to (half, pair) order; they move whole, still packed."""
+    def _ordered(self, name: str) -> Tensor:
+        """A tensor's bytes, rows of each head back from (pair, half) to (half, pair) order; they move still packed."""
+        raw, entry = self.stored(name)
+        if not (self.family.permuted and is_permuted(name)):
+            return raw
         arch = self.gguf.metadata["general.architecture"]
         heads = self.gguf.metadata.get(f"{arch}.attention.head_count")
         if ".attn_k." in entry.name:
@@ -252,8 +249,9 @@ def is_permuted(name: str) -> bool:
     return ".self_attn.q_proj." in name or ".self_attn.k_proj." in name
 
 
-def same_shape(path: Path, name: str, found: tuple[int, ...], into: Tensor) -> None:
-    """Raises BadCheckpoint where `into` has another shape than what was found."""
-    if found != tuple(into.shape):
-        want = list(into.shape)
-        raise BadCheckpoint(f"{path}: {name} has shape {list(found)}; the configuration asks for {want}")
+def check_shape(source: Source, name: str, wanted: Sequence[int]) -> None:
+    """Raises BadCheckpoint where a tensor has another shape than is wanted."""
+    if (found := list(source.shape(name))) != list(wanted):
+        raise BadCheckpoint(
+            f"{source.path}: {name} has shape {found}; the configuration asks for {list(wanted)}"
+        )

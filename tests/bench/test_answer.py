@@ -10,17 +10,7 @@ from headrace.base.errors import TooLong
 from headrace.bench.answer import _encode, answer
 from headrace.bench.tasks import Choice, Question, Task
 from headrace.engine.request import SamplingParams
-from tests.tiny import config, decoder, folder, logits
-
-
-@pytest.fixture(scope="module")
-def at(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder(tmp_path_factory.mktemp("model") / "m", max_position_embeddings=256)
-
-
-@pytest.fixture(scope="module")
-def llm(at: Path) -> LLM:
-    return LLM(config=config(at))
+from tests.tiny import decoder, logits
 
 
 def likelihood(at: Path, llm: LLM, context: str, choice: str) -> float:

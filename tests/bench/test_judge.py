@@ -18,9 +18,7 @@ TEXT = "The water of the headrace reaches the wheel, and the wheel turns. " * 5
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     at = tmp_path_factory.mktemp("models")
-    return folder(at / "base", max_position_embeddings=256), folder(
-        at / "out", seed=1, max_position_embeddings=256
-    )
+    return folder(at / "base"), folder(at / "out", seed=1)
 
 
 def test_all_of_it(made: tuple[Path, Path], tmp_path: Path):

@@ -120,7 +120,7 @@ def test_a_kernel_that_is_right_is_found_right(make):
     launch = make(2, CPU)
     assert len(launch.calls) == 2
     assert launch.check() <= 1.2e-2  # the interpreter cuts where a GPU rounds
-    for call in (*launch.calls, *launch.library):
+    for call in (launch.calls[-1], *launch.library[-1:]):
         call()
 
 

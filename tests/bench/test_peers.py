@@ -43,14 +43,6 @@ def llama(python: Path) -> Peer:
     return Peer("llama-cpp", python, {"model": "m.gguf", "temperature": 0.0, "threads": 1, "vocab": 50})
 
 
-def test_one_engine(vllm: Callable[..., Peer]):
-    with Contestant(vllm()) as contestant:
-        assert contestant.facts["version"] == "9.9"
-        assert contestant.facts["start_s"] >= 0
-        assert 0 <= contestant.run(WORK) < 10
-        assert contestant.run(WORK) >= 0
-
-
 def test_llama_cpp_gets_every_position_once(llama: Peer):
     long = Workload("long", [[i % 50 for i in range(n)] for n in (3000, 1, 7)], [1, 5, 3])
     with Contestant(llama) as contestant:
@@ -134,6 +126,7 @@ def test_all_run_the_same_ids_in_turns(three: list[Contestant], tmp_path: Path):
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == [str(WORK.again(n, 50).prompts) for n in (1000, 0, 1, 2)]
     assert three[0].facts["vocab"] == 199
+    assert three[1].facts["start_s"] >= 0
     names = [measure.name for measure in made.measures()]
     assert names[-2:] == ["small: against vllm", "small: against llama-cpp"]
 

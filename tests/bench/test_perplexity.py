@@ -12,13 +12,6 @@ from headrace.base.errors import Refused
 from headrace.bench.perplexity import Perplexity, measure
 from headrace.bench.texts import cut
 from headrace.engine.request import SamplingParams
-from tests.tiny import config, folder
-
-
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
-    """A tiny random model that reads bytes, 256 at once, 64 in a step."""
-    return LLM(config=config(folder(tmp_path_factory.mktemp("tiny") / "m")))
 
 
 def of(*windows: list[float], ids: int = 0) -> Perplexity:
@@ -30,13 +23,6 @@ def test_a_fair_coin_has_perplexity_two():
     assert (coin.tokens, len(coin.windows)) == (10, 1)
     assert coin.estimate.value == pytest.approx(2)
     assert coin.estimate.error == pytest.approx(0, abs=1e-12)
-
-
-def test_the_error_is_that_of_the_mean():
-    found = of([1.0, 3.0])
-    assert found.estimate.value == pytest.approx(math.exp(2))
-    assert found.estimate.error == pytest.approx(math.exp(2) * math.sqrt(2) / math.sqrt(2))
-    assert math.isnan(of([1.0]).estimate.error)
 
 
 def test_another_model_is_compared_token_by_token():

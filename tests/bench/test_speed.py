@@ -12,16 +12,6 @@ from headrace.bench.workloads import custom
 from tests import tiny
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.folder(tmp_path_factory.mktemp("bench") / "model")
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> LLM:
-    return LLM(config=tiny.config(folder))
-
-
 def test_throughput_times_every_repeat(llm: LLM):
     said: list[str] = []
     timing = time_workload(llm, custom(3, 5, 7, llm.intake.vocab), 2, 0.8, said.append)
@@ -51,8 +41,8 @@ def test_host_counts_rows_and_tokens():
     assert all(m.value > 0 for m in costs.measures("x"))
 
 
-def test_masks_are_timed_for_grammars_that_all_differ(folder: Path):
-    words = tiny.tokenizer(folder)
+def test_masks_are_timed_for_grammars_that_all_differ(at: Path):
+    words = tiny.tokenizer(at)
     measures = masks.measure(words, words.vocab_size, 3, 12)
     assert [m.name.split(": ")[1] for m in measures] == ["compile", "mask", "apply", "follow"]
     assert all(m.value > 0 for m in measures)
@@ -65,7 +55,7 @@ def test_startup_says_how_it_failed(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_startup_has_every_stage(folder: Path):
-    measures = startup.measure({"model": str(folder), **tiny.SMALL}, 1)
+def test_startup_has_every_stage(at: Path):
+    measures = startup.measure({"model": str(at), **tiny.SMALL}, 1)
     assert [m.name for m in measures] == list(startup.STAGES)
     assert measures[-1].value == pytest.approx(sum(m.value for m in measures[:-1]))

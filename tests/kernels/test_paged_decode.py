@@ -1,4 +1,4 @@
-"""Decoding attention over pages against its definition in float32."""
+"""Decoding attention over pages against its definition in float32; what all kernels share is in test_paged.py."""
 
 from itertools import pairwise
 
@@ -12,8 +12,7 @@ from tests.kernels.closeness import assert_close
 from tests.kernels.pages import draw, hide, scores
 
 ROWS = [(1, 1), (1, 70), (0, 5), (1, 33), (3, 40), (1, 0), (1, 16), (1, 130), (2, 2)]
-TINY = PagedDecode(warps=2, stages=2, programs=2, split=32)
-SHAPES = [(1, 1, 64), (6, 2, 80), (8, 1, 96), (7, 1, 24), (16, 1, 32), (4, 4, 128), (2, 1, 256)]
+EIGHT = TINY = PagedDecode(warps=2, stages=2, programs=2, split=32)
 
 
 def run(q, pages, rule, programs=5, config=TINY):
@@ -57,37 +56,11 @@ def test_padding_of_a_graph_is_zero_wherever_it_stands(device, programs):
     check(q, pages, scores(32), programs=programs)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_shapes(device, shape):
-    q, pages = draw([(1, 37), (1, 5), (1, 64)], shape, device=device)
-    check(q, pages, scores(shape[2]))
-
-
 @pytest.mark.parametrize("block", [32, 64])
 @pytest.mark.parametrize("warps", [1, 4])
 def test_blocks_and_tiles(device, block, warps):
     q, pages = draw([(1, 150), (1, 5), (1, 64)], (2, 2, 16), block, device=device)
     check(q, pages, scores(16), config=PagedDecode(warps, 3, 2, 64))
-
-
-@pytest.mark.parametrize("window", [1, 16, 50, 1000])
-def test_windows(device, window):
-    q, pages = draw(ROWS, (2, 1, 32), device=device)
-    hide(pages, window)
-    check(q, pages, scores(32, window=window))
-
-
-def test_softcap(device):
-    q, pages = draw(ROWS, (2, 1, 32), device=device)
-    check(q * 20, pages, scores(32, softcap=3.0, window=40))
-
-
-def test_fp8_cache(device):
-    if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("fp8 needs compute capability 8.9")
-    q, pages = draw([(1, 70), (1, 9)], (4, 2, 32), device=device)
-    k, v = (x.nan_to_num().to(torch.float8_e4m3fn) for x in (pages.k, pages.v))
-    check(q, pages._replace(k=k, v=v, k_scale=0.5, v_scale=3.0), scores(32))
 
 
 def test_q_may_be_part_of_a_wider_tensor(device):

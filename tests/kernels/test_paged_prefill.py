@@ -1,4 +1,4 @@
-"""Prompt attention over pages against its definition in float32."""
+"""Prompt attention over pages against its definition in float32; what all kernels share is in test_paged.py."""
 
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from tests.kernels.pages import draw, hide, scores
 
 ROWS = [(5, 5), (1, 9), (0, 7), (40, 70), (2, 33), (0, 0), (17, 17), (3, 90)]
 TINY = PagedPrefill(rows=32, keys=16, warps=4, stages=2)
-SHAPES = [(1, 1, 64), (6, 2, 80), (8, 1, 96), (7, 1, 24), (16, 1, 32), (4, 4, 128), (2, 1, 256)]
+EIGHT = PagedPrefill(rows=32, keys=32, warps=4, stages=2)
 
 
 def run(q, pages, rule, config=TINY, least=2, fresh=None, idle=0):
@@ -40,12 +40,6 @@ def check(q, pages, rule, **options):
     assert out[~ours].isnan().all()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_shapes(device, shape):
-    q, pages = draw([(19, 37), (5, 5), (3, 64)], shape, device=device)
-    check(q, pages, scores(shape[2]))
-
-
 @pytest.mark.parametrize("block", [16, 32, 64])
 @pytest.mark.parametrize("keys", [16, 32])
 def test_rows_of_all_kinds(device, block, keys):
@@ -56,29 +50,6 @@ def test_rows_of_all_kinds(device, block, keys):
 def test_places_of_the_list_may_be_empty(device):
     q, pages = draw(ROWS, (4, 2, 32), device=device, padding=3)
     check(q, pages, scores(32), idle=7)
-
-
-@pytest.mark.parametrize("window", [1, 7, 16, 50, 1000])
-def test_windows(device, window):
-    q, pages = draw(ROWS, (2, 1, 32), device=device)
-    hide(pages, window)
-    check(q, pages, scores(32, window=window))
-
-
-def test_softcap(device):
-    q, pages = draw(ROWS, (2, 1, 32), device=device)
-    check(q * 20, pages, scores(32, softcap=3.0))
-    check(q * 20, pages, scores(32, softcap=3.0, window=20))
-
-
-def test_fp8_cache(device):
-    if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("fp8 needs compute capability 8.9")
-    q, pages = draw([(7, 70), (9, 9)], (4, 2, 32), device=device)
-    k, v = (x.nan_to_num().to(torch.float8_e4m3fn) for x in (pages.k, pages.v))
-    check(
-        q, pages._replace(k=k, v=v, k_scale=0.5, v_scale=3.0), scores(32), config=PagedPrefill(32, 32, 4, 2)
-    )
 
 
 def test_single_queries_may_be_served_too(device):

@@ -26,6 +26,7 @@ def weight(rows: int, columns: int, group: int, asymmetric: bool, device: torch.
 
 def case(tokens, n, group, k, asymmetric, flags, device):
     """x, weight, fusion and what the definition makes of them in float32."""
+    from headrace.bench.kernels_linear import definition
     from headrace.kernels.gpu.matmul import Fusion
 
     gated, norm, before, bias = flags
@@ -39,11 +40,7 @@ def case(tokens, n, group, k, asymmetric, flags, device):
         draw(rows) if bias else None, draw(k) if norm else None, 1e-5, 0.5, draw(tokens, k) if before else None,
         None, gated,
     )  # fmt: skip
-    total = x.float() if fusion.before is None else (x + fusion.before).float()
-    out = total if fusion.gain is None else rms_norm_ref(total, fusion.gain, 1e-5, 0.5)
-    plain = unpack_ref(packed, torch.float32)
-    out = functional.linear(out, plain, None if fusion.bias is None else fusion.bias.float())
-    return x, packed, fusion, silu_mul_ref(out) if gated else out, total
+    return x, packed, fusion, *definition(x, unpack_ref(packed, torch.float32), fusion)
 
 
 def test_tiles_hold_all_values(device):

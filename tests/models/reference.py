@@ -13,7 +13,7 @@ from headrace.attention.torch import Backend
 from headrace.kernels.rotate import store_kv
 from headrace.nn.attention import Attention
 from headrace.nn.decoder import Decoder
-from headrace.nn.step import Whole
+from tests import tiny
 from tests.attention.paging import Pages
 
 MAX_LEN = 128
@@ -61,12 +61,6 @@ def ours(config: dict[str, Any], reference: PreTrainedModel, max_len: int = MAX_
 def expected(reference: PreTrainedModel, ids: Tensor) -> Tensor:
     """[T, vocab] of one sequence."""
     return reference(ids[None]).logits[0]
-
-
-@torch.no_grad()
-def whole(model: Decoder, ids: Tensor) -> Tensor:
-    """[T, vocab] of one sequence in one step without a cache."""
-    return model.logits(model(Whole(ids)))
 
 
 def sequences(config: dict[str, Any], seed: int = 1) -> list[Tensor]:
@@ -122,7 +116,7 @@ def agree(config: dict[str, Any]) -> None:
     assert min(logits.std() for logits in wanted) > 0.3
     assert (wanted[0][1:] - wanted[0][:-1]).abs().max() > 1
     for sequence, logits in zip(ids, wanted, strict=True):
-        torch.testing.assert_close(whole(model, sequence), logits, atol=1e-3, rtol=0)
+        torch.testing.assert_close(tiny.logits(model, sequence.tolist()), logits, atol=1e-3, rtol=0)
     for size in (4, 16):
         for found, logits in zip(paged(model, ids, size), wanted, strict=True):
             torch.testing.assert_close(found, logits, atol=1e-3, rtol=0)

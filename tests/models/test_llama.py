@@ -8,7 +8,8 @@ import torch
 from headrace import models
 from headrace.base.errors import BadCheckpoint
 from headrace.models.llama import TINY
-from tests.models.reference import agree, expected, ours, paged, sequences, theirs, whole
+from tests.models.reference import agree, expected, ours, paged, sequences, theirs
+from tests.tiny import logits as whole
 
 SCALINGS = [
     {"rope_type": "default"},
@@ -46,9 +47,7 @@ def test_rope_scalings(scaling: dict[str, Any]):
     config = TINY | {"rope_scaling": scaling, "head_dim": 16, "rope_theta": 100.0}
     agree(config)
     plain = ours(config | {"rope_scaling": None}, theirs(config))
-    changed = (
-        (whole(plain, torch.arange(50)) - whole(ours(config, theirs(config)), torch.arange(50))).abs().max()
-    )
+    changed = (whole(plain, range(50)) - whole(ours(config, theirs(config)), range(50))).abs().max()
     assert (changed > 0.1) == (scaling["rope_type" if "rope_type" in scaling else "type"] != "default")
 
 
@@ -69,7 +68,7 @@ def test_dynamic_rope_is_that_of_generation_token_by_token(original: int):
                 steps, cache = [*steps, out.logits[0, 0]], out.past_key_values
             wanted.append(torch.stack(steps))
     for sequence, logits in zip(ids, wanted, strict=True):
-        torch.testing.assert_close(whole(model, sequence), logits, atol=1e-3, rtol=0)
+        torch.testing.assert_close(whole(model, sequence.tolist()), logits, atol=1e-3, rtol=0)
     for found, logits in zip(paged(model, ids, 4), wanted, strict=True):
         torch.testing.assert_close(found, logits, atol=1e-3, rtol=0)
 
@@ -111,7 +110,7 @@ def test_frequency_factors_of_gguf_files():
     assert max(factors) == pytest.approx(8)
     model = ours(config | {"rope_scaling": None, "rope_freq_factors": factors}, reference)
     ids = sequences(config)[2]
-    torch.testing.assert_close(whole(model, ids), expected(reference, ids), atol=1e-3, rtol=0)
+    torch.testing.assert_close(whole(model, ids.tolist()), expected(reference, ids), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

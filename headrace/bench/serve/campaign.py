@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import NamedTuple
 
-import msgspec
-
 from headrace.bench.serve import crew, steady
 from headrace.bench.serve.arrivals import Load, times
 from headrace.bench.serve.client import LOST
@@ -178,8 +176,3 @@ def _warnings(level: Level) -> list[str]:
     if level.window is None and whole.duration:
         found.append("no steady part was found: the run is too short or its load changes all the time")
     return found
-
-
-def grown(load: Load, **changes: object) -> Load:
-    """A load with something else about it."""
-    return msgspec.structs.replace(load, **changes)

@@ -3,10 +3,13 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -57,29 +60,26 @@ def run(
         for process in crew:
             process.kill()
             process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
     samples.sort(key=lambda sample: sample.scheduled)
     return samples, _progress(jobs[0], latest, samples, [])
 
 
 def _start(job: Job, found: "SimpleQueue[tuple[int, Report | None]]") -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    reports, out = Pipe(duplex=False)
+    process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=out.fileno())
+    out.close()
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.write(msgspec.msgpack.encode(job))
     process.stdin.close()
-    Thread(target=_listen, args=(job.index, process.stdout, found), daemon=True).start()
+    Thread(target=_listen, args=(job.index, reports, found), daemon=True).start()
     return process
 
 
-def _listen(index: int, pipe: IO[bytes], found: "SimpleQueue[tuple[int, Report | None]]") -> None:
+def _listen(index: int, reports: Connection, found: "SimpleQueue[tuple[int, Report | None]]") -> None:
     decode = msgspec.msgpack.Decoder(Report).decode
-    try:
-        while len(size := pipe.read(4)) == 4:
-            found.put((index, decode(pipe.read(int.from_bytes(size, "big")))))
-    except ValueError:  # closed by us, or cut off in mid-report
-        pass
+    with reports, suppress(EOFError, OSError):  # at its end, or cut off in mid-report
+        while True:
+            found.put((index, decode(reports.recv_bytes())))
     found.put((index, None))
 
 

@@ -1,7 +1,6 @@
 """HTTP/1.1 answers read from raw bytes as they come, for a client that must cost less than any server."""
 
 from collections.abc import Callable
-from typing import Literal
 
 LONGEST_HEAD = 64 * 1024
 
@@ -24,18 +23,19 @@ class Incoming:
         self.keep = True
         self._body = body
         self._buffer = b""
-        self._state: Literal["head", "length", "size", "chunk", "trailer", "close"] = "head"
+        # Goes on with what is in the buffer; whether that led anywhere. Not bound, or it would be a cycle to collect.
+        self._read: Callable[[Incoming], bool] = Incoming._head
         self._left = 0
 
     def push(self, data: bytes) -> None:
         """Take bytes off the wire. Raises Malformed."""
         self._buffer = self._buffer + data if self._buffer else data
-        while not self.done and self._buffer and self._step():
+        while not self.done and self._buffer and self._read(self):
             pass
 
     def close(self) -> None:
         """The other side has closed. Raises Malformed where that was too early."""
-        if self._state == "close":
+        if self._read is Incoming._rest:
             self.done = True
         if not self.done:
             raise Malformed("the server closed the connection in mid-answer")
@@ -66,16 +66,16 @@ class Incoming:
         connection = headers.get(b"connection", b"").lower()
         self.keep = connection != b"close" and (version == b"HTTP/1.1" or connection == b"keep-alive")
         if headers.get(b"transfer-encoding", b"").lower() == b"chunked":
-            self._state = "size"
+            self._read = Incoming._size
         elif (length := headers.get(b"content-length")) is not None:
             if not length.isdigit():
                 raise Malformed(f"content-length is {length[:20]!r}")
-            self._state, self._left = "length", int(length)
+            self._read, self._left = Incoming._length, int(length)
             self.done = not self._left
         elif self.status in (204, 304):
             self.done = True
         else:
-            self._state, self.keep = "close", False
+            self._read, self.keep = Incoming._rest, False
 
     def _length(self) -> bool:
         piece, self._buffer = self._buffer[: self._left], self._buffer[self._left :]
@@ -95,7 +95,7 @@ class Incoming:
         except ValueError:
             raise Malformed(f"the size of a chunk is {line[:20]!r}") from None
         self._buffer = rest
-        self._state = "chunk" if self._left else "trailer"
+        self._read = Incoming._chunk if self._left else Incoming._trailer
         return True
 
     def _chunk(self) -> bool:
@@ -109,7 +109,7 @@ class Incoming:
         if self._buffer[self._left : self._left + 2] != b"\r\n":
             raise Malformed("a chunk does not end where its size says")
         self._buffer = self._buffer[self._left + 2 :]
-        self._state = "size"
+        self._read = Incoming._size
         if piece:
             self._body(piece)
         return True
@@ -122,26 +122,11 @@ class Incoming:
         self.done = not line
         return True
 
-    def _close(self) -> bool:
+    def _rest(self) -> bool:
+        """All until the connection is closed."""
         piece, self._buffer = self._buffer, b""
         self._body(piece)
         return False
-
-    def _step(self) -> bool:
-        """Go on with what is in the buffer; whether that led anywhere."""
-        match self._state:
-            case "head":
-                return self._head()
-            case "length":
-                return self._length()
-            case "size":
-                return self._size()
-            case "chunk":
-                return self._chunk()
-            case "trailer":
-                return self._trailer()
-            case "close":
-                return self._close()
 
 
 class Frames:

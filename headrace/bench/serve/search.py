@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Literal, NamedTuple
 
+from msgspec.structs import replace
+
 from headrace.bench.serve.arrivals import Load
-from headrace.bench.serve.campaign import Level, grown
+from headrace.bench.serve.campaign import Level
 from headrace.bench.serve.measures import Summary, read_terms
 
 LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*([<>])=?\s*([0-9.eE+-]+)\s*")
@@ -114,19 +116,18 @@ def _answered(level: Level) -> float:
 
 def _at(load: Load, rate: float, duration: float) -> Load:
     """A level long enough for a percentile to mean something, though not for ever."""
-    return grown(
-        load, rate=rate, duration=max(duration, min(4 * duration, 100 / rate)), requests=None, streams=None
-    )
+    longer = max(duration, min(4 * duration, 100 / rate))
+    return replace(load, rate=rate, duration=longer, requests=None, streams=None)
 
 
 def sweep(duration: float, load: Load, play: Play) -> Iterator[Level]:
     """From idle to saturated: one stream, as many as the server takes, and rates between what these two reach."""
-    idle = play(grown(load, streams=1, duration=duration, requests=None))
+    idle = play(replace(load, streams=1, duration=duration, requests=None))
     yield idle
     busy, streams = idle, 1
     while streams < 1024:  # more streams until they bring no more
         streams *= 4
-        level = play(grown(load, streams=streams, duration=duration, requests=None))
+        level = play(replace(load, streams=streams, duration=duration, requests=None))
         yield level
         gained = _answered(level) > 1.1 * _answered(busy)
         busy = level if gained else busy

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
+from multiprocessing.connection import Connection
 from time import process_time
-from typing import BinaryIO
 
 import msgspec
 
@@ -62,7 +62,7 @@ def share(job: Job) -> list[tuple[float, Conversation]]:
     return list(zip(due, islice(conversations(job.source, job.seed), job.index, None, job.of), strict=False))
 
 
-async def play(job: Job, out: BinaryIO) -> None:
+async def play(job: Job, out: Connection) -> None:
     """Do the job, reporting as it goes."""
     done: list[Sample] = []
     client = Client(
@@ -73,9 +73,7 @@ async def play(job: Job, out: BinaryIO) -> None:
     def tell(end: bool = False) -> None:
         report = Report(done.copy(), client.running, client.streamed, process_time(), end)
         done.clear()
-        body = msgspec.msgpack.encode(report)
-        out.write(len(body).to_bytes(4, "big") + body)
-        out.flush()
+        out.send_bytes(msgspec.msgpack.encode(report))
 
     async def keep_telling() -> None:
         while True:
@@ -101,7 +99,7 @@ def main() -> None:
     gc.set_threshold(200_000, 100, 100)  # a pause of ours would be taken for the server's
     # the pipe breaks when whoever wanted to know has left
     with suppress(BrokenPipeError), asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(play(job, sys.stdout.buffer))
+        runner.run(play(job, Connection(sys.stdout.fileno(), readable=False)))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -235,8 +235,9 @@ def _looks_like_sharegpt(path: Path) -> bool:
 
 def _loads(traffic: Traffic) -> "list[Load]":
     """The levels that the flags name."""
+    from msgspec import structs
+
     from headrace.bench.serve.arrivals import Load
-    from headrace.bench.serve.campaign import grown
 
     duration = traffic.duration
     if duration is None and traffic.requests is None and traffic.replay is None:
@@ -246,7 +247,7 @@ def _loads(traffic: Traffic) -> "list[Load]":
         burst=traffic.burst, ramp_from=traffic.ramp_from, replay=traffic.replay is not None,
     )  # fmt: skip
     if traffic.rate is not None:
-        return [grown(base, rate=rate) for rate in _numbers(traffic.rate, "rate")]
+        return [structs.replace(base, rate=rate) for rate in _numbers(traffic.rate, "rate")]
     if base.replay:
         return [base]
     streams = _numbers(traffic.concurrency or "8", "concurrency")
@@ -254,7 +255,7 @@ def _loads(traffic: Traffic) -> "list[Load]":
         raise Refused(
             f"--concurrency is {traffic.concurrency!r}; expected whole numbers", param="concurrency"
         )
-    return [grown(base, streams=int(number)) for number in streams]
+    return [structs.replace(base, streams=int(number)) for number in streams]
 
 
 def _numbers(text: str, flag: str) -> list[float]:

@@ -137,7 +137,8 @@ def test_bad_flags_are_refused_before_anything_is_sent(
 def test_a_server_that_dies_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     output = tmp_path / "o.json"
     with stub("--interval", "0.002", "--trouble", "dead", "--every", "6") as address:
-        code = bench(address, "--concurrency", "1,2,4", "--duration", "0.6", "--output", str(output))
+        words = ("--concurrency", "1,2,4", "--requests", "12", "--duration", "60")
+        code = bench(address, *words, "--output", str(output))
     assert code == 0
     (only,) = json.loads(output.read_text())["levels"]
     assert only["completed"] == 5
