@@ -60,8 +60,7 @@ def definition(x: Tensor, weight: Tensor, around: gpu.Fusion) -> tuple[Tensor, T
     out = total.float()
     out = out if around.gain is None else rms_norm_ref(out, around.gain, around.eps, around.offset)
     out = functional.linear(out, weight.float(), None if around.bias is None else around.bias.float())
-    out = silu_mul_ref(out) if around.gated else out
-    return (out if around.after is None else out + around.after.float()), total
+    return silu_mul_ref(out) if around.gated else out, total
 
 
 def product(layer: Layer, tokens: int, fixed: bool, copies: int, device: torch.device) -> Launch:

@@ -48,18 +48,6 @@ def linear(
     return out if out_dtype is None else out.to(out_dtype)
 
 
-def linear_add(
-    x_TK: Tensor, weight_NK: Tensor, residual_TN: Tensor, bias_N: Tensor | None = None, *,
-    deterministic: bool = False,
-) -> Tensor:  # fmt: skip
-    """linear(x) + residual as a new [T, N]: the projection that returns to the residual stream."""
-    if kernels_fit(x_TK, weight_NK, residual_TN, bias_N) and residual_TN.is_contiguous():
-        from headrace.kernels.gpu.matmul import Fusion, product
-
-        return product(x_TK, weight_NK, Fusion(bias=bias_N, after=residual_TN), None, deterministic)[0]
-    return plain(x_TK, weight_NK, bias_N, deterministic) + residual_TN
-
-
 def linear_silu_mul(
     x_TK: Tensor, weight_gate_up: Tensor, bias: Tensor | None = None, *, deterministic: bool = False
 ) -> Tensor:

@@ -20,10 +20,9 @@ pytestmark = pytest.mark.gpu
 BOUND = 6e-3
 # N, K: layers of real models, and sizes that no tile divides
 SHAPES = [(4096, 1024), (1024, 2048), (1024, 3072), (4096, 14336), (1023, 1000), (77, 576), (5, 4104)]
-# gated, norm, before, after, bias
+# gated, norm, before, bias
 FUSIONS = [
-    (False,) * 5, (True, True, False, False, False), (False, True, True, False, True),
-    (False, False, False, True, False), (True, True, True, True, True),
+    (False,) * 4, (True, True, False, False), (False, True, True, True), (True, True, True, True),
 ]  # fmt: skip
 
 
@@ -44,12 +43,12 @@ def problem(tokens: int, n: int, k: int, flags: tuple[bool, ...]):
     """x, weight, fusion and what the definition makes of them."""
     from headrace.kernels.gpu.matmul import Fusion
 
-    gated, norm, before, after, bias = flags
+    gated, norm, before, bias = flags
     rows = 2 * n if gated else n
     x, weight = draw(tokens, k), (torch.randn(rows, k, device="cuda") / k**0.5).bfloat16()
     fusion = Fusion(
         draw(rows) if bias else None, draw(k) if norm else None, 1e-5, 0.5,
-        draw(tokens, k) if norm and before else None, draw(tokens, n) if after else None, gated,
+        draw(tokens, k) if norm and before else None, gated,
     )  # fmt: skip
     return x, weight, fusion, *definition(x, weight, fusion)
 
@@ -77,7 +76,7 @@ def test_deterministic_rows_do_not_depend_on_how_many_there_are(n: int, k: int, 
     """Through every tile: few tokens, more, and many by TMA."""
     from headrace.kernels.gpu.matmul import product
 
-    x, weight, fusion, _, _ = problem(700, n, k, (gated, True, False, False, False))
+    x, weight, fusion, _, _ = problem(700, n, k, (gated, True, False, False))
     together, _ = product(x, weight, fusion, deterministic=True)
     for first, stop in ((0, 1), (3, 10), (0, 64), (1, 66), (65, 265), (200, 328), (100, 400), (699, 700)):
         alone, _ = product(x[first:stop], weight, fusion, deterministic=True)
@@ -112,7 +111,7 @@ def test_tiles_whole_and_cut(tile: Wide, stream: bool):
     if configs.capability(torch.device("cuda")) < (9, 0):
         pytest.skip("tiles of this size need the shared memory of compute capability 9.0")
     for tokens, n, k, gated, dtype in CUTS:
-        x, weight, fusion, wanted, _ = problem(tokens, n, k, (gated, False, False, False, bool(tokens % 2)))
+        x, weight, fusion, wanted, _ = problem(tokens, n, k, (gated, False, False, bool(tokens % 2)))
         config, pdl = replace(tile, stream=stream), configs.pdl(x.device)
         outs = [multiply(x, weight, config, fusion, dtype, pdl) for _ in range(3)]
         assert_close(outs[0], wanted, BOUND)
@@ -123,7 +122,7 @@ def test_tiles_whole_and_cut(tile: Wide, stream: bool):
 @pytest.mark.parametrize("tokens", [1, 16])
 def test_launches_that_overlap_read_nothing_too_early(tokens: int):
     """Two inputs take turns, so that a value read too early is the other input's and shows."""
-    from headrace.kernels.gpu.matmul import Fusion, gemv, skinny
+    from headrace.kernels.gpu.matmul import gemv, skinny
     from headrace.kernels.gpu.norm import normalize
 
     torch.use_deterministic_algorithms(False)  # fills between our kernels would keep them from overlapping
@@ -134,9 +133,9 @@ def test_launches_that_overlap_read_nothing_too_early(tokens: int):
         for i, weight in enumerate(weights):
             x, _ = normalize(x, None, gain, 1e-6, 0.0, pdl)
             if tokens == 1:
-                x, _ = gemv(x, weight, Gemv(2, 512 << i % 2, 4), Fusion(after=x), pdl=pdl)
+                x, _ = gemv(x, weight, Gemv(2, 512 << i % 2, 4), pdl=pdl)
             else:
-                x, _ = skinny(x, weight, Skinny(32, 128, 1 + i % 4, 4, 4), Fusion(after=x), pdl=pdl)
+                x, _ = skinny(x, weight, Skinny(32, 128, 1 + i % 4, 4, 4), pdl=pdl)
         return x
 
     inputs = [draw(tokens, 1024) for _ in range(2)]

@@ -38,7 +38,7 @@ def case(tokens, n, group, k, asymmetric, flags, device):
     x, packed = draw(tokens, k), weight(rows, k, group, asymmetric, device)
     fusion = Fusion(
         draw(rows) if bias else None, draw(k) if norm else None, 1e-5, 0.5, draw(tokens, k) if before else None,
-        None, gated,
+        gated,
     )  # fmt: skip
     return x, packed, fusion, *definition(x, unpack_ref(packed, torch.float32), fusion)
 

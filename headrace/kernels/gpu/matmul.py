@@ -84,11 +84,11 @@ def prefetch_rows(weight_ptr, rows, live, first_k, K, LINES: tl.constexpr):
 
 @triton.jit
 def gemv_kernel(
-    x_ptr, residual_ptr, gain_ptr, weight_ptr, bias_ptr, added_ptr, out_ptr, total_ptr, N, K, eps, offset,
+    x_ptr, residual_ptr, gain_ptr, weight_ptr, bias_ptr, out_ptr, total_ptr, N, K, eps, offset,
     ROWS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr, GATED: tl.constexpr,
-    NORM: tl.constexpr, ADD_IN: tl.constexpr, ADD_OUT: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+    NORM: tl.constexpr, ADD_IN: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """out [N] = act(norm(x + residual) @ weight.T + bias) + added for one token; ROWS outputs per program.
+    """out [N] = act(norm(x + residual) @ weight.T + bias) for one token; ROWS outputs per program.
 
     rms(x) is a factor common to all inputs, so it is applied to the sums: x is read once, beside the weights.
     """
@@ -102,8 +102,6 @@ def gemv_kernel(
     gain = load_or(gain_ptr, k, K, 1.0, NORM)
     prefetch_rows(weight_ptr, rows, live, CHUNK, K, LINES)
     wait(PDL)
-    m = pid * ROWS + tl.arange(0, ROWS)
-    added = load_or(added_ptr, m, N, 0.0, ADD_OUT)  # now, so that it is here when the sums are
     squares = tl.zeros([CHUNK], tl.float32)
     partial = tl.zeros([TILE, CHUNK // LANES], tl.float32)
     for c in tl.static_range(CHUNKS):
@@ -126,16 +124,15 @@ def gemv_kernel(
     if GATED:
         gate, up = tl.split(tl.reshape(acc, [ROWS, 2]))
         acc = gate * tl.sigmoid(gate) * up
-    acc += added.to(tl.float32)
+    m = pid * ROWS + tl.arange(0, ROWS)
     tl.store(out_ptr + m, acc.to(out_ptr.dtype.element_ty), mask=m < N)
 
 
 @triton.jit
 def finish(
-    acc, added_ptr, bias_ptr, out_ptr, m, first, M, N,
-    TILE: tl.constexpr, GATED: tl.constexpr, ADD_OUT: tl.constexpr, BIAS: tl.constexpr,
+    acc, bias_ptr, out_ptr, m, first, M, N, TILE: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Bias, activation, residual and store for a tile of sums acc [BLOCK_M, TILE]."""
+    """Bias, activation and store for a tile of sums acc [BLOCK_M, TILE]."""
     if BIAS:
         j = tl.arange(0, TILE)
         if GATED:
@@ -151,8 +148,6 @@ def finish(
         n = first + tl.arange(0, TILE)
     live = (m < M)[:, None] & (n < N)[None, :]
     where = m.to(tl.int64)[:, None] * N + n[None, :]
-    if ADD_OUT:
-        acc += tl.load(added_ptr + where, mask=live, other=0.0).to(tl.float32)
     tl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=live)
 
 
@@ -177,12 +172,11 @@ def tile_of(M, N_TILES, BLOCK_M: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def skinny_kernel(
-    x_ptr, residual_ptr, gain_ptr, weight_ptr, bias_ptr, added_ptr, out_ptr, total_ptr,
-    partial_ptr, count_ptr,
+    x_ptr, residual_ptr, gain_ptr, weight_ptr, bias_ptr, out_ptr, total_ptr, partial_ptr, count_ptr,
     M, N, K, x_stride, residual_stride, steps, split, eps, offset,
     BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
     EVEN_K: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr, ADD_IN: tl.constexpr,
-    ADD_OUT: tl.constexpr, BIAS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
+    BIAS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """As gemv_kernel for M tokens.
 
@@ -222,7 +216,7 @@ def skinny_kernel(
     if NORM:
         acc *= tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
     if not SPLIT:
-        finish(acc, added_ptr, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, ADD_OUT, BIAS)
+        finish(acc, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, BIAS)
     else:
         tile = pid_m * n_tiles + pid_n
         inner = tl.arange(0, BLOCK_M)[:, None] * TILE + tl.arange(0, TILE)[None, :]
@@ -235,7 +229,7 @@ def skinny_kernel(
             for s in tl.range(split, num_stages=1):
                 total += tl.load(slab + s * (BLOCK_M * TILE) + inner, cache_modifier=".cg")
             tl.store(count_ptr + tile, 0)  # ready for the next launch
-            finish(total, added_ptr, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, ADD_OUT, BIAS)
+            finish(total, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, BIAS)
 
 
 def new_total(x: Tensor, fusion: Fusion) -> Tensor:
@@ -256,10 +250,10 @@ def gemv(
     total = new_total(x_MK, fusion)
     chunks = triton.cdiv(k, config.chunk)
     gemv_kernel[(triton.cdiv(n, config.rows),)](
-        x_MK, fusion.before, fusion.gain, weight, fusion.bias, fusion.after, out, total, n, k,
+        x_MK, fusion.before, fusion.gain, weight, fusion.bias, out, total, n, k,
         fusion.eps, fusion.offset, ROWS=config.rows, CHUNK=config.chunk, CHUNKS=chunks,
         EVEN=n % config.rows == 0 and k == chunks * config.chunk, GATED=fusion.gated,
-        NORM=fusion.gain is not None, ADD_IN=fusion.before is not None, ADD_OUT=fusion.after is not None,
+        NORM=fusion.gain is not None, ADD_IN=fusion.before is not None,
         BIAS=fusion.bias is not None, PDL=pdl, num_warps=config.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out, total
@@ -290,11 +284,11 @@ def skinny(
     before_stride = 0 if fusion.before is None else fusion.before.stride(0)
     lines = triton.next_power_of_2(max(1, min(steps * config.k, 1024) // 64))
     skinny_kernel[(tiles, config.split)](
-        x_MK, fusion.before, fusion.gain, weight, fusion.bias, fusion.after, out, total, partial, counts,
+        x_MK, fusion.before, fusion.gain, weight, fusion.bias, out, total, partial, counts,
         m, n, k, x_MK.stride(0), before_stride, steps, config.split, fusion.eps, fusion.offset,
         BLOCK_M=block_m, TILE=config.n, BLOCK_K=config.k, SPLIT=config.split > 1, EVEN_K=k % config.k == 0,
         GATED=fusion.gated, NORM=fusion.gain is not None, ADD_IN=fusion.before is not None,
-        ADD_OUT=fusion.after is not None, BIAS=fusion.bias is not None, PREFETCH=lines if pdl and m <= 64 else 0,
+        BIAS=fusion.bias is not None, PREFETCH=lines if pdl and m <= 64 else 0,
         PDL=pdl, STAGES=config.stages, num_warps=config.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out, total
@@ -312,15 +306,13 @@ def normed_first(x: Tensor, fusion: Fusion, pdl: bool) -> tuple[Tensor, Tensor, 
 def library(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype | None, pdl: bool) -> Tensor:
     """The same product by cuBLAS, what surrounds it by launches of its own."""
     wide = out_dtype == torch.float32 and x.dtype in TENSOR_CORE_TYPES and x.is_cuda
-    if wide and not fusion.gated and fusion.after is None:
+    if wide and not fusion.gated:
         # The sums as they are, without a pass that rounds and one that converts.
         out = torch.mm(x, weight.t(), out_dtype=torch.float32)
         return out if fusion.bias is None else out.add_(fusion.bias)
     out = functional.linear(x, weight, fusion.bias)
     if fusion.gated:
         out = gated(out, "silu", pdl)
-    if fusion.after is not None:
-        out = out.add_(fusion.after)
     return out if out_dtype is None else out.to(out_dtype)
 
 

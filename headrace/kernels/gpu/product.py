@@ -47,7 +47,6 @@ class Fusion:
     eps: float = 0.0
     offset: float = 0.0
     before: Tensor | None = None  # added to x before the norm, [M, K]
-    after: Tensor | None = None  # added to the output, [M, N]
     gated: bool = False
 
     def outputs(self, weight: Tensor) -> int:
@@ -92,10 +91,10 @@ def sums(
 
 @triton.jit
 def store_tile(
-    acc, more, first_m, first_n, bias_ptr, added_ptr, out_ptr, M, N,
-    BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, GATED: tl.constexpr, ADD_OUT: tl.constexpr, BIAS: tl.constexpr,
+    acc, more, first_m, first_n, bias_ptr, out_ptr, M, N,
+    BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Bias, activation, residual and store."""
+    """Bias, activation and store."""
     m, n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, WIDTH)
     if BIAS:
         acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
@@ -105,18 +104,16 @@ def store_tile(
         acc = acc * tl.sigmoid(acc) * more
     live = (m < M)[:, None] & (n < N)[None, :]
     where = m.to(tl.int64)[:, None] * N + n[None, :]
-    if ADD_OUT:
-        acc += tl.load(added_ptr + where, mask=live, other=0.0).to(tl.float32)
     tl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit(do_not_specialize=["M", "shares"])
 def multiply_kernel(
-    x_tiles, weight_tiles, bias_ptr, added_ptr, out_ptr, partial_ptr, count_ptr, M, N, K, shares,
+    x_tiles, weight_tiles, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, K, shares,
     BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, GATED: tl.constexpr,
-    ADD_OUT: tl.constexpr, BIAS: tl.constexpr, STREAM: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
+    BIAS: tl.constexpr, STREAM: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out [M, N] = act(x @ weight.T + bias) + added.
+    """out [M, N] = act(x @ weight.T + bias).
 
     With STREAM the tiles after the last whole wave are cut into `shares` equal runs of steps. A run that ends inside
     a tile leaves its sums in `partial`, two places per program; the one that ends last adds them up.
@@ -131,8 +128,8 @@ def multiply_kernel(
         acc, more = sums(
             x_tiles, weight_tiles, m * BLOCK_M, n * WIDTH, N, 0, steps, BLOCK_M, WIDTH, BLOCK_K, GATED, STAGES
         )
-        store_tile(acc, more, m * BLOCK_M, n * WIDTH, bias_ptr, added_ptr, out_ptr, M, N,
-                   BLOCK_M, WIDTH, GATED, ADD_OUT, BIAS)  # fmt: skip
+        store_tile(acc, more, m * BLOCK_M, n * WIDTH, bias_ptr, out_ptr, M, N,
+                   BLOCK_M, WIDTH, GATED, BIAS)  # fmt: skip
     if STREAM and pid < shares:
         size: tl.constexpr = BLOCK_M * WIDTH * (2 if GATED else 1)
         inner = tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -167,8 +164,8 @@ def multiply_kernel(
                             more += tl.load(other + BLOCK_M * WIDTH + inner, cache_modifier=".cg")
                     tl.store(count_ptr + rest, 0)  # ready for the next launch
             if done:
-                store_tile(acc, more, m * BLOCK_M, n * WIDTH, bias_ptr, added_ptr, out_ptr, M, N,
-                           BLOCK_M, WIDTH, GATED, ADD_OUT, BIAS)  # fmt: skip
+                store_tile(acc, more, m * BLOCK_M, n * WIDTH, bias_ptr, out_ptr, M, N,
+                           BLOCK_M, WIDTH, GATED, BIAS)  # fmt: skip
             at += last - first
 
 
@@ -205,9 +202,9 @@ def multiply(
     multiply_kernel[(programs if stream else min(tiles, programs),)](
         TensorDescriptor(x_MK, [m, k], [x_MK.stride(0), 1], [config.m, config.k]),
         TensorDescriptor(weight, list(weight.shape), [k, 1], [width, config.k]),
-        fusion.bias, fusion.after, out, partial, counts, m, n, k, min(programs, rest // 4),
-        BLOCK_M=config.m, WIDTH=width, BLOCK_K=config.k, GATED=fusion.gated, ADD_OUT=fusion.after is not None,
-        BIAS=fusion.bias is not None, STREAM=stream, PDL=pdl, STAGES=config.stages,
-        num_warps=config.warps, launch_pdl=pdl,
+        fusion.bias, out, partial, counts, m, n, k, min(programs, rest // 4),
+        BLOCK_M=config.m, WIDTH=width, BLOCK_K=config.k, GATED=fusion.gated,
+        BIAS=fusion.bias is not None, STREAM=stream, PDL=pdl, STAGES=config.stages, num_warps=config.warps,
+        launch_pdl=pdl,
     )  # fmt: skip
     return out
