@@ -76,11 +76,13 @@ class LLM:
             raise Refused(
                 f"{len(items)} prompts and {len(priority)} priorities; expected as many", param="priority"
             )
+        grammars = self.intake.begin(params)
         jobs = [
             self._job(item, each, priority[i] if priority else 0)
             for i, (item, each) in enumerate(zip(items, params, strict=True))
         ]
         self._run([request for job in jobs for request in job.requests], jobs, use_tqdm)
+        del grammars
         return [job.output(self.intake.tokenizer) for job in jobs]
 
     def chat(
@@ -175,6 +177,8 @@ class LLM:
     def _step(self) -> list[tuple[str, Update]]:
         """A step's updates, less those of open streams, which find theirs when they are asked next."""
         updates = self.local.step()
+        if not self._open:
+            return updates
         for id, update in updates:
             if id in self._open:
                 self._open[id].append(update)
@@ -185,10 +189,11 @@ class LLM:
         owner = {request.id: job for job in jobs for request in job.requests}
         try:
             for request in requests:
-                owner[request.id].streams.append(self.local.submit(request))
-            with _Bar(len(requests), show) as advance:
+                owner[request.id].streams.append(self.local.submit(request, whole=True))
+            with _Bar(jobs, show) as advance:
                 left = len(requests)
                 while left:
+                    before = left
                     for id, update in self._step():
                         job = owner[id]
                         if update.token_ids and job.metrics.first_token_time is None:
@@ -196,7 +201,7 @@ class LLM:
                         if update.finish:
                             job.metrics.finished_time = monotonic()
                             left -= 1
-                        advance(len(update.token_ids), update.finish is not None)
+                    advance(before - left)
         finally:
             for request in requests:
                 self.local.cancel(request.id)
@@ -219,8 +224,8 @@ class _Job:
 class _Bar:
     """Progress of a long run on standard error: requests done, time left, tokens per second."""
 
-    def __init__(self, total: int, show: bool):
-        self.total, self.tokens, self.began, self.drawn = total, 0, monotonic(), 0.0
+    def __init__(self, jobs: list[_Job], show: bool):
+        self.jobs, self.done, self.began, self.drawn = jobs, 0, monotonic(), 0.0
         console = Console(stderr=True)
         self.progress = bars.Progress(
             bars.TextColumn("{task.description}"),
@@ -236,20 +241,23 @@ class _Bar:
             disable=not (show and console.is_terminal),
         )
 
-    def __enter__(self) -> Callable[[int, bool], None]:
+    def __enter__(self) -> Callable[[int], None]:
         self.progress.start()
-        self.task = self.progress.add_task("generating", total=self.total, rate="")
+        total = sum(len(job.requests) for job in self.jobs)
+        self.task = self.progress.add_task("generating", total=total, rate="")
         return self.advance
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def advance(self, tokens: int, done: bool) -> None:
-        self.tokens += tokens
+    def advance(self, ended: int) -> None:
+        """Show that another step was made, in which so many requests ended."""
+        self.done += ended
         now = monotonic()
-        if done or now - self.drawn > 0.1:
-            rate = f"{self.tokens / max(now - self.began, 1e-9):.0f} tok/s"
-            self.progress.update(self.task, advance=int(done), rate=rate)
+        if not self.progress.disable and now - self.drawn > 0.25:
+            tokens = sum(len(stream.token_ids) for job in self.jobs for stream in job.streams)
+            rate = f"{tokens / max(now - self.began, 1e-9):.0f} tok/s"
+            self.progress.update(self.task, completed=self.done, rate=rate)
             self.drawn = now
 
 

@@ -13,9 +13,12 @@ class Local:
         self.engine, self.tokenizer = engine, tokenizer
         self.streams: dict[str, Stream] = {}
 
-    def submit(self, request: Request) -> Stream:
-        """Put a request in line. Raises TooLong if it could not run even alone."""
-        stream = Stream(request, self.tokenizer)
+    def submit(self, request: Request, whole: bool = False) -> Stream:
+        """Put a request in line. Raises TooLong if it could not run even alone.
+
+        `whole`: its stream is read when it has ended; `step` says nothing of tokens between the first and the last.
+        """
+        stream = Stream(request, self.tokenizer, whole)
         self.engine.add(request)
         self.streams[request.id] = stream
         return stream
@@ -26,6 +29,8 @@ class Local:
         for event in self.engine.step():
             if (stream := self.streams.get(event.id)) is None:
                 continue  # ended by a stop string one step ago
+            if stream.whole and stream.keep(event):
+                continue
             update = stream.take(event)
             if update.cancel:
                 self.engine.cancel(event.id)

@@ -5,6 +5,8 @@ buffers are the host's own memory; to a GPU everything a step needs travels in o
 A step whose rows all decode sends only what is per row; the rest is derived on the device (`derive`).
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -67,6 +69,7 @@ class Batch:
         self.last = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.rows = self.tokens = self._width = 0
         self._turned: dict[Rope, Turns] = {}
+        self._padded: dict[int, tuple[Any, ...]] = {}
 
     # -- what layers see ------------------------------------------------------------------------------------
 
@@ -245,11 +248,18 @@ class Batch:
         self.ids = torch.where(ids < 0, self.last[(-1 - ids).clamp_(min=0)], ids)
 
     def _show_padded(self, rows: int) -> None:
-        device = self.staging.device
+        """As `_show`, for rows of one token: of each number of rows once, as slices take longer than numbers."""
+        if rows not in self._padded:
+            device = self.staging.device
+            self._padded[rows] = (
+                self._every[: rows + 1],
+                np.arange(rows + 1, dtype=np.int32),
+                *(device[name][:rows] for name in ("row_slots", "context", "ids", "positions")),
+                list(device["slots"].view(len(self.table), -1)[:, :rows]),
+                [tables[:rows] for tables in self._row_tables],
+            )
         self.rows = self.tokens = rows
-        self.starts, self.starts_np = self._every[: rows + 1], np.arange(rows + 1, dtype=np.int32)
-        self.row_slots, self.context = device["row_slots"][:rows], device["context"][:rows]
+        (
+            self.starts, self.starts_np, self.row_slots, self.context, self.ids, self.positions, self.slots, self.tables
+        ) = self._padded[rows]  # fmt: skip
         self.sample_slots = self.row_slots[: len(self.sample_slots_np)]
-        self.ids, self.positions = device["ids"][:rows], device["positions"][:rows]
-        self.slots = list(device["slots"].view(len(self.table), -1)[:, :rows])
-        self.tables = [tables[:rows] for tables in self._row_tables]

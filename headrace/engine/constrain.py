@@ -4,7 +4,6 @@ S rows of a step that sample, M of them under a grammar, W 32-bit words of a mas
 """
 
 import logging
-from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, NamedTuple
@@ -60,6 +59,7 @@ class Constraints:
         self.waiting: dict[str, tuple[Request, Future[LLMatcher]]] = {}
         self.used = False
         self._bits: Tensor | None = None
+        self._ends: dict[int, np.int32] = {}
         self._wary = False
 
     # -- until the grammar is there
@@ -112,10 +112,8 @@ class Constraints:
 
     def follow(self, step: list[Row]) -> list[End]:
         """Take what a committed step has brought. Requests that end although the step did not end them."""
-        moved, ends = self._advance(row.seq for row in step if row.samples)
-        for seq in moved:
-            matcher = seq.matcher
-            assert matcher is not None
+        found, ends = self._advance(self._open(step))
+        for _, seq, matcher in found:
             if (finish := matcher.end()) is not None:
                 ends.append(_end(seq, finish))
         return ends
@@ -125,11 +123,7 @@ class Constraints:
 
         Matchers take what is new to them first, if `follow` was not called.
         """
-        found = self._open(step)
-        _, ends = self._advance(seq for _, seq, _ in found)
-        if ends:
-            over = {id for id, _ in ends}
-            found = [one for one in found if one[1].request.id not in over]
+        found, ends = self._advance(self._open(step))
         if not found:
             return None, ends
         bits = self._filled([matcher for _, _, matcher in found])
@@ -145,31 +139,31 @@ class Constraints:
                 seq = row.seq
                 if (matcher := seq.matcher) is not None and not seq.finished:
                     found.append((n, seq, matcher))
-                n += row.sampled
+                n += 1 + len(row.draft)
         return found
 
-    def _advance(self, seqs: Iterable[Sequence]) -> tuple[list[Sequence], list[End]]:
-        """Let matchers take what is new to them. Who took one token and was not asked whether it ends, and who ends.
+    def _advance(self, found: list[_Open]) -> tuple[list[_Open], list[End]]:
+        """Let matchers take what is new to them. Who goes on, and who ends.
 
-        Asking them all takes longer than all the rest.
+        Of who took one token nobody was asked whether it ends: asking them all takes longer than all the rest.
         """
         ends: list[End] = []
         pairs: list[tuple[LLMatcher, int]] = []
-        moved: list[Sequence] = []
-        for seq in seqs:
-            matcher = seq.matcher
-            if matcher is None or seq.finished or (new := len(seq.tokens) - matcher.upto) == 0:
-                continue
+        for _, seq, matcher in found:
+            tokens = seq.tokens
+            new = len(tokens) - matcher.upto
             if new == 1 and matcher.bound and matcher.opens is None:
-                pairs.append((matcher.ll, seq.tokens[-1]))
+                pairs.append((matcher.ll, tokens[-1]))
                 matcher.upto += 1
-                moved.append(seq)
-            elif (finish := matcher.follow(seq.tokens)) is not None:
+            elif new and (finish := matcher.follow(tokens)) is not None:
                 ends.append(_end(seq, finish))
         if pairs:
             assert self.compiler is not None
             self.compiler.executor.consume_token_par(pairs)
-        return moved, ends
+        if ends:
+            over = {id for id, _ in ends}
+            found = [one for one in found if one[1].request.id not in over]
+        return found, ends
 
     def _filled(self, matchers: list[Matcher]) -> Tensor:
         """Masks [M, W] by the grammars alone, all of them at once."""
@@ -178,20 +172,23 @@ class Constraints:
             self._bits = torch.zeros(
                 (self.rows, self.compiler.words), dtype=torch.int32, pin_memory=self.pinned
             )
+            self._ends = _by_word(self.compiler.ends)
         bits = self._bits[: len(matchers)]
-        bound = [(matcher, n) for n, matcher in enumerate(matchers) if matcher.bound]
+        bound = [(matcher.ll, n) for n, matcher in enumerate(matchers) if matcher.bound]
         began = perf_counter()
         if self._wary:
-            self._fill_one_by_one(bound, bits)
+            self._fill_one_by_one(matchers, bits)
         elif bound:
             self.compiler.executor.unsafe_compute_mask_ptr(
-                [(matcher.ll, n) for matcher, n in bound], bits.data_ptr(), self.compiler.words * 4, len(bits)
+                bound, bits.data_ptr(), self.compiler.words * 4, len(matchers)
             )
         self._wary = perf_counter() - began > SLOW_STEP
         return bits
 
-    def _fill_one_by_one(self, bound: list[tuple[Matcher, int]], bits: Tensor) -> None:
-        for matcher, n in bound:
+    def _fill_one_by_one(self, matchers: list[Matcher], bits: Tensor) -> None:
+        for n, matcher in enumerate(matchers):
+            if not matcher.bound:
+                continue
             began = thread_time()
             matcher.ll.unsafe_compute_mask_ptr(bits[n].data_ptr(), bits.shape[1] * 4)
             if thread_time() - began > SLOW_MASK:
@@ -200,7 +197,6 @@ class Constraints:
 
     def _settle(self, found: list[_Open], bits: Tensor) -> list[End]:
         """Adapt masks to the rest of what requests say; who ends because nothing may come, or all wait for it."""
-        assert self.compiler is not None
         masks = bits.numpy()
         over: list[End] = []
         for i in [i for i, (_, _, matcher) in enumerate(found) if not matcher.plain]:
@@ -211,7 +207,7 @@ class Constraints:
             elif not (matcher.bound and matcher.ll.is_stopped()) and not matcher.adapt(masks[i]):
                 over.append(_end(seq, matcher.last()))
         # The mask of a matcher that has stopped, or failed, allows ends alone.
-        for i in _allowing(self.compiler.ends, masks):
+        for i in _allowing(self._ends, masks):
             _, seq, matcher = found[i]
             if matcher.bound and matcher.ll.is_stopped():
                 over.append(_end(seq, matcher.end()))
@@ -220,13 +216,20 @@ class Constraints:
         return over
 
 
-def _allowing(ids: tuple[int, ...], masks_MW: np.ndarray) -> list[int]:
-    """Which masks allow any of these ids."""
-    bits: dict[int, int] = {}
+def _by_word(ids: tuple[int, ...]) -> dict[int, np.int32]:
+    """Their bits, by the word of a mask in which they lie."""
+    bits: dict[int, np.int32] = {}
     for id in ids:
-        bits[id // 32] = bits.get(id // 32, 0) | 1 << id % 32
-    words = masks_MW[:, list(bits)].view(np.uint32)
-    return np.flatnonzero((words & np.array(list(bits.values()), np.uint32)).any(1)).tolist()
+        bits[id // 32] = bits.get(id // 32, np.int32(0)) | np.uint32(1 << id % 32).view(np.int32)
+    return bits
+
+
+def _allowing(bits: dict[int, np.int32], masks_MW: np.ndarray) -> list[int]:
+    """Which masks have any of these bits, given by word."""
+    found: set[int] = set()
+    for word, ids in bits.items():
+        found.update((masks_MW[:, word] & ids).nonzero()[0].tolist())
+    return sorted(found)
 
 
 def _end(seq: Sequence, finish: str | None) -> End:

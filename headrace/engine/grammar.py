@@ -1,6 +1,7 @@
 """Grammars at work, by llguidance: checked, compiled for one vocabulary, followed token by token; torch-free."""
 
 import logging
+import marshal
 import os
 import re
 from collections import OrderedDict
@@ -10,13 +11,21 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import msgspec
 import numpy as np
 
 from headrace.base.errors import Refused
 from headrace.engine.gauge import Gauge, compiled, library, read_vocabulary, refused
-from headrace.engine.structured import Grammar, StructuredOutputsParams, to_grammar
+from headrace.engine.structured import (
+    KINDS,
+    SWITCHES,
+    Grammar,
+    StructuredOutputsParams,
+    Thinking,
+    to_grammar,
+)
 from headrace.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -24,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT = 128
-"""Compiled grammars that are kept for the next request with the same one."""
+KEPT = 256
+"""Grammars, read and compiled, that are kept for the next request with the same one."""
 KNOWN = 4096
 """Grammars of which it is remembered whether they are good."""
 GBNF = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
@@ -44,18 +53,50 @@ class Compiler:
         self._ends = sorted(id for id in eos_ids if id < vocab)
         self._gauge = Gauge(tokenizer.backend.to_str, vocab, self._ends) if guarded else None
         self._verdicts: OrderedDict[bytes, Refused | None] = OrderedDict()
-        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._read: OrderedDict[tuple[bytes, Thinking | None], Grammar] = OrderedDict()
+        self._compiled = WeakValueDictionary[str, "Future[LLMatcher]"]()
+        self._recent: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self._lock, self._making = Lock(), Lock()
 
     # -- at the door
 
     def grammar(self, params: StructuredOutputsParams) -> Grammar:
         """What `params` asks for, looked at closely. Raises Refused with llguidance's reason."""
-        if params.grammar is not None and GBNF.search(params.grammar):
-            params = msgspec.structs.replace(params, grammar=_from_gbnf(params.grammar))
-        grammar = to_grammar(params, self.is_special)
+        grammar = self.read(params)
         self.check(grammar)
         return grammar
+
+    def begin(self, params: StructuredOutputsParams) -> "Future[LLMatcher] | None":
+        """Have it compiled while others are: `grammar` is to follow, and finds it while the future is held.
+
+        None where that will be refused, or where it is for the process of its own to say so.
+        """
+        try:
+            return self.start(self.read(params).source) if self._gauge is None else None
+        except Refused:
+            return None
+
+    def read(self, params: StructuredOutputsParams) -> Grammar:
+        """What `params` asks for, not looked at by llguidance yet. Raises Refused."""
+        try:
+            asked = marshal.dumps([getattr(params, name) for name in (*KINDS, *SWITCHES)], 2)
+        except ValueError:  # there is something in it that is no plain data
+            return self._read_anew(params)
+        name = asked, params.thinking
+        with self._lock:
+            found = self._read.get(name)
+        if found is None:
+            found = self._read_anew(params)
+            with self._lock:
+                self._read[name] = found
+                while len(self._read) > KEPT:
+                    self._read.popitem(last=False)
+        return found
+
+    def _read_anew(self, params: StructuredOutputsParams) -> Grammar:
+        if params.grammar is not None and GBNF.search(params.grammar):
+            params = msgspec.structs.replace(params, grammar=_from_gbnf(params.grammar))
+        return to_grammar(params, self.is_special)
 
     def check(self, grammar: Grammar) -> None:
         """Raise Refused if the grammar is none, or takes too long. May take seconds for a new one."""
@@ -92,12 +133,13 @@ class Compiler:
     def start(self, source: str) -> "Future[LLMatcher]":
         """Compile in another thread, or have it at once if it was compiled before. The future may raise Refused."""
         with self._lock:
-            found = self._compiled.pop(source, None)
+            found = self._compiled.get(source)
             if found is None:
-                found = self._threads.submit(self._compile, source)
-            self._compiled[source] = found
-            while len(self._compiled) > KEPT:
-                self._compiled.popitem(last=False)
+                found = self._compiled[source] = self._threads.submit(self._compile, source)
+            self._recent[source] = found
+            self._recent.move_to_end(source)
+            while len(self._recent) > KEPT:
+                self._recent.popitem(last=False)
         return found
 
     @property

@@ -1,6 +1,7 @@
 """From a prompt and SamplingParams to Requests the engine can run, or a refusal that says why."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import msgspec
@@ -77,7 +78,8 @@ class Intake:
         grammar = None
         if params.structured_outputs is not None:
             grammar = self.grammar(params.structured_outputs)
-            params = msgspec.structs.replace(params, structured_outputs=None)
+            params = copy(params)  # `replace` would check all of it again
+            msgspec.structs.force_setattr(params, "structured_outputs", None)
         request = Request(
             id=id,
             prompt=ids,
@@ -93,6 +95,12 @@ class Intake:
         if params.n == 1:
             return [request]
         return [self._nth(request, i) for i in range(params.n)]
+
+    def begin(self, several: Iterable[SamplingParams]) -> list[object]:
+        """Have grammars compiled side by side. What is returned is to be kept until `requests` was called for each."""
+        compiler = self.compiler
+        wanted = {id(params): params.structured_outputs for params in several}
+        return [compiler.begin(form) for form in wanted.values() if form is not None] if compiler else []
 
     def grammar(self, wanted: StructuredOutputsParams) -> Grammar:
         """What an answer must follow. Raises Refused for what cannot be followed."""

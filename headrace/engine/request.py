@@ -201,7 +201,7 @@ PromptLogprobs = list[Logprobs]
 """For consecutive tokens of a prompt; its first token has none."""
 
 
-class Event(NamedTuple):
+class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Something that happened to a request: a token, its end, or both.
 
     finish  None, "stop", "length", "abort" or "error"      stop    the token id that ended it

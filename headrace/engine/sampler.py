@@ -128,6 +128,7 @@ class Sampler:
         self._floats = np.zeros((6, rows), np.float32)
         self._ints = np.zeros((2, rows), np.int64)  # top_k, seed
         self._stale = False
+        self._plans: dict[tuple[bytes, int], Plan | None] = {}  # since somebody came or went
         self._floats_PR = self._mirror(self._floats)
         self._ints_PR = self._mirror(self._ints)
         self.knobs = Knobs(self._floats_PR[:REPETITION], self._ints_PR)  # by slot, as of the last `flush`
@@ -169,6 +170,7 @@ class Sampler:
 
     def release(self, slot: int) -> None:
         """Forget the slot's request. Steps in flight are not disturbed."""
+        self._plans.clear()
         self._features[slot] = 0
         self._widths[slot] = -1
         for lanes in (self._bias, self._counts, self._words, self._recent):
@@ -211,8 +213,11 @@ class Sampler:
 
     def plan(self, slots: np.ndarray, besides: int = 0) -> Plan | None:
         """How these slots draw if that, and `besides`, is all they ask for; None where more is to be done."""
-        plain = not (self._features[slots] & ~besides).any() and (self._widths[slots] < 0).all()
-        return self._draw_plan(slots) if plain else None
+        name = slots.tobytes(), besides
+        if name not in self._plans:
+            plain = not (self._features[slots] & ~besides).any() and (self._widths[slots] < 0).all()
+            self._plans[name] = self._draw_plan(slots) if plain else None
+        return self._plans[name]
 
     def _draw_plan(self, slots: np.ndarray) -> Plan:
         floats = self._floats[:, slots]

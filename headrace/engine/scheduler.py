@@ -4,6 +4,8 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Set
 from typing import NamedTuple
 
+import msgspec
+
 from headrace.base.errors import Refused, TooLong
 from headrace.engine.blocks import VOID, BlockPool, blocks_for
 from headrace.engine.draft import Drafter, may_draft
@@ -23,7 +25,7 @@ class NewBlocks(NamedTuple):
     ids: list[list[int]]
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """One sequence's share of a step: positions start..stop-1.
 
     `feeds`: the (only) input token is the one the device sampled last for this slot. `draft`: guesses that stand at
@@ -110,7 +112,8 @@ class Scheduler:
         for seq in list(self.running):
             if only is not None and seq not in only:
                 continue
-            count = min(seq.pending, budget)
+            if (count := seq.pending) > budget:
+                count = budget
             if count and seq.slot >= 0 and self._grow(seq, count):
                 picked[seq] = count
                 budget -= count
@@ -126,9 +129,9 @@ class Scheduler:
             else:
                 break
         left = [(seq, count) for seq, count in picked.items() if seq.slot >= 0]
-        drafts = {}
-        if self.speculate and budget and all(count == 1 for _, count in left):
-            drafts = self._draft([seq for seq, _ in left], budget)
+        if not (self.speculate and budget and all(count == 1 for _, count in left)):
+            return [self._issue(seq, count) for seq, count in left]
+        drafts = self._draft([seq for seq, _ in left], budget)
         return [self._issue(seq, count, drafts.get(seq, ())) for seq, count in left]
 
     def commit(self, step: list[Row], outcome: Outcome, events: list[Event] | None = None) -> list[Event]:
@@ -137,18 +140,23 @@ class Scheduler:
         Adds to `events`, if given, row by row: what is in there is true even if a later row raises.
         """
         events = [] if events is None else events
-        sampled, scores = 0, outcome.prompt_logprobs
+        tokens, logprobs, scores = outcome
+        at = 0
         for n, row in enumerate(step):
-            seq = row.seq
+            seq, draft = row.seq, row.draft
             if row.epoch == seq.epoch:  # else its memory was taken away meanwhile
-                self._confirm(seq, row.stop - len(row.draft))
+                self._confirm(seq, row.stop - len(draft))
             if scores and n in scores and not seq.finished:
                 events += self._score(seq, row.start, scores[n])
-            if row.samples:
-                seq.owed -= 1
-                if not seq.finished:
-                    self._take(row, outcome, sampled, events)
-                sampled += 1 + len(row.draft)
+            if not row.samples:
+                continue
+            seq.owed -= 1
+            if not seq.finished:
+                self._take(seq, tokens[at], logprobs[at] if logprobs else None, events)
+                if draft:
+                    behind = slice(at, at + 1 + len(draft))
+                    self._take_guessed(row, tokens[behind], logprobs and logprobs[behind], events)
+            at += 1 + len(draft)
         return events
 
     def rewind(self, seqs: Iterable[Sequence]) -> None:
@@ -176,32 +184,32 @@ class Scheduler:
 
     # -- one sequence ---------------------------------------------------------------------------
 
-    def _take(self, row: Row, outcome: Outcome, at: int, events: list[Event]) -> None:
-        """Append what a row sampled, from place `at` of the outcome: one token, and one more for each right guess."""
+    def _take(self, seq: Sequence, token: int, logprobs: Logprobs | None, events: list[Event]) -> None:
+        """Append what was sampled."""
+        id, finish = seq.request.id, seq.append(token)
+        stop = token if finish == "stop" else None
+        first = None if seq.told else self._first_time(seq)
+        events.append(Event(id, token, finish, stop, logprobs, None, seq.cached, first, seq.evictions))
+        if finish:
+            self._retire(seq)
+
+    def _take_guessed(
+        self, row: Row, tokens: list[int], logprobs: list[Logprobs | None] | None, events: list[Event]
+    ) -> None:
+        """Append what a row sampled behind each right guess; its first token is taken."""
         seq, draft = row.seq, row.draft
         right = 0
-        while right < len(draft) and draft[right] == outcome.tokens[at + right]:
+        while right < len(draft) and draft[right] == tokens[right]:
             right += 1
-        for n in range(right + 1):
-            if n and row.epoch == seq.epoch:
-                self._confirm(seq, row.stop - len(draft) + n)
-            token = outcome.tokens[at + n]
-            finish = seq.append(token)
-            stop = token if finish == "stop" else None
-            logprobs = outcome.logprobs[at + n] if outcome.logprobs else None
-            at_first = None if seq.told else self._first_time(seq)
-            events.append(
-                Event(
-                    seq.request.id, token, finish, stop, logprobs, None, seq.cached, at_first, seq.evictions
-                )
-            )
-            if finish:
-                self._retire(seq)
+        for n in range(1, right + 1):
+            if seq.finished:
                 break
-        if draft:
-            self.counts.accepted_tokens += right
-            if row.epoch == seq.epoch:  # what was computed for wrong guesses is written over
-                seq.issued, seq.fed = seq.computed, False
+            if row.epoch == seq.epoch:
+                self._confirm(seq, row.stop - len(draft) + n)
+            self._take(seq, tokens[n], logprobs[n] if logprobs else None, events)
+        self.counts.accepted_tokens += right
+        if row.epoch == seq.epoch:  # what was computed for wrong guesses is written over
+            seq.issued, seq.fed = seq.computed, False
 
     def _score(self, seq: Sequence, start: int, found: PromptLogprobs) -> list[Event]:
         """Tell what a row learned of the prompt, less what was told before an eviction."""
@@ -289,20 +297,18 @@ class Scheduler:
                 self.counts.drafted_tokens += len(draft)
         return drafts
 
-    def _issue(self, seq: Sequence, count: int, draft: tuple[int, ...]) -> Row:
-        start = seq.issued
+    def _issue(self, seq: Sequence, count: int, draft: tuple[int, ...] = ()) -> Row:
+        start, epoch, shown = seq.issued, seq.epoch, len(seq.blocks[0])
         seq.issued = stop = start + count + len(draft)
-        samples = stop >= len(seq.tokens) + seq.owed
         new = None
-        if seq.shown < len(seq.blocks[0]):
+        if seq.shown < shown:
             new = NewBlocks(seq.shown, [ids[seq.shown :] for ids in seq.blocks])
-            seq.shown = len(seq.blocks[0])
+            seq.shown = shown
         feeds = seq.fed and not draft
-        row = Row(seq, seq.epoch, seq.slot, start, stop, samples, feeds, new, draft)
-        if samples:
+        if samples := stop >= len(seq.tokens) + seq.owed:
             seq.owed += 1
             seq.fed = True
-        return row
+        return Row(seq, epoch, seq.slot, start, stop, samples, feeds, new, draft)
 
     def _confirm(self, seq: Sequence, stop: int) -> None:
         size, before, seq.computed = self.pool.size, seq.computed, stop
@@ -327,8 +333,9 @@ class Scheduler:
 
     def _need(self, seq: Sequence, count: int) -> int:
         pool = self.pool
-        per_group = -(-(seq.issued + count) // pool.size) - len(seq.blocks[0])
-        return per_group * len(pool.groups) if per_group > 0 else 0  # blocks of wrong guesses are still here
+        lacking = seq.issued + count - len(seq.blocks[0]) * pool.size
+        # Less than none where blocks of wrong guesses are still here.
+        return -(-lacking // pool.size) * len(pool.groups) if lacking > 0 else 0
 
     def _worst(self, length: int) -> int:
         """The most blocks a sequence holds at once on its way to `length` tokens."""
@@ -338,7 +345,7 @@ class Scheduler:
         """Room for `count` more tokens, evicting the last in order if need be; False if that was itself."""
         if self._windows:
             self._pass_window(seq)
-        if not self._need(seq, count):
+        if seq.issued + count <= len(seq.blocks[0]) * self.pool.size:
             return True
         while self._need(seq, count) > self.pool.free:
             victim = self.running[-1]

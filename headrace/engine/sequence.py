@@ -68,7 +68,7 @@ class Sequence:
     def pending(self) -> int:
         """How far behind it is; not at all once everything it may make, or a guess at it, is on its way."""
         length = len(self.tokens) + self.owed
-        return max(0, length - self.issued) if length < self.longest else 0
+        return length - self.issued if self.issued < length < self.longest else 0
 
     def append(self, token: int) -> str | None:
         """Take a sampled token; why it is the last, if it is."""

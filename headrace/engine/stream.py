@@ -2,7 +2,8 @@
 
 from array import array
 from bisect import bisect_left
-from typing import NamedTuple
+
+import msgspec
 
 from headrace.engine.request import Event, Logprobs, PromptLogprobs, Request
 from headrace.text.detokenize import Detokenizer
@@ -10,8 +11,11 @@ from headrace.text.speech import Speech
 from headrace.text.stop import StopStrings
 from headrace.text.tokenizer import Tokenizer
 
+MOST_KEPT = 16
+"""Tokens whose text is made at once where nobody waits for it, in a small part of the time; few are left to the end."""
 
-class Update(NamedTuple):
+
+class Update(msgspec.Struct, frozen=True, gc=False):
     """What one event adds. `finish` is set in exactly one update, the last.
 
     `stop` is the stop string or token id that ended it; `cancel` says that the engine does not know yet.
@@ -29,9 +33,10 @@ class Stream:
     """The receiving end of one request. `tokenizer` None gives token ids and no text.
 
     `ends` says how long the text was after each token; `listener` reads the text to tell thoughts from answers.
+    `whole`: nobody reads before the end, so that most tokens may be left to `keep`; there are no `ends` then.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer | None):
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, whole: bool = False):
         params = request.params
         self.request = request
         self.text = ""
@@ -44,6 +49,8 @@ class Stream:
         self.cached = 0
         self.finish: str | None = None
         self.stop: int | str | None = None
+        self.whole = whole and not params.stop
+        self._kept = 0  # the last tokens, whose text is not made yet
         self._pieces: Detokenizer | None = None
         self._stops: StopStrings | None = None
         if tokenizer is not None and params.detokenize:
@@ -52,13 +59,25 @@ class Stream:
             if params.stop:
                 self._stops = StopStrings(params.stop, include=params.include_stop_str_in_output)
 
+    def keep(self, event: Event) -> bool:
+        """Add an event that is no more than the next token, for a `whole` stream. Whether it is; else `take` it."""
+        if event.finish or event.logprobs or event.prompt_logprobs or self.finish or not self.token_ids:
+            return False
+        if (token := event.token) is None:
+            return False
+        self.token_ids.append(token)
+        self._kept += 1
+        if self._kept == MOST_KEPT:
+            self.text += self._kept_text()
+        return True
+
     def take(self, event: Event) -> Update:
         """Add an event. Anything that comes after the end is ignored."""
         if self.finish:
             return Update()
         if event.prompt_logprobs:
             self.prompt_logprobs += event.prompt_logprobs
-        text, matched, ids = "", None, ()
+        text, matched, ids = self._kept_text(), None, ()
         if event.token is not None:
             if not self.token_ids:  # what is found after an eviction is no merit of the cache
                 self.cached = event.cached
@@ -66,14 +85,15 @@ class Stream:
             self.token_ids.append(event.token)
             if event.logprobs is not None:
                 self.logprobs.append(event.logprobs)
-            text, matched = self._text(event)
+            more, matched = self._text(event)
+            text += more
         finish, stop = event.finish, event.stop
         if matched is not None:
             finish, stop = "stop", matched
         elif finish:
             text += self._rest()
         self.text += text
-        if ids:
+        if ids and not self.whole:
             self.ends.append(len(self.text))
         self.finish, self.stop = finish, stop
         return Update(
@@ -93,13 +113,17 @@ class Stream:
             return len(self.token_ids) if speech.thinking else 0
         return min(bisect_left(self.ends, end) + 1, len(self.ends)) if end else 0
 
+    def _kept_text(self) -> str:
+        kept, self._kept = self._kept, 0
+        return self._pieces.push(self.token_ids[-kept:]) if kept and self._pieces is not None else ""
+
     def _text(self, event: Event) -> tuple[str, str | None]:
         params = self.request.params
         if self._pieces is None or event.token is None:
             return "", None
         if event.finish == "stop" and not params.include_stop_str_in_output:
             return "", None  # the token that stopped it is not part of the answer
-        text = self._pieces.push([event.token])
+        text = self._pieces.push((event.token,))
         if self._stops is None or len(self.token_ids) < params.min_tokens:
             return text, None
         return self._stops.push(text)

@@ -83,7 +83,7 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, omit_de
 
     def __getitem__(self, name: str) -> Any:
         """A field by its name."""
-        return msgspec.structs.asdict(self)[name]
+        return getattr(self, name)
 
     @property
     def kind(self) -> Kind:

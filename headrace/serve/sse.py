@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -100,7 +101,7 @@ class EventStream(Response):
             if not self.begun and failed(answer) and not any(stream.token_ids for stream in answer.streams):
                 return await errors.answer(fault_of(answer))(scope, receive, send)
             if failed(answer):  # a frame of its own says it
-                updates = [(i, u._replace(finish=None) if u.finish in FAILED else u) for i, u in updates]
+                updates = [(i, replace(u, finish=None) if u.finish in FAILED else u) for i, u in updates]
             if body := push(updates):
                 await self._send(body, send)
         if not self.gone:

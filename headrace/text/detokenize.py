@@ -30,6 +30,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._hidden: frozenset[int] = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._hidden -= frozenset(shown)
+        self._between = False
         if tokenizer.spelling == "other":
             self._before = [*islice(self._visible(reversed(prompt_ids)), _PATIENCE)][::-1]
             self._pending: list[int] = []
@@ -39,9 +40,16 @@ class Detokenizer:
         tail = self._tail(prompt_ids)
         to_text(self._decoder, tail)
         self._strip = 0 if tail else tokenizer.strip_left
+        self._texts = tokenizer.texts
+        self._between = self._is_between()
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that is certain now; "" while a character is unfinished."""
+        if self._between and self._hidden.isdisjoint(ids):
+            try:  # whole characters after whole characters are all but a few
+                return "".join(map(self._texts.__getitem__, ids))
+            except KeyError:
+                pass
         if self._tokenizer.spelling == "other":
             return "".join([self._push_other(index) for index in self._visible(ids)])
         token_bytes, hidden = self._tokenizer.token_bytes, self._hidden
@@ -57,7 +65,12 @@ class Detokenizer:
         text = to_text(self._decoder, raw, final)
         while self._strip and text:
             self._strip, text = (self._strip - 1, text[1:]) if text[0] == " " else (0, text)
+        self._between = self._is_between()
         return text
+
+    def _is_between(self) -> bool:
+        """Whether nothing that came before has a say in the next token's text."""
+        return not self._strip and not self._decoder.getstate()[0]
 
     def _tail(self, prompt_ids: Sequence[int]) -> bytes:
         """The last bytes of the prompt; four hold every unfinished character."""

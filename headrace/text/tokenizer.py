@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,7 +32,8 @@ class Tokenizer:
     """A vocabulary with its special tokens and, if the checkpoint has one, its chat template.
 
     `special_tokens` maps roles ("bos_token", "eos_token", "unk_token", ...) to texts. `spelling` says how tokens
-    spell text: "bytes" (byte-level), "pieces" (SentencePiece), or "other" (known to the library only).
+    spell text: "bytes" (byte-level), "pieces" (SentencePiece), or "other" (known to the library only). `texts`: what
+    those tokens add to a text that are whole characters, as far as `token_bytes` has been asked.
     """
 
     def __init__(self, vocab: Vocabulary):
@@ -48,6 +50,7 @@ class Tokenizer:
         self.eos_ids = frozenset(ends)
         self.spelling, self.strip_left = _spelling(self.backend)
         self._bytes: dict[int, bytes] = {}
+        self.texts: dict[int, str] = {}
 
     # -- where it comes from ----------------------------------------------------------------------
 
@@ -134,6 +137,8 @@ class Tokenizer:
                 else sentence_piece.piece_bytes(piece)
             )
             self._bytes[index] = known
+            with suppress(UnicodeDecodeError):
+                self.texts[index] = known.decode()
         return known
 
     def id_to_piece(self, index: int) -> str | None:

@@ -24,3 +24,17 @@ def test_cancel_gives_the_last_update_once(llm: LLM):
 
 def test_cancel_of_a_stranger_is_nothing(llm: LLM):
     assert llm.local.cancel("nobody") is None
+
+
+def test_of_a_whole_stream_the_first_token_and_the_end_are_told(llm: LLM):
+    params = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0)
+    streams, told = {}, []
+    for whole in (True, False):
+        (request,) = llm.intake.requests(str(whole), "ab", params)
+        streams[whole] = llm.local.submit(request, whole)
+    while llm.local.engine.busy:
+        told += [(id, update.finish) for id, update in llm.local.step()]
+    assert [finish for id, finish in told if id == "True"] == [None, "length"]
+    assert len([id for id, _ in told if id == "False"]) == 40
+    assert streams[True].text == streams[False].text
+    assert streams[True].token_ids == streams[False].token_ids

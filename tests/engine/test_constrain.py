@@ -256,7 +256,7 @@ def test_the_end_token_comes_only_where_the_grammar_allows_it(started: Started):
 
 def test_masks_that_allow_an_end_are_found_by_their_bits():
     masks = np.array([[1 << 2, 0], [1 << 3, 1], [-(1 << 31), 0], [0, 4], [0, 0], [-5, -5]], np.int32)
-    assert constrain._allowing((2, 31, 34), masks) == [0, 2, 3, 5]
+    assert constrain._allowing(constrain._by_word((2, 31, 34)), masks) == [0, 2, 3, 5]
 
 
 def test_a_grammar_that_is_too_ambiguous_for_its_next_mask_is_an_error(

@@ -96,9 +96,51 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(grammar, "KNOWN", 5)
     small = Compiler(WORDS, WORDS.vocab_size, frozenset({tiny.EOS}))
     made = [small.grammar(StructuredOutputsParams(choice=[f"c{n}"])) for n in range(9)]
-    assert list(small._compiled) == [one.source for one in made[-3:]]
+    assert list(small._recent) == [one.source for one in made[-3:]]
+    assert set(small._compiled) == set(small._recent), "nobody holds the others"
     assert len(small._verdicts) == 5
     assert small.start(made[0].source).result() is not None, "what was forgotten is compiled again"
+
+
+def test_what_was_begun_is_compiled_once_while_somebody_holds_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grammar, "KEPT", 1)
+    small, made = Compiler(WORDS, WORDS.vocab_size, frozenset({tiny.EOS})), []
+    monkeypatch.setattr(
+        small, "_compile", lambda source: made.append(source) or Compiler._compile(small, source)
+    )
+    forms = [StructuredOutputsParams(choice=[f"c{n}"]) for n in range(4)]
+    held = [small.begin(form) for form in forms]
+    sources = [small.grammar(form).source for form in forms]
+    assert [small.start(source) for source in sources] == held
+    assert sorted(made) == sorted(sources)
+
+
+def test_what_is_begun_and_bad_is_refused_later(compiler: Compiler, guard: Gauge):
+    assert compiler.begin(StructuredOutputsParams(choice=[])) is None
+    bad = StructuredOutputsParams(regex="(")
+    assert compiler.begin(bad) is not None
+    with pytest.raises(Refused):
+        compiler.grammar(bad)
+    guarded = Compiler(WORDS, WORDS.vocab_size, frozenset({tiny.EOS}), guarded=True)
+    assert guarded.begin(StructuredOutputsParams(choice=["a"])) is None
+
+
+def test_a_form_is_read_once_and_again_when_it_is_another(compiler: Compiler):
+    schema: dict[str, Any] = {"properties": {"a": {"const": 1}}}
+    form = StructuredOutputsParams(json=schema)
+    first = compiler.read(form)
+    assert compiler.read(StructuredOutputsParams(json={"properties": {"a": {"const": 1}}})) is first
+    schema["properties"]["a"]["const"] = True
+    others = [
+        StructuredOutputsParams(json=schema, disable_any_whitespace=compact) for compact in (False, True)
+    ]
+    sources = {compiler.read(other).source for other in others}
+    assert len(sources | {first.source}) == 3
+    with pytest.raises(Refused, match="no JSON"):
+        compiler.read(StructuredOutputsParams(json={"const": {1, 2}}))
+    for _ in range(2):
+        with pytest.raises(Refused, match="no JSON"):
+            compiler.read(StructuredOutputsParams(json={"const": float("nan")}))
 
 
 def test_without_the_package_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch):

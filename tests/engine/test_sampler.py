@@ -358,3 +358,22 @@ def test_an_empty_batch():
     assert Sampler(1, VOCAB, CPU).sample(
         torch.zeros(0, VOCAB), np.zeros(0, int), np.zeros(0, int)
     ).tokens.shape == (0,)
+
+
+def test_a_plan_holds_until_a_slot_is_given_to_another():
+    sampler, slots = Sampler(2, VOCAB, CPU), np.array([0, 1])
+    for slot in (0, 1):
+        sampler.admit(slot, Request(id="a", prompt=(1,), params=SamplingParams(temperature=0)), [1])
+    first = sampler.plan(slots)
+    assert first is not None
+    assert first.greedy
+    assert sampler.plan(slots) is first
+    sampler.admit(1, Request(id="b", prompt=(1,), params=SamplingParams(temperature=1, top_k=2)), [1])
+    second = sampler.plan(slots)
+    assert second is not None
+    assert not second.greedy
+    sampler.admit(0, Request(id="c", prompt=(1,), params=SamplingParams(presence_penalty=1)), [1])
+    assert sampler.plan(slots) is None
+    assert sampler.plan(slots, module.PENALTY) is not None
+    sampler.release(0)
+    assert sampler.plan(slots) == second

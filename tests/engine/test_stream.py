@@ -147,3 +147,38 @@ def test_what_is_shown_does_not_depend_on_how_it_came(text: str, stops: list[str
         assert (one.text, one.finish, one.stop) == (text[: after if include else at], "stop", stop)
     assert "".join(update.text for update in updates) == one.text
     assert len(ends(updates)) == 1
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60), st.booleans(), st.sampled_from(["length", "stop"]))
+def test_a_stream_that_is_read_at_the_end_says_the_same(text: str, skip: bool, finish: str):
+    ids = [*WORDS.encode(text), EOS]
+    params = SamplingParams(skip_special_tokens=skip)
+    both = [Stream(Request(id="a", prompt=(7,), params=params), WORDS, whole) for whole in (False, True)]
+    for one in both:
+        for token in ids[:-1]:
+            event = Event("a", token, cached=3)
+            assert (one.whole and one.keep(event)) or one.take(event).token_ids == (token,)
+        one.take(end(finish, ids[-1], ids[-1] if finish == "stop" else None))
+    told = [(one.text, one.token_ids, one.cached, one.finish, one.stop) for one in both]
+    assert told[0] == told[1]
+    assert both[0].token_ids == ids
+
+
+def test_what_is_more_than_a_token_is_not_kept():
+    one = Stream(Request(id="a", prompt=(7,)), WORDS, whole=True)
+    a, b = WORDS.encode("ab")
+    found = Logprobs(-1.0, 1, [])
+    assert not one.keep(Event("a", a)), "when the first came is told"
+    one.take(Event("a", a))
+    assert one.keep(Event("a", b))
+    for event in (Event("a", b, logprobs=found), Event("a", None, prompt_logprobs=[found]), end(token=b)):
+        assert not one.keep(event)
+    assert one.take(Event("a", b, logprobs=found)).text == "bb", "what was kept comes first"
+    assert one.take(Event("a", None, "abort")).finish == "abort"
+    assert not one.keep(Event("a", b))
+    assert (one.text, one.token_ids) == ("abb", [a, b, b])
+
+
+def test_a_stop_string_is_looked_for_in_every_token():
+    params = SamplingParams(stop="b")
+    assert not Stream(Request(id="a", prompt=(7,), params=params), WORDS, whole=True).whole
