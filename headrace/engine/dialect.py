@@ -125,9 +125,7 @@ def read_chat(body: Body, intake: Intake, defaults: SamplingParams) -> Ask:
     logprobs = _chat_logprobs(body, intake.max_logprobs)
     limit = _first(body, "max_completion_tokens", "max_tokens")
     echo = (
-        _switch(body, "echo")
-        and isinstance(messages[-1], Mapping)
-        and messages[-1].get("role") == "assistant"
+        switch(body, "echo") and isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant"
     )
     last = messages[-1].get("content") if echo else ""
     ids, voice = _spoken(body, messages, intake)
@@ -157,8 +155,8 @@ def read_completion(body: Body, intake: Intake, defaults: SamplingParams) -> Ask
     """A body of /v1/completions, with one prompt or several. Raises Refused naming the field."""
     unknown = _screen(body, COMPLETION)
     prompts = _prompts(body.get("prompt"))
-    special = _switch(body, "add_special_tokens", True)
-    echo = _switch(body, "echo")
+    special = switch(body, "add_special_tokens", True)
+    echo = switch(body, "echo")
     logprobs = body.get("logprobs")
     if isinstance(logprobs, bool):
         raise Refused(
@@ -212,7 +210,13 @@ def _screen(body: object, known: frozenset[str]) -> tuple[str, ...]:
 
 def _params(body: Body, defaults: SamplingParams, **more: Any) -> SamplingParams:
     given = {name: body[name] for name in SAME if body.get(name) is not None}
-    return msgspec.structs.replace(defaults, **{**given, **more})
+    try:
+        return msgspec.structs.replace(defaults, **{**given, **more})
+    except Refused as fault:
+        if fault.param != "max_tokens" or body.get("max_completion_tokens") is None:
+            raise
+        newer = "max_completion_tokens"
+        raise Refused(fault.message.replace("max_tokens", newer, 1), param=newer, hint=fault.hint) from fault
 
 
 def _constraint(body: Body, intake: Intake, voice: Voice | None = None) -> StructuredOutputsParams | None:
@@ -245,7 +249,7 @@ def _shape(body: Body) -> dict[str, Any]:
     options = body.get("stream_options")
     if options is not None and not isinstance(options, Mapping):
         raise Refused(f"stream_options is {_kind(options)}; expected an object", param="stream_options")
-    stream = _switch(body, "stream")
+    stream = switch(body, "stream")
     if options and not stream:
         raise Refused(
             "stream_options is given without stream", param="stream_options", hint='set "stream": true'
@@ -266,19 +270,19 @@ def _shape(body: Body) -> dict[str, Any]:
         "model": model or None,
         "salt": salt or "",
         "priority": priority or 0,
-        "bare_ids": _switch(body, "return_tokens_as_token_ids"),
-        "show_ids": _switch(body, "return_token_ids"),
+        "bare_ids": switch(body, "return_tokens_as_token_ids"),
+        "show_ids": switch(body, "return_token_ids"),
         "stream": stream,
-        "stream_options": {name: True for name in STREAM_OPTIONS if _switch(options or {}, name)},
+        "stream_options": {name: True for name in STREAM_OPTIONS if switch(options or {}, name)},
         "timeout_ms": limit,
-        "timings": _switch(body, "timings"),
+        "timings": switch(body, "timings"),
         "request_id": name_of_it,
     }
 
 
 def _chat_logprobs(body: Body, most: int) -> int | None:
     top = body.get("top_logprobs")
-    if not _switch(body, "logprobs"):
+    if not switch(body, "logprobs"):
         if top:
             raise Refused(
                 "top_logprobs is given without logprobs", param="top_logprobs", hint='set "logprobs": true'
@@ -310,16 +314,16 @@ def _spoken(body: Body, messages: Sequence[Any], intake: Intake) -> tuple[list[i
         raise Refused(
             f"chat_template_kwargs is {_kind(more)}; expected an object", param="chat_template_kwargs"
         )
-    continued = bool(_switch(body, "continue_final_message"))
+    continued = bool(switch(body, "continue_final_message"))
     text = template.render(
         messages_for(template, formats, messages),
-        add_generation_prompt=_switch(body, "add_generation_prompt", None),
+        add_generation_prompt=switch(body, "add_generation_prompt", None),
         tools=box.specs,
         continue_final_message=continued,
         documents=body.get("documents"),
         chat_template_kwargs=effort(body) | dict(more or {}),
     )
-    ids = intake.encode(text, add_special_tokens=bool(_switch(body, "add_special_tokens")))
+    ids = intake.encode(text, add_special_tokens=bool(switch(body, "add_special_tokens")))
     return ids, read_voice(body, box, formats, text, continued)
 
 
@@ -350,12 +354,13 @@ def _text(prompt: str | list[Any], ids: Sequence[int], intake: Intake) -> str:
     return intake.tokenizer.decode(ids, skip_special_tokens=False) if intake.tokenizer is not None else ""
 
 
-def _switch(body: Body, name: str, default: Any = False) -> Any:
+def switch(body: Body, name: str, default: Any = False) -> Any:
+    """A field that is true or false, or not given. Raises Refused for anything else."""
     value = body.get(name)
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise Refused(f"{name} is {value!r}; expected true or false", param=name)
+        raise Refused(f"{name} is {value!r:.80}; expected true or false", param=name)
     return value
 
 

@@ -90,8 +90,8 @@ def layers(settings: Serve, door: Door, told: Told | None) -> list[Middleware]:
             Middleware(
                 CORSMiddleware,
                 allow_origins=origins,
-                allow_methods=["GET", "POST", "OPTIONS"],
-                allow_headers=["authorization", "content-type", "x-request-id"],
+                allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+                allow_headers=["*"],  # OpenAI's library sends a dozen of its own
                 expose_headers=["x-request-id", "retry-after"],
             )
         )

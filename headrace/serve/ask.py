@@ -3,7 +3,8 @@
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import time
 from typing import Any, NamedTuple
 
@@ -61,22 +62,15 @@ class Offer:
     async def answer(self, request: Request) -> Response:
         """Read the body, hand it to the engine; the response sends what comes."""
         front, settings = of(request)
-        asked = await self.asked(request, admit=True)
-        answer, intake = submit(request, asked, self.kind), front.intake
+        with refusals(request, self.kind):
+            asked = await self.asked(request, admit=True)
+            answer, intake = submit(request, asked, self.kind), front.intake
         if asked.ask.stream:
             return EventStream(answer, self.frames(asked, answer, intake), settings)
         return Whole(answer, lambda: whole(asked, answer, intake))
 
     async def asked(self, request: Request, admit: bool = False) -> Asked:
         """What a request asks for. Raises what `read_body` does, and Refused for what is wrong in it."""
-        front, _ = of(request)
-        try:
-            return await self._read(request, admit)
-        except Fault as fault:
-            front.refuse(self.kind, fault)
-            raise
-
-    async def _read(self, request: Request, admit: bool) -> Asked:
         front, settings = of(request)
         body, model = await read_body(request, admit)
         intake = front.intake
@@ -95,6 +89,18 @@ class Offer:
             if name not in self._warned and len(self._warned) < 100:
                 self._warned.add(name)
                 log.warning("requests have a field that is unknown here and ignored: %.60r", name)
+
+
+@contextmanager
+def refusals(request: Request, kind: str) -> Iterator[None]:
+    """Tell the watchers of a Fault that keeps a request from being taken, with the id that its answer's head has."""
+    try:
+        yield
+    except Fault as fault:
+        front, _ = of(request)
+        for watcher in front.watchers:
+            watcher.refused(kind, fault, request.scope["state"]["id"])
+        raise
 
 
 async def read_body(request: Request, admit: bool = False) -> tuple[Json, str]:

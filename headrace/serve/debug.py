@@ -31,7 +31,7 @@ from typing import Any
 from headrace import __version__
 from headrace.base.errors import Fault
 from headrace.serve.frontend import Frontend
-from headrace.serve.lines import fields
+from headrace.serve.lines import fields, refusal
 from headrace.serve.metrics import LAYOUT, Metrics, Open, Pace
 from headrace.serve.record import Record, Watcher
 from headrace.serve.window import Window, quantile
@@ -67,17 +67,9 @@ class History(Watcher):
         self.ended_ones: OrderedDict[str, Json] = OrderedDict()
         self.refusals: deque[Json] = deque(maxlen=kept)
 
-    def refused(self, kind: str, fault: Fault) -> None:
-        """What was refused has no id; its message may quote the request, so only its class and field are kept."""
-        self.refusals.append(
-            {
-                "time": time(),
-                "kind": kind,
-                "cause": type(fault).__name__,
-                "status": fault.status,
-                "param": fault.param,
-            }
-        )
+    def refused(self, kind: str, fault: Fault, id: str) -> None:
+        """Its message may quote the request, so only its class and field are kept."""
+        self.refusals.append({"time": time(), **refusal(kind, fault, id)})
 
     def ended(self, record: Record) -> None:
         """Keep the timeline; the oldest gives way."""

@@ -124,14 +124,10 @@ class Frontend:
         ready, TooLong (400), Refused (400) for an id that is in use.
         """
         id = requests[0].id if id is None else id
-        try:
-            self._screen(id, requests)
-            answer = Answer(id, requests, self.intake.tokenizer, kind, name)
-            if not self._queue.take([len(request.prompt) for request in requests]):
-                raise self._busy(len(requests))
-        except Fault as fault:
-            self.refuse(kind, fault)
-            raise
+        self._screen(id, requests)
+        answer = Answer(id, requests, self.intake.tokenizer, kind, name)
+        if not self._queue.take([len(request.prompt) for request in requests]):
+            raise self._busy(len(requests))
         answer.trace, answer.canceller = trace, self._end
         seconds = self.settings.timeout if timeout_ms is None else timeout_ms / 1000
         if seconds is not None:
@@ -148,11 +144,6 @@ class Frontend:
         self._check()
         if not self._queue.fits(requests, 0):
             raise self._busy(requests)
-
-    def refuse(self, kind: str, fault: Fault) -> None:
-        """Tell the watchers of a request that was not taken; routes call it for those they refuse themselves."""
-        for watcher in self.watchers:
-            watcher.refused(kind, fault)
 
     async def off_loop(self, size: int, function: Callable[[], T]) -> T:
         """Call what tokenizes or renders `size` characters: on another thread where that takes long."""

@@ -22,7 +22,7 @@ OWN = frozenset(
 IGNORED = dialect.IGNORED | {"max_tool_calls", "prompt_cache_retention", "enable_response_messages"}
 # The names that a chat has for what a response calls differently.
 RENAMED = {
-    "messages": "input", "response_format": "text.format", "max_tokens": "max_output_tokens",
+    "messages": "input", "response_format": "text.format", "max_completion_tokens": "max_output_tokens",
     "reasoning_effort": "reasoning.effort",
 }  # fmt: skip
 
@@ -85,8 +85,7 @@ def _screen(body: Mapping[str, Any]) -> None:
                 hint=f"leave {name} out",
             )
     for name in ("store", "background", "stream"):
-        if body.get(name) is not None and not isinstance(body[name], bool):
-            raise Refused(f"{name} is {body[name]!r:.80}; expected true or false", param=name)
+        dialect.switch(body, name)
     given = body.get("metadata")
     if given is not None:
         texts = isinstance(given, Mapping) and all(isinstance(value, str) for value in given.values())

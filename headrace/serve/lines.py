@@ -27,12 +27,9 @@ class Lines(Watcher):
         out.setFormatter(logging.Formatter("%(message)s"))
         self.log.addHandler(out)
 
-    def refused(self, kind: str, fault: Fault) -> None:
+    def refused(self, kind: str, fault: Fault, id: str) -> None:
         """What was wrong is said by its class and field; its message may quote the request."""
-        self._write(
-            "refused",
-            {"kind": kind, "cause": type(fault).__name__, "status": fault.status, "param": fault.param},
-        )
+        self._write("refused", refusal(kind, fault, id))
 
     def ended(self, record: Record) -> None:
         self._write("ended", fields(record))
@@ -44,6 +41,12 @@ class Lines(Watcher):
             self.log.info(json.dumps({"time": now, "event": what, **kept}))
         else:
             self.log.info(" ".join([now, what, *(f"{name}={_shown(value)}" for name, value in kept.items())]))
+
+
+def refusal(kind: str, fault: Fault, id: str) -> dict[str, Any]:
+    """What the log and /debug/requests say of a request that was not taken."""
+    cause = type(fault).__name__
+    return {"id": id, "kind": kind, "cause": cause, "status": fault.status, "param": fault.param}
 
 
 def fields(record: Record) -> dict[str, Any]:

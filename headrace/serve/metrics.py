@@ -123,7 +123,7 @@ class Metrics:
         self.open[answer.id] = Open(answer, [None] * len(answer.streams))
         self.sheet.add(LAYOUT.at("headrace_streams"), len(answer.streams))
 
-    def refused(self, kind: str, fault: Fault) -> None:
+    def refused(self, kind: str, fault: Fault, id: str) -> None:
         """A request was not taken."""
         cause = "busy" if isinstance(fault, Busy) else "unavailable" if fault.status >= 500 else "refused"
         self._ending(kind, cause)

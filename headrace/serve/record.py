@@ -96,8 +96,8 @@ class Watcher(Protocol):
     def submitted(self, answer: "Answer") -> None:
         """Requests are with the engine (or will be, when it is back)."""
 
-    def refused(self, kind: str, fault: Fault) -> None:
-        """A request was not taken."""
+    def refused(self, kind: str, fault: Fault, id: str) -> None:
+        """A request was not taken. `id`: what X-Request-Id says in its answer."""
 
     def measured(self, stats: "Stats") -> None:
         """The engine said how it is doing."""

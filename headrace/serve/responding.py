@@ -154,4 +154,5 @@ class Responding:
 
 
 def _error(fault: Fault) -> Json:
-    return {"code": "server_error" if fault.status >= 500 else "invalid_prompt", "message": fault.message}
+    """`response.error`; the codes are OpenAI's, which has none for time that is over."""
+    return {"code": "invalid_prompt" if fault.status == 400 else "server_error", "message": fault.message}

@@ -7,12 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from headrace.base.errors import Fault, Refused, UnknownName
+from headrace.base.errors import Refused, UnknownName
 from headrace.engine.dialect import Ask, read_chat, takes_long
 from headrace.engine.request import Request as Prompted
 from headrace.serve import schema
 from headrace.serve.answer import Answer
-from headrace.serve.ask import Asked, as_json, length, named, of, read_body, requests_of, submit
+from headrace.serve.ask import Asked, as_json, length, named, of, read_body, refusals, requests_of, submit
 from headrace.serve.frontend import LONG_TEXT
 from headrace.serve.items import Chat, renamed, to_chat, to_items
 from headrace.serve.output import new_id
@@ -114,14 +114,11 @@ def desk_of(request: Request) -> Desk:
 @router.post("/v1/responses", **route("responses", schema.ResponseReply, body="ResponseRequest", stream=True))
 async def create(request: Request) -> Response:
     """The model's response to some input, whole, as named server-sent events, or made in the background."""
-    front, settings = of(request)
+    _, settings = of(request)
     desk = desk_of(request)
-    try:
+    with refusals(request, KIND):
         one = await _read(request, desk)
-    except Fault as fault:
-        front.refuse(KIND, fault)
-        raise
-    answer = one.answer = submit(request, one.asked, KIND)
+        answer = one.answer = submit(request, one.asked, KIND)
     desk.open[one.id] = one
     if one.body.get("background") is True:
         desk.begin(one)

@@ -12,7 +12,7 @@ from headrace.base.errors import Fault
 from headrace.serve.app import make_app
 from headrace.serve.frontend import Frontend
 from headrace.serve.observe import Observers, Scrape, make_router, observe
-from headrace.serve.server import Server, listen, url, uvicorn_config
+from headrace.serve.server import Server, allow_files, listen, url, uvicorn_config
 from headrace.serve.settings import ServeConfig
 from headrace.serve.supervisor import Supervisor
 from headrace.serve.wire import Facts
@@ -36,6 +36,7 @@ def serve(
     """
     workers = None
     try:
+        allow_files()
         sock = listen(config.serve)
         workers = Workers(config, supervisor.folder, sock)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:

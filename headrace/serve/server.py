@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import socket
 import ssl
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ except ImportError:  # pragma: no cover
     HttpToolsProtocol = None
 
 BACKLOG = 2048
+FILES = 65536
+"""Connections and other open files that are asked for; a shell's usual 1024 are fewer than may wait for the engine."""
 KEEP_ALIVE = 75
 """Seconds an idle connection stays open: longer than most clients and proxies keep theirs, so that they close it."""
 
@@ -171,6 +174,17 @@ def check_tls(settings: Serve) -> None:
             param="serve.ssl_certfile",
             hint="give PEM files with --ssl-certfile and --ssl-keyfile",
         ) from fault
+
+
+def allow_files() -> None:
+    """Let this process and its children have more open files, as far as the system lets us.
+
+    Connections beyond the limit would be closed without a word, and nobody told to come back later.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def listen(settings: Serve) -> socket.socket:

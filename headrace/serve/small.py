@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from headrace import __version__
 from headrace.base.errors import Refused, UnknownName, Unreachable
-from headrace.engine.dialect import chat_ids
+from headrace.engine.dialect import chat_ids, switch
 from headrace.engine.intake import Intake
 from headrace.engine.reply import Json
 from headrace.serve import schema
@@ -76,45 +76,47 @@ async def tokenize(request: Request) -> Response:
     """The token ids of a text, or of messages as the chat template writes them."""
     front, settings = of(request)
     body, _ = await read_body(request)
-    facts, intake = front.facts, front.intake
-    ids = await front.off_loop(length(request, settings), lambda: _ids(body, intake))
-    strings = None
-    if body.get("return_token_strs") is True:
-        tokenizer = intake.text_tokenizer
-        strings = [tokenizer.id_to_piece(id) or "" for id in ids]
-    return as_json({"count": len(ids), "max_model_len": facts.max_len, "tokens": ids, "token_strs": strings})
+    facts, intake, shown = front.facts, front.intake, switch(body, "return_token_strs")
+
+    def made() -> Response:
+        ids = _ids(body, intake)
+        strings = [intake.text_tokenizer.id_to_piece(id) or "" for id in ids] if shown else None
+        found = {"count": len(ids), "max_model_len": facts.max_len, "tokens": ids, "token_strs": strings}
+        return as_json(found)
+
+    return await front.off_loop(length(request, settings), made)
 
 
 def _ids(body: Json, intake: Intake) -> list[int]:
     if body.get("messages") is not None:
         return chat_ids(body, intake)
-    prompt, special = body.get("prompt"), body.get("add_special_tokens")
+    prompt, special = body.get("prompt"), switch(body, "add_special_tokens", True)
     if not isinstance(prompt, str):
         raise Refused("prompt is no text; expected text, or messages", param="prompt")
     if len(prompt) > MOST_TEXT:
         raise Refused(f"prompt has {len(prompt)} characters; expected at most {MOST_TEXT}", param="prompt")
-    if special is not None and not isinstance(special, bool):
-        raise Refused("add_special_tokens must be true or false", param="add_special_tokens")
-    return intake.text_tokenizer.encode(prompt, add_special_tokens=special is not False)
+    return intake.text_tokenizer.encode(prompt, add_special_tokens=special)
 
 
 @router.post("/detokenize", **route("tokens", schema.Text, body="DetokenizeRequest"))
 async def detokenize(request: Request) -> Response:
     """The text of token ids, special tokens included."""
-    front, _ = of(request)
+    front, settings = of(request)
     body, _ = await read_body(request)
-    facts, intake = front.facts, front.intake
-    tokens = body.get("tokens")
+    vocab, intake = front.facts.vocab, front.intake
+    return await front.off_loop(
+        length(request, settings), lambda: as_json({"prompt": _text(body.get("tokens"), vocab, intake)})
+    )
+
+
+def _text(tokens: object, vocab: int, intake: Intake) -> str:
     if not isinstance(tokens, list):
         raise Refused("tokens is no list; expected a list of token ids", param="tokens")
-    if wrong := [token for token in tokens if type(token) is not int or not 0 <= token < facts.vocab]:
+    if wrong := [token for token in tokens if type(token) is not int or not 0 <= token < vocab]:
         raise Refused(
-            f"tokens has {str(wrong[0])[:60]}; expected whole numbers from 0 to {facts.vocab - 1}",
-            param="tokens",
+            f"tokens has {str(wrong[0])[:60]}; expected whole numbers from 0 to {vocab - 1}", param="tokens"
         )
-    tokenizer = intake.text_tokenizer
-    text = await front.off_loop(4 * len(tokens), lambda: tokenizer.decode(tokens, False))
-    return as_json({"prompt": text})
+    return intake.text_tokenizer.decode(tokens, False)
 
 
 @router.get("/tokenizer_info", **route("tokens", schema.TokenizerFacts, 400))

@@ -34,7 +34,7 @@ class Tracer(Watcher):
             raise Refused(
                 f"traces need a package that is not installed: {fault.name}",
                 param="serve.traces",
-                hint="pip install 'headrace[otel]'",
+                hint="pip install '.[otel]'",
             ) from fault
         if exporter is None:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -46,7 +46,7 @@ def too_much(what: str) -> Refused:
     return Refused(
         f"the chat template {what}; it was stopped",
         param="chat_template",
-        hint="give another template with --chat-template FILE",
+        hint="send less, or give another template with --chat-template FILE",
     )
 
 

@@ -125,11 +125,9 @@ class ChatTemplate:
             raise Refused(
                 f"{where}.role must be a string such as 'user', not {copy.get('role')!r}", param="messages"
             )
-        calls = copy.get("tool_calls")
-        if calls is not None:
-            copy["tool_calls"] = [
-                _tool_call(c, f"{where}.tool_calls[{n}]") for n, c in enumerate(_list(calls, where))
-            ]
+        if (calls := copy.get("tool_calls")) is not None:
+            at = f"{where}.tool_calls"
+            copy["tool_calls"] = [_tool_call(call, f"{at}[{n}]") for n, call in enumerate(_list(calls, at))]
         copy["content"] = self._content(copy, where)
         reasoning = next((copy[name] for name in REASONING if copy.get(name) is not None), None)
         return (
@@ -246,8 +244,10 @@ def _text_of(part: object, where: str) -> str:
         return part
     entries = cast(dict[str, Any], part) if isinstance(part, dict) else {"type": type(part).__name__}
     kind, text = entries.get("type"), entries.get("text")
-    if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
-        raise Refused(f"{where} is of type {kind!r}; only text parts are understood", param="messages")
+    if kind not in ("text", "input_text", "output_text"):
+        raise Refused(f"{where} is of type {kind!r:.60}; only text parts are understood", param="messages")
+    if not isinstance(text, str):
+        raise Refused(f"{where}.text must be a string, not {type(text).__name__}", param="messages")
     return text
 
 
@@ -255,6 +255,8 @@ def _tool_call(call: object, where: str) -> dict[str, Any]:
     """The API's arguments are a JSON string; templates expect the object itself."""
     copy = _object(call, where)
     function: dict[str, Any] = copy["function"] if isinstance(copy.get("function"), dict) else copy
+    if not isinstance(function.get("name"), str):
+        raise Refused(f"{where} names no function; expected its name and arguments", param="messages")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:

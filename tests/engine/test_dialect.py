@@ -74,6 +74,12 @@ def test_every_field_of_the_same_name(intake: Intake):
 def test_the_new_name_of_max_tokens_wins(intake: Intake):
     body = {"messages": HI, "max_tokens": 5, "max_completion_tokens": 6}
     assert read_chat(body, intake, DEFAULTS).params.max_tokens == 6
+    with pytest.raises(Refused, match="max_completion_tokens is 0") as found:
+        read_chat(body | {"max_completion_tokens": 0}, intake, DEFAULTS)
+    assert found.value.param == "max_completion_tokens"
+    with pytest.raises(Refused, match="max_tokens is 0") as found:
+        read_chat({"messages": HI, "max_tokens": 0}, intake, DEFAULTS)
+    assert found.value.param == "max_tokens"
 
 
 def test_log_probabilities(intake: Intake):

@@ -7,11 +7,13 @@ import httpx
 import pytest
 from fastapi import APIRouter
 
+from headrace.base.errors import Fault
 from headrace.engine.start import Started
+from headrace.serve.record import Watcher
 from headrace.serve.settings import Serve
 from tests.looped import wait_for
 from tests.serve.local import Running, serving
-from tests.serve.reading import error, posted
+from tests.serve.reading import Json, error, posted
 
 ORIGIN = "https://chat.example"
 
@@ -45,6 +47,60 @@ def test_an_origin_may_be_let_in(shared: Running):
     assert refused.headers["access-control-allow-origin"] == ORIGIN  # or the page could not read why
     other = httpx.options(shared.url + "/v1/models", headers={**headers, "Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
+
+
+class Ear(Watcher):
+    """Hears of what is refused."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str, str]] = []
+
+    def refused(self, kind: str, fault: Fault, id: str) -> None:
+        self.heard.append((kind, type(fault).__name__, id))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "given"),
+    [
+        ("/v1/chat/completions", "chat", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}),
+        ("/v1/completions", "completion", {"prompt": "hi", "max_tokens": 1}),
+        ("/v1/responses", "response", {"input": "hi", "max_output_tokens": 1}),
+    ],
+)
+def test_watchers_hear_once_of_what_is_refused_and_under_its_id(
+    server: Running, monkeypatch: pytest.MonkeyPatch, path: str, kind: str, given: Json
+):
+    ear = Ear()
+    monkeypatch.setattr(server.front, "watchers", [*server.front.watchers, ear])
+
+    def post(name: str, raw: str, status: int) -> None:
+        headers = {"X-Request-Id": name, "Content-Type": "application/json"}
+        assert httpx.post(server.url + path, content=raw, headers=headers).status_code == status
+
+    post("a", "{", 400)
+    post("b", json.dumps({**given, "temperature": 9}), 400)
+    post("c", json.dumps({**given, "model": "none"}), 404)
+    post("d", json.dumps(given), 200)
+    monkeypatch.setattr(server.front._queue, "take", lambda prompts: False)
+    post("e", json.dumps(given), 429)
+    faults = [("Refused", "a"), ("Refused", "b"), ("UnknownName", "c"), ("Busy", "e")]
+    assert ear.heard == [(kind, *fault) for fault in faults]
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "sent"),
+    [
+        ("/v1/chat/completions", "POST", "x-stainless-os,x-stainless-retry-count"),
+        ("/v1/responses/x", "DELETE", ""),
+    ],
+)
+def test_pages_may_do_what_libraries_do(shared: Running, path: str, method: str, sent: str):
+    """OpenAI's for browsers sends headers of its own and forgets responses."""
+    headers = {"Origin": ORIGIN, "Access-Control-Request-Method": method}
+    answer = httpx.options(shared.url + path, headers={**headers, "Access-Control-Request-Headers": sent})
+    assert answer.status_code == 200
+    assert method in answer.headers["access-control-allow-methods"]
+    assert set(sent.split(",")) <= {*answer.headers["access-control-allow-headers"].split(","), ""}
 
 
 def test_every_answer_has_a_request_id(http: httpx.Client):

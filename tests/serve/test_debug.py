@@ -149,7 +149,7 @@ def test_rows_have_an_end(server: Server):
 def test_outcomes_are_told_by_kind(server: Server):
     for id, cause in (("a", "stop"), ("b", "length"), ("c", "abort"), ("d", "error"), ("e", "timeout")):
         server.finish(server.submit(id), cause)
-    server.metrics.refused("chat", Refused("no"))
+    server.metrics.refused("chat", Refused("no"), "x")
     requests = server.live.snapshot()["requests"]
     assert requests == {"running": 1, "waiting": 2, "finished": 2, "cancelled": 1, "failed": 2, "refused": 1}
 
@@ -188,9 +188,9 @@ def test_a_timeline_is_kept_after_the_end(server: Server, clock: list[float]):
 def test_only_the_last_are_kept(server: Server):
     for n in range(10):
         server.finish(server.submit(f"r{n}"))
-        server.history.refused("chat", Refused("no"))
+        server.history.refused("chat", Refused("no"), f"x{n}")
     assert list(server.history.ended_ones) == ["r7", "r8", "r9"]
-    assert len(server.history.refusals) == 3
+    assert [one["id"] for one in server.history.refusals] == ["x7", "x8", "x9"]
     assert server.metrics.open == {}
     assert server.history.find("r1") is None
 

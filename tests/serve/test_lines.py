@@ -44,15 +44,13 @@ def test_nobody_forges_a_line_or_a_colour(form: str):
 def test_what_is_refused_has_its_line_without_what_was_said():
     to = io.StringIO()
     lines = Lines("json", to)
-    lines.refused("chat", Refused("stop is 'a secret'; expected less", param="stop"))
-    lines.refused("completion", Busy("full", retry_after=3))
+    lines.refused("chat", Refused("stop is 'a secret'; expected less", param="stop"), "mine")
+    lines.refused("completion", Busy("full", retry_after=3), "0af1")
     first, second = map(json.loads, to.getvalue().splitlines())
-    assert (first["event"], first["cause"], first["status"], first["param"]) == (
-        "refused",
-        "Refused",
-        400,
-        "stop",
-    )
+    assert first.pop("time")
+    assert first == {
+        "event": "refused", "id": "mine", "kind": "chat", "cause": "Refused", "status": 400, "param": "stop"
+    }  # fmt: skip
     assert (second["cause"], second["status"]) == ("Busy", 429)
     assert "secret" not in to.getvalue()
 

@@ -211,7 +211,7 @@ def test_every_ending_is_counted_once(counted: Metrics, cause: str, reason: str)
     [(Busy("full"), "busy"), (Refused("no"), "refused"), (Unreachable("down"), "unavailable")],
 )
 def test_what_is_refused_is_counted_by_why(counted: Metrics, fault: Exception, cause: str):
-    counted.refused("something new", fault)  # type: ignore[arg-type]
+    counted.refused("something new", fault, "x")  # type: ignore[arg-type]
     assert value(counted, "headrace_requests_total", kind="other", cause=cause) == 1
     rejected = value(counted, "vllm:admission_rejections_total", reason="max_num_queued_reqs")
     assert rejected == (cause == "busy")
@@ -221,7 +221,7 @@ def test_what_is_refused_is_counted_by_why(counted: Metrics, fault: Exception, c
     ("limit", "reason"), [("requests", "max_num_queued_reqs"), ("tokens", "max_num_queued_tokens")]
 )
 def test_which_limit_refused_is_told(counted: Metrics, limit: str, reason: str):
-    counted.refused("chat", Busy("full", limit=limit))
+    counted.refused("chat", Busy("full", limit=limit), "x")
     for known in families.REJECTIONS:
         assert value(counted, "vllm:admission_rejections_total", reason=known) == (known == reason)
 

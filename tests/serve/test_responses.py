@@ -304,6 +304,7 @@ def test_a_failure_in_the_background(http: httpx.Client, puppet: Puppet):
     puppet.endless = True
     body = until_over(http, ask(http, background=True, timeout_ms=150)["id"])
     assert body["status"] == "failed"
+    assert body["error"]["code"] == "server_error"
     assert body["error"]["message"]
 
 
@@ -312,6 +313,7 @@ def test_a_failure_in_mid_stream(http: httpx.Client, server: Running, puppet: Pu
     found = events(http, timeout_ms=150)
     assert found[-1]["type"] == "response.failed"
     assert found[-1]["response"]["status"] == "failed"
+    assert found[-1]["response"]["error"]["code"] == "server_error"
     assert found[-1]["response"]["error"]["message"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 import socket
 import ssl
 import time
@@ -15,7 +16,7 @@ import pytest
 from headrace.base.errors import Refused
 from headrace.engine.start import Started
 from headrace.serve import server as module
-from headrace.serve.server import listen, url
+from headrace.serve.server import allow_files, listen, url
 from headrace.serve.settings import Serve
 from tests.looped import wait_for
 from tests.serve.local import Running, serving
@@ -182,6 +183,19 @@ def test_whoever_reads_nothing_is_hung_up_on_and_disturbs_nobody(tiny_engine: St
         client.settimeout(20)
         with suppress(ConnectionResetError):
             assert b"[DONE]" not in everything(client)
+
+
+def test_more_connections_are_asked_for_than_a_shell_gives():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], 512), before[1]))
+    try:
+        allow_files()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert (soft, hard) == (min(module.FILES, hard), before[1])
+        allow_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_port_that_is_taken_is_refused():

@@ -64,6 +64,7 @@ def test_rendered_completions_are_a_list(http: httpx.Client):
         ("/tokenize", {"prompt": 3}, "prompt"),
         ("/tokenize", {"prompt": "a" * (MOST_TEXT + 1)}, "prompt"),
         ("/tokenize", {"prompt": "a", "add_special_tokens": "no"}, "add_special_tokens"),
+        ("/tokenize", {"prompt": "a", "return_token_strs": "no"}, "return_token_strs"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": [1.5]}, "tokens"),
@@ -125,13 +126,3 @@ def test_a_full_queue_says_when_to_come_back(
     # what will not be generated needs no place, and what is wrong is wrong
     assert http.post("/v1/completions/render", json={"prompt": "a"}).status_code == 200
     error(http.post("/v1/completions", json={"prompt": "a", "stop": ["a"] * 99}), 400)
-
-
-def test_refusals_reach_whoever_counts_them(
-    server: Running, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
-):
-    refused: list[tuple[str, int]] = []
-    monkeypatch.setattr(server.front, "refuse", lambda kind, fault: refused.append((kind, fault.status)))
-    http.post("/v1/completions", json={"prompt": ""})
-    http.post("/v1/chat/completions", content=b"{")
-    assert refused == [("completion", 400), ("chat", 400)]

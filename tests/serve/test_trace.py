@@ -97,4 +97,4 @@ def test_without_the_packages_it_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(Refused, match="not installed") as caught:
         Tracer("m", "http://127.0.0.1:4318/v1/traces")
-    assert "headrace[otel]" in caught.value.hint
+    assert "[otel]" in caught.value.hint

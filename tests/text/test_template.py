@@ -231,6 +231,18 @@ def test_nesting_has_an_end() -> None:
         ours(CHATML, [{"role": "user", "content": "x", "extra": deep}])
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"type": "image_url"}, "is of type 'image_url'; only text"),
+        ({"type": "text"}, r"content\[0\]\.text must be a string, not NoneType"),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_said(part: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused, match=said):
+        ours(CHATML, [{"role": "user", "content": [part]}])
+
+
 def test_the_caller_s_messages_stay_as_they_were() -> None:
     messages = [{"role": "assistant", "content": [{"type": "text", "text": "x"}], "reasoning": "y"}]
     before = json.dumps(messages)
@@ -252,6 +264,20 @@ def test_a_message_that_the_template_drops_cannot_be_continued() -> None:
     empty = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
     with pytest.raises(Refused, match="no content to continue"):
         ours("{{ messages[0].content is none }}", empty, continue_final_message=True)
+
+
+@pytest.mark.parametrize(
+    ("calls", "said"),
+    [
+        ("x", r"messages\[0\]\.tool_calls must be a list"),
+        ([{"id": "1", "type": "custom", "custom": {"name": "f"}}], r"tool_calls\[0\] names no function"),
+        ([{"function": {"arguments": "{}"}}], r"tool_calls\[0\] names no function"),
+    ],
+)
+def test_what_is_wrong_with_a_call_is_said(calls: Any, said: str) -> None:
+    with pytest.raises(Refused, match=said) as caught:
+        ours(CHATML, [{"role": "assistant", "content": None, "tool_calls": calls}])
+    assert caught.value.param == "messages"
 
 
 @pytest.mark.parametrize("more", [{"tools": [TOOL]}, {"documents": [{"title": "x"}]}])
