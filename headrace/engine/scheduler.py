@@ -207,7 +207,7 @@ class Scheduler:
             if row.epoch == seq.epoch:
                 self._confirm(seq, row.stop - len(draft) + n)
             self._take(seq, tokens[n], logprobs[n] if logprobs else None, events)
-        self.counts.accepted_tokens += right
+        self.counts.accept(right)
         if row.epoch == seq.epoch:  # what was computed for wrong guesses is written over
             seq.issued, seq.fed = seq.computed, False
 

@@ -2,10 +2,12 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 EDGES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Tokens up to which a step is counted with others of its size."""
+GUESSES = 16
+"""Right guesses are counted by where they stood, up to this place in their row."""
 
 
 @dataclass(slots=True)
@@ -19,6 +21,13 @@ class Counts:
     drafts: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    accepted_at: list[int] = field(default_factory=lambda: [0] * GUESSES)
+
+    def accept(self, right: int) -> None:
+        """So many guesses of a row were right, from its first one on."""
+        self.accepted_tokens += right
+        for place in range(min(right, GUESSES)):
+            self.accepted_at[place] += 1
 
 
 class Tally:

@@ -47,6 +47,8 @@ STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 COUNTS = (*(float(f"{m}e{e}") for e, m in product(range(6), (1, 2, 5))), 1e6)
 ANSWERS = (1, 2, 5, 10, 20)
 EVICTIONS = (0, 1, 2, 5, 10, 20, 50)
+GUESSES = 16
+"""Places of guesses that are told apart: see engine/tally.py."""
 
 
 def ladder(edges: tuple[float, ...]) -> tuple[float, ...]:
@@ -147,6 +149,11 @@ FAMILIES = (
         "vllm:spec_decode_num_accepted_tokens_total",
         "Tokens guessed that were right.",
         "headrace_accepted_draft_tokens_total",
+    ),
+    _counter(
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+        "Tokens guessed that were right, by their place behind the last known token.",
+        series=_labelled("position", *map(str, range(GUESSES))),
     ),
     _counter("headrace_steps_total", "Steps of the engine."),
     _counter("headrace_step_seconds_total", "Time the engine spent in steps."),

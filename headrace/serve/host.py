@@ -66,7 +66,7 @@ class Hosted:
         stats.prompt_tokens, stats.cached_tokens = counts.prompt_tokens, counts.cached_tokens
         stats.evictions, stats.recomputed_tokens = counts.evictions, counts.recomputed_tokens
         stats.drafts, stats.drafted_tokens = counts.drafts, counts.drafted_tokens
-        stats.accepted_tokens = counts.accepted_tokens
+        stats.accepted_tokens, stats.accepted_at = counts.accepted_tokens, counts.accepted_at
         stats.step_rows, stats.step_tokens = len(self.engine.latest), self._tokens
         stats.faults = self.engine.faults
         stats.rows_total, stats.sizes = self.tally.rows, self.tally.sizes

@@ -212,10 +212,15 @@ class Metrics:
         for name, field in SHOWN.items():
             self.sheet.set(LAYOUT.at(name), getattr(stats, field))
         self.sheet.set(LAYOUT.at("vllm:num_requests_waiting_by_reason", "capacity"), stats.waiting)
-        before, first = last.sizes or [0] * len(stats.sizes), LAYOUT.at("vllm:iteration_tokens_total")
-        for n, (now, then) in enumerate(zip(stats.sizes, before, strict=True), first):
-            self.sheet.add(n, now - then)
+        self._rise(LAYOUT.at("vllm:iteration_tokens_total"), stats.sizes, last.sizes)
+        first = LAYOUT.at("vllm:spec_decode_num_accepted_tokens_per_pos_total", "0")
+        self._rise(first, stats.accepted_at, last.accepted_at)
         self._last = stats
+
+    def _rise(self, first: int, now: list[int], before: list[int]) -> None:
+        for n, (count, then) in enumerate(zip(now, before or [0] * len(now), strict=True), first):
+            if count != then:
+                self.sheet.add(n, count - then)
 
     def lost(self) -> None:
         """The engine's numbers begin again at 0; ours only rise."""

@@ -55,6 +55,7 @@ class Stats(msgspec.Struct, array_like=True):
     step_rows, step_tokens, step_seconds      of the last step
     rows_total      rows of all steps together
     drafts, drafted_tokens, accepted_tokens   how often tokens were guessed, how many, and how many were right; totals
+    accepted_at     of these, how many stood first in their row, second ... sixteenth
     sizes           how many steps computed up to 1, 8, 16, 32 ... 16384 and more tokens, each bucket for itself, and
                     last all their tokens together: what engine/tally.py counts
     """
@@ -78,6 +79,7 @@ class Stats(msgspec.Struct, array_like=True):
     drafts: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    accepted_at: list[int] = []
 
 
 # -- to the engine ------------------------------------------------------------------------------------------------

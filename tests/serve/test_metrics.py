@@ -256,8 +256,19 @@ def test_counters_never_fall_when_the_engine_starts_again(counted: Metrics):
     assert value(counted, "vllm:iteration_tokens_total_sum") == 6
 
 
+def test_right_guesses_are_counted_by_their_place(counted: Metrics):
+    counts = tally.Counts()
+    for right in (3, 0, 1, tally.GUESSES + 5):
+        counts.accept(right)
+    counted.measured(Stats(accepted_tokens=counts.accepted_tokens, accepted_at=counts.accepted_at))
+    name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+    assert [value(counted, name, position=str(place)) for place in (0, 1, 2, 3, 15)] == [3, 2, 2, 1, 1]
+    assert value(counted, "vllm:spec_decode_num_accepted_tokens_total") == tally.GUESSES + 9
+
+
 def test_the_steps_sizes_have_the_same_edges_on_both_sides():
     assert families.STEP_TOKENS == tally.EDGES
+    assert families.GUESSES == tally.GUESSES
     assert LAYOUT.family("vllm:iteration_tokens_total").width == len(tally.Tally().sizes)
 
 
