@@ -45,6 +45,10 @@ COUNTERS = {
     "vllm:num_preemptions",
     "vllm:request_success",
     "vllm:admission_rejections",
+    "vllm:spec_decode_num_drafts",
+    "vllm:spec_decode_num_draft_tokens",
+    "vllm:spec_decode_num_accepted_tokens",
+    "vllm:spec_decode_num_accepted_tokens_per_pos",
 }
 LATENCY = (1, 2.5, 5, 7.5, 10, 20, 40, 80)
 TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, *LATENCY)
@@ -120,6 +124,7 @@ def test_every_series_of_vllm_has_its_labels(counted: Metrics):
         "vllm:num_requests_waiting_by_reason": "reason",
         "vllm:admission_rejections_total": "reason",
         "vllm:engine_sleep_state": "sleep_state",
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total": "position",
     }
     for family in parse(counted.render().decode()):
         for sample in family.samples:
