@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.engine.batch import Batch
 from headrace.engine.cache import KVCache, untouched
+from headrace.engine.halves import Part
+from headrace.engine.reach import LEAST
 
 LENGTHS = tuple(part << n for n in range(4) for part in (64, 96))
 """Keys that a lane of a shelf has room for. Longer rows gain nothing: each of them is work enough."""
@@ -48,13 +49,13 @@ class Load(NamedTuple):
 class Shelf:
     """Lanes of one length. `owners`: the row of each lane in use; `kept` [lanes]: how many of its keys are there."""
 
-    def __init__(self, length: int, lanes: int, cache: KVCache):
+    def __init__(self, length: int, lanes: int, cache: KVCache, dtype: torch.dtype):
         _, _, kv_heads, size = cache.k[0].shape
         shape = (len(cache.k), lanes * kv_heads, length, size)
         self.length, self.kv_heads, self.room = length, kv_heads, lanes
         with torch.inference_mode(False):  # else it could not be written outside of inference mode later
             self.keys = untouched(shape, torch.float32, cache.k[0].device)
-            self.values = untouched(shape, narrow(), cache.k[0].device)
+            self.values = untouched(shape, dtype, cache.k[0].device)
         self.owners: list[tuple[int, int]] = []
         self.kept = np.zeros(lanes, np.int64)
         self.used = np.zeros(lanes, np.int64)  # keys that ever were in a lane since it was last cleared
@@ -92,14 +93,17 @@ def narrow() -> torch.dtype:
 
 
 class Lanes:
-    """The shelves of an engine. Rows are told apart by their slot and how often that was given away."""
+    """The shelves of an engine. Rows are told apart by their slot and how often that was given away.
 
-    def __init__(self, cache: KVCache):
-        self._cache = cache
+    Values are kept in `dtype`, which is `narrow()` unless given.
+    """
+
+    def __init__(self, cache: KVCache, dtype: torch.dtype | None = None):
+        self._cache, self._dtype = cache, dtype or narrow()
         self._most = sum(c.nbytes for c in (*cache.k, *cache.v)) // SHARE
         self._shelves: dict[int, Shelf] = {}
 
-    def load(self, batch: Batch, rows: np.ndarray) -> tuple[list[Load], np.ndarray]:
+    def load(self, batch: Part, rows: np.ndarray) -> tuple[list[Load], np.ndarray]:
         """(what is to be done with lanes, the rows that got none) of these rows of a step."""
         sizes = np.diff(batch.starts_np)[rows]
         lengths = np.searchsorted(LENGTHS, batch.context_np[rows])
@@ -128,11 +132,11 @@ class Lanes:
         if shelf is None or shelf.room < rows:
             room = 1 << max(2, (rows - 1).bit_length())
             _, _, kv_heads, size = self._cache.k[0].shape
-            wanted = (4 + narrow().itemsize) * len(self._cache.k) * room * length * kv_heads * size
+            wanted = (4 + self._dtype.itemsize) * len(self._cache.k) * room * length * kv_heads * size
             others = [shelf for at, shelf in self._shelves.items() if at != length]
             if wanted + sum(s.keys.nbytes + s.values.nbytes for s in others) > self._most:
                 return None
-            shelf = self._shelves[length] = Shelf(length, room, self._cache)
+            shelf = self._shelves[length] = Shelf(length, room, self._cache, self._dtype)
         shelf.idle = 0
         return shelf
 
@@ -146,7 +150,7 @@ def _most_queries(sizes: np.ndarray) -> int:
     return 1
 
 
-def _load(shelf: Shelf, batch: Batch, rows: np.ndarray) -> Load:
+def _load(shelf: Shelf, batch: Part, rows: np.ndarray) -> Load:
     slots = batch.row_slots_np[rows].tolist()
     order = shelf.seat([(slot, int(batch.stays[slot])) for slot in slots])
     rows, count = rows[order], len(order)
@@ -159,13 +163,14 @@ def _load(shelf: Shelf, batch: Batch, rows: np.ndarray) -> Load:
     head = np.arange(shelf.kv_heads)
     source = (blocks * batch.block_size + position % batch.block_size)[:, None] * shelf.kv_heads + head
     target = (owner[:, None] * shelf.kv_heads + head) * shelf.length + position[:, None]
-    shelf.kept[:count] = context
+    # Guesses may prove wrong while their row has no lane: what is written over then is not seen here.
+    shelf.kept[:count] = context - sizes + 1
     shelf.used[:count] = np.maximum(shelf.used[:count], context)
     most = int(sizes.max())
     turn = np.minimum(np.arange(most), sizes[:, None] - 1)  # padding asks what the row's last query asks
     queries = starts[:, None] + turn
     last = (context - sizes)[:, None] + turn
-    hidden = np.arange(int(context.max())) > last[:, :, None]
+    hidden = np.arange(max(LEAST, int(context.max()))) > last[:, :, None]
     bias = np.where(hidden, np.float32("-inf"), np.float32(0))
     whole = queries.size == batch.tokens and bool((queries.reshape(-1) == np.arange(queries.size)).all())
     return Load(

@@ -14,6 +14,8 @@ BUNCH = 1 << 19
 """Elements of keys gathered at once: they should still be in the second-level cache when they are multiplied."""
 QUERIES = 128
 """Queries whose scores with keys in common are made at once, at most; rows with more are each computed alone."""
+LEAST = 16
+"""Keys that are multiplied at once at least where bits must not change: fewer are added up in another order."""
 SHARED = 48
 """Keys that rows must have in common for these to be a product of their own."""
 
@@ -62,16 +64,23 @@ NO_BIAS = torch.empty(0, device="cpu")
 
 
 def bunches(
-    starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, block_size: int, kv_heads: int, width: int
+    starts: np.ndarray,
+    context: np.ndarray,
+    table_RB: np.ndarray,
+    block_size: int,
+    kv_heads: int,
+    width: int,
+    whole: int = 1,
 ) -> tuple[list[Bunch], np.ndarray]:
     """(rows with few queries that have a beginning in common, all other rows).
 
-    starts [R + 1] and context [R] of all rows of the step; width: numbers per key and kv head.
+    starts [R + 1] and context [R] of all rows of the step; width: numbers per key and kv head;
+    what is in common is a whole number of `whole` keys.
     """
     sizes, found, left = np.diff(starts), [], np.full(len(context), True)
     if len(context) < 2:
         return [], np.flatnonzero(left)
-    for some, shared in _families(sizes, context, table_RB, block_size):
+    for some, shared in _families(sizes, context, table_RB, block_size, whole):
         left[some] = False
         order = some[np.argsort(-context[some], kind="stable")]
         common = Keys.of(table_RB[order[0]], shared, block_size)
@@ -84,7 +93,8 @@ def bunches(
             turn = np.minimum(np.arange(most), sizes[part, None] - 1)
             queries = starts[part, None].astype(np.int64) + turn
             last = context[part, None] - sizes[part, None] + turn
-            cells, bias = _own(table_RB[part], last, shared, block_size, kv_heads)
+            least = LEAST if whole > 1 else 1
+            cells, bias = _own(table_RB[part], last, shared, least, block_size, kv_heads)
             found.append(Bunch(torch.from_numpy(queries.reshape(-1)), common, cells, bias))
     return found, np.flatnonzero(left)
 
@@ -96,9 +106,9 @@ def alone(starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, row: in
 
 
 def _families(
-    sizes: np.ndarray, context: np.ndarray, table_RB: np.ndarray, block_size: int
+    sizes: np.ndarray, context: np.ndarray, table_RB: np.ndarray, block_size: int, whole: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """(rows with like numbers of queries, how many keys all of these see in common, in whole blocks)."""
+    """(rows with like numbers of queries, how many keys all of these see in common, in whole blocks and `whole`s)."""
     kinds = table_RB[:, 0].astype(np.int64) * QUERIES + np.ceil(np.log2(sizes)).astype(np.int64)
     kinds[sizes > QUERIES] = -1
     for kind, count in zip(*np.unique(kinds, return_counts=True), strict=True):
@@ -107,16 +117,16 @@ def _families(
         some = np.flatnonzero(kinds == kind)
         most = int((context[some] - sizes[some]).min()) // block_size
         same = (table_RB[some, :most] == table_RB[some[0], :most]).all(0)
-        shared = (most if same.all() else int(same.argmin())) * block_size
+        shared = (most if same.all() else int(same.argmin())) * block_size // whole * whole
         if shared >= SHARED:
             yield some, shared
 
 
 def _own(
-    table_RB: np.ndarray, last_RN: np.ndarray, shared: int, block_size: int, kv_heads: int
+    table_RB: np.ndarray, last_RN: np.ndarray, shared: int, least: int, block_size: int, kv_heads: int
 ) -> tuple[Tensor, Tensor]:
     """(cells, bias) of the keys of rows from `shared` on; `last_RN`: of each query the last that it sees."""
-    positions = np.arange(shared, int(last_RN.max()) + 1)
+    positions = np.arange(shared, max(int(last_RN.max()) + 1, shared + least))
     hidden = positions > last_RN[:, :, None]
     # Padding reads the row's own newest key: what lies in cells that are not the row's enters no product.
     positions = np.minimum(positions, last_RN[:, -1:])

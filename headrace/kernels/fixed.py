@@ -49,6 +49,11 @@ def whole_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     if x.is_cuda or not x.numel():
         return function(x)
-    rows = x.reshape(-1, x.shape[-1])
-    made = [function(part) for part in rows.split(max(1, SERIAL // x.shape[-1]))]
+    rows, threads = x.reshape(-1, x.shape[-1]), torch.get_num_threads()
+    if x.shape[-1] > SERIAL:
+        torch.set_num_threads(1)
+    try:
+        made = [function(part) for part in rows.split(max(1, SERIAL // x.shape[-1]))]
+    finally:
+        torch.set_num_threads(threads)
     return torch.cat(made).view(*x.shape[:-1], -1)

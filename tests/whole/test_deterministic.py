@@ -13,11 +13,17 @@ from headrace.base.errors import Refused
 from headrace.engine.engine import Engine
 from headrace.engine.request import Request, SamplingParams
 from headrace.engine.start import start
+from headrace.kernels import int8
 from headrace.models import gemma, llama, qwen
-from headrace.nn import decoder
+from headrace.nn import decoder, prepacked
 from tests import tiny
 
-FAMILIES = {"llama": llama.TINY, "gemma": gemma.TINY, "qwen": qwen.TINY | {"model_type": "qwen3"}}
+FAMILIES = {
+    "llama": llama.TINY,
+    "gemma": gemma.TINY,
+    "qwen": qwen.TINY | {"model_type": "qwen3"},
+    "int8": llama.TINY,
+}
 STEMS = [[5 + (7 * i + 11 * n) % 250 for i in range(40)] for n in range(2)]
 
 
@@ -51,12 +57,19 @@ def told(engine: Engine, numbers: list[int], between: int = 0) -> dict[str, list
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "int8" and (reason := int8.missing()):
+        pytest.skip(reason)
     at = tmp_path_factory.mktemp("models") / request.param
     return tiny.folder(at, FAMILIES[request.param], max_position_embeddings=128)
 
 
 def made(folder: Path, **names: Any) -> Engine:
-    return start(tiny.config(folder, deterministic=True, **names)).engine
+    """Of 8 bits one that runs its steps as a script."""
+    eight = folder.name == "int8"
+    names |= {"quantization": "int8"} if eight else {}
+    engine = start(tiny.config(folder, deterministic=True, **names)).engine
+    assert (engine.executor.runner.script is not None) == eight
+    return engine
 
 
 @cache
@@ -88,7 +101,7 @@ def test_no_schedule_changes_a_bit(folder, numbers, step, rows, block, spare, be
 
 
 def test_eviction_and_the_prefix_cache_were_among_them(folder):
-    few = {"llama": 26, "gemma": 50, "qwen": 44}[folder.name]
+    few = {"llama": 26, "gemma": 50, "qwen": 44, "int8": 26}[folder.name]
     engine = made(folder, num_gpu_blocks_override=few, block_size=4, max_num_batched_tokens=24)
     numbers = [
         number for number in range(16) if number % 4 != 3
@@ -102,16 +115,21 @@ def test_eviction_and_the_prefix_cache_were_among_them(folder):
         assert found[str(number)] == alone(folder, number)[str(number)]
 
 
-def test_without_it_bits_do_change(tmp_path: Path):
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_without_it_bits_do_change(tmp_path: Path, quantization: str):
     """Else the tests above would show nothing."""
+    if quantization == "int8" and (reason := int8.missing()):
+        pytest.skip(reason)
     at = tiny.folder(tmp_path / "llama", llama.TINY)
-    single = told(start(tiny.config(at)).engine, [2])
-    company = told(start(tiny.config(at, max_num_batched_tokens=5)).engine, [2, 4, 6, 8])
+    single = told(start(tiny.config(at, quantization=quantization)).engine, [2])
+    few = tiny.config(at, quantization=quantization, max_num_batched_tokens=5)
+    company = told(start(few).engine, [2, 4, 6, 8])
     assert single["2"] != company["2"]
 
 
 def test_a_machine_that_cannot_is_refused(folder, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoder, "place_is_free", lambda weight: False)
+    for module in (decoder, prepacked):
+        monkeypatch.setattr(module, "place_is_free", lambda weight: False)
     with pytest.raises(Refused, match="matrix products") as refused:
         made(folder)
     assert refused.value.param == "schedule.deterministic"

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.looped import gone, wait_for
 from tests.serve.reading import error, frames, text
 from tests.whole.offered import KEY_NAMES, READY, Offered, model, offered
 
@@ -30,27 +30,12 @@ def children(pid: int) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
-def wait_for(what: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-
-
 def test_it_says_what_it_is_and_where(folder: Path):
     seen: set[int] = set()
     with offered(folder) as server:
         while not READY.search(server.said):
             seen |= health(server.process.pid)
-            time.sleep(0.01)
+            time.sleep(0.1)
         assert seen <= {200, 503}  # until it is ready it says that it is not
         said = httpx.get(f"{server.url}/v1/models").json()
         assert [one["id"] for one in said["data"]] == ["tiny"]

@@ -1,0 +1,61 @@
+"""Steps with many tokens cut in two on a CPU, a half of the threads for each: threads that share an operator wait for
+each other some thousand times a step, halves of a step hardly at all.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from headrace.engine.batch import Batch
+
+LEAST = 128
+"""Tokens that a step has to have."""
+SKEW = 0.6
+"""Of all tokens the first part may have so many."""
+
+
+class Part(NamedTuple):
+    """Tokens start to stop of a step, the rows they are of, and what these see. Fields as of Batch."""
+
+    start: int
+    stop: int
+    starts_np: np.ndarray
+    context_np: np.ndarray
+    row_slots_np: np.ndarray
+    tables_np: np.ndarray
+    table_np: np.ndarray
+    stays: np.ndarray
+    block_size: int
+
+    @classmethod
+    def of(cls, batch: Batch, start: int, stop: int) -> "Part":
+        """Of the step that the batch was filled with."""
+        starts = batch.starts_np
+        first, last = int(starts.searchsorted(start, "right")) - 1, int(starts.searchsorted(stop))
+        hidden = np.maximum(starts[first + 1 : last + 1] - stop, 0)
+        return cls(
+            start,
+            stop,
+            starts[first : last + 1].clip(start, stop) - start,
+            batch.context_np[first:last] - hidden,
+            batch.row_slots_np[first:last],
+            batch.tables[0].numpy()[first:last],
+            batch.table_np,
+            batch.stays,
+            batch.block_size,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return self.stop - self.start
+
+
+def middle(starts: np.ndarray, few: int) -> int:
+    """The token that the second part begins with; 0 where the step is not to be cut. starts [R + 1].
+
+    Rows with `few` tokens or less are all in the first part.
+    """
+    tokens, small = int(starts[-1]), np.flatnonzero(np.diff(starts) <= few)
+    cut = max(tokens // 2, int(starts[small[-1] + 1]) if len(small) else 0)
+    return cut if tokens >= LEAST and cut <= SKEW * tokens else 0
