@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +46,30 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Raises Refused unless one is given, and it is more than 0."""
-        given = {
-            "target_bits": self.bits, "max_kl": self.kl, "max_latency_ms": self.ms,
-        }  # fmt: skip
-        found = {name: value for name, value in given.items() if value is not None}
+        found = self.as_object()
         if len(found) != 1:
             raise Refused(
                 f"{len(found)} budgets are given; one was expected",
                 param="target_bits",
                 hint="give one of --target-bits, --max-kl, --max-latency-ms",
             )
-        for name, value in found.items():
-            if isinstance(value, bool) or not (isfinite(value) and value > 0):
-                raise Refused(f"{name} is {value}; expected a number above 0", param=name)
+        value = found[self.kind]
+        if isinstance(value, bool) or not (isfinite(value) and value > 0):
+            raise Refused(f"{self.param} is {value}; expected a number above 0", param=self.param)
 
     def as_object(self) -> dict[str, float]:
         """For JSON."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def kind(self) -> str:
+        """Which is given: the name of a field, here and of Spot."""
+        return next(iter(self.as_object()))
+
+    @property
+    def param(self) -> str:
+        """What it is called where it is asked for."""
+        return {"bits": "target_bits", "kl": "max_kl", "ms": "max_latency_ms"}[self.kind]
 
     @property
     def said(self) -> str:
@@ -138,12 +145,10 @@ def choose(found: Sensitivity, budget: Budget, base: Recipe, pace: Pace | None =
 
 
 def _options(group: Group, pace: Pace | None) -> list[Option]:
-    return [
-        Option(
-            name, loss.bytes if pace is None else pace.of(name, group.weights, loss.bytes), loss.kl
-        )
-        for name, loss in group.losses.items()
-    ]  # fmt: skip
+    def cost(name: str, size: int) -> float:
+        return size if pace is None else pace.of(name, group.weights, size)
+
+    return [Option(name, cost(name, loss.bytes), loss.kl) for name, loss in group.losses.items()]
 
 
 def _limit(found: Sensitivity, budget: Budget, pace: Pace | None) -> float:
@@ -201,32 +206,25 @@ def _unreachable(
     found: Sensitivity, budget: Budget, groups: list[list[Option]], pace: Pace | None
 ) -> Refused:
     points = sweep(groups)
-    if budget.kl is not None:
-        least = points[-1].loss
-        return Refused(
-            f"{budget.said} cannot be reached: with these schemes {least:.3g} is the least foreseen",
-            param="max_kl",
-            hint="allow finer schemes with --schemes, such as w8a16 or none, or a larger --max-kl",
-        )
-    spot = _spot(found, groups, points[0], pace)
-    if budget.bits is not None:
-        return Refused(
-            f"{budget.said} cannot be reached: with these schemes {spot.bits:.3f} is the least",
-            param="target_bits",
-            hint=f"ask for --target-bits {_above(spot.bits):g} or more, or allow coarser --schemes",
-        )
-    assert pace is not None and spot.ms is not None
+    spot = _spot(found, groups, points[0 if budget.kl is None else -1], pace)
+    least = asdict(spot)[budget.kind]
+    where = f" on {pace.where}" if budget.ms is not None and pace is not None else ""
+    rest = f", of which {pace.rest:.3g} go for what is not the blocks' weights" if where and pace else ""
+    other = {
+        "bits": "coarser --schemes", "kl": "finer --schemes, such as w8a16 or none",
+        "ms": "faster --schemes, or another --device",
+    }[budget.kind]  # fmt: skip
     return Refused(
-        f"{budget.said} cannot be reached on {pace.where}: with these schemes {spot.ms:.3g} is the least foreseen, of "
-        f"which {pace.rest:.3g} go for what is not the blocks' weights",
-        param="max_latency_ms",
-        hint=f"ask for --max-latency-ms {_above(spot.ms):g} or more, another --device, or faster --schemes",
+        f"{budget.said} cannot be reached{where}: with these schemes {least:.4g} is the least foreseen{rest}",
+        param=budget.param,
+        hint=f"ask for --{budget.param.replace('_', '-')} {_above(least):g} or more, or allow {other}",
     )
 
 
 def _above(value: float) -> float:
-    """Rounded up to hundredths, so that what a hint says can be reached."""
-    return -(-value * 100 // 1) / 100
+    """Rounded up to three digits or more, so that what a hint says can be reached."""
+    scale = 10.0 ** (2 - floor(log10(value))) if value > 0 else 1.0
+    return ceil(value * scale) / scale
 
 
 def _idle(found: Sensitivity, budget: Budget, taken: Spot) -> Refused:
@@ -234,13 +232,13 @@ def _idle(found: Sensitivity, budget: Budget, taken: Spot) -> Refused:
         least = min(loss.kl for group in found.groups for name, loss in group.losses.items() if name != NONE)
         return Refused(
             f"{budget.said} lets no layer be rounded: the least that one costs is {least:.3g}",
-            param="max_kl",
+            param=budget.param,
             hint="allow a larger --max-kl, or finer schemes with --schemes",
         )
     what = f"{taken.bits:g} bits per weight" if budget.bits is not None else f"{taken.ms:.3g} ms per token"
     return Refused(
         f"{budget.said} are kept by the model as it is, with {what}",
-        param="target_bits" if budget.bits is not None else "max_latency_ms",
+        param=budget.param,
         hint="ask for less, or round it all with --scheme",
     )
 

@@ -116,9 +116,7 @@ class Calibration:
                 f"the calibration texts ({', '.join(self.texts)}) have {len(chosen)} windows of {self.tokens} tokens; "
                 f"{self.samples} are asked for",
                 param="text",
-                hint=f"give more or longer texts, or --samples {len(chosen)} or fewer"
-                if chosen
-                else "give longer texts, or fewer --tokens",
+                hint="give more or longer texts, or ask for fewer or shorter windows",
             )
         rows = [start + window for window in chosen]
         return torch.tensor(rows, dtype=torch.int64, device="cpu").view(self.samples, self.tokens)

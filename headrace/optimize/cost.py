@@ -88,7 +88,7 @@ def cost(job: Job, model: Decoder, after: int) -> Cost:
     return Cost(
         steps,
         sum(step.seconds for step in steps) + (table * 2 + after) / COPIED,
-        max(_memory(job, block) for block in blocks[:1]),
+        _memory(job, blocks[0]),
         int(after * 2.1) + 2 * tokens * model.shape.hidden * FLOAT,
     )
 

@@ -11,11 +11,13 @@ from headrace.optimize.budget import Budget, beside, choose, forget
 from headrace.optimize.calibrate import Calibration
 from headrace.optimize.job import look
 from headrace.optimize.outcome import Outcome
+from headrace.optimize.passes.gptq import Gptq
 from headrace.optimize.preflight import preflight
 from headrace.optimize.recipe import Recipe
 from headrace.optimize.run import execute, run
 from headrace.optimize.sensitivity import TOKENS, measure, study
 from headrace.optimize.walk import Report
+from headrace.quant.schemes import known
 
 
 def optimize(  # noqa: PLR0913 - all but two are settings with names
@@ -81,15 +83,9 @@ def recipe_of(
     """From a scheme and the names of passes; what is left out is chosen so that it suits the rest."""
     calibration = calibration or Calibration()
     if algorithm is None:
-        algorithm = "gptq" if calibration.samples and _takes(scheme) else "rtn"
+        found = known().get(scheme or "")  # what there is not is said later, with the names of all
+        takes = found is None or Gptq().fits(found) is None
+        algorithm = "gptq" if calibration.samples and takes else "rtn"
     names = algorithm.split(",") if isinstance(algorithm, str) else list(algorithm)
     chosen = tuple(passes.make(name.strip(), {}) for name in names)
     return Recipe(scheme, chosen, (), calibration)
-
-
-def _takes(scheme: str | None) -> bool:
-    """Whether gptq can make it; what does not exist is said later, with the names of all."""
-    from headrace.optimize.passes.gptq import Gptq
-    from headrace.quant.schemes import known
-
-    return scheme is None or scheme not in known() or Gptq().fits(known()[scheme]) is None

@@ -16,6 +16,8 @@ from headrace.optimize.inputs import Inputs
 
 PANEL = 256
 """Columns factored at once."""
+DAMPED = {"damp": (1e-9, 1)}
+"""Least and largest damping that a pass may ask for."""
 TRIES = 6
 """Ten times the damping each, should rounding have cost the matrix its definiteness."""
 

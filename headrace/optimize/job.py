@@ -59,8 +59,7 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the bytes of the result, for a run that goes on with another's work."""
-        files = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else [self.path]
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_of(self.path)]
         return {
             "headrace": __version__,
             "torch": torch.__version__,
@@ -110,6 +109,16 @@ def look(
                 f"the tokenizer gives ids beyond the model's vocabulary of {meta.shape.vocab}", param="model"
             )
     return Job(model, path, out, settings, recipe, plan, ids_ST, untied, _dtype(recipe, settings), where)
+
+
+def files_of(path: Path) -> list[Path]:
+    """That hold a model's weights."""
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
+def embedding_of(model: Decoder) -> str:
+    """What it is called in checkpoints."""
+    return next(name for name, _ in model.sources() if name.endswith("embed_tokens.weight"))
 
 
 def schemes_of(plan: dict[str, Assigned], names: list[str]) -> list[Scheme]:

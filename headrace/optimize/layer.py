@@ -5,7 +5,7 @@ S sampled rows of inputs, N rows and K columns of a weight.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
 
@@ -18,6 +18,7 @@ from headrace.nn.linear import Linear
 from headrace.nn.step import Whole
 from headrace.optimize.inputs import Collector, Inputs, Need
 from headrace.optimize.outcome import Layer
+from headrace.optimize.pieces import stacked
 from headrace.optimize.recipe import Assigned
 from headrace.optimize.watch import Enough, Part, Rounded, run, watching
 from headrace.quant.eight import EightBits
@@ -43,31 +44,32 @@ def collect(
 
     `tick` is called after each window.
     """
-    device = layers_device(block)
+    device = _device(block)
     collectors = {layer: Collector(layer.inputs, total, needs, device) for layer, needs in layers.items()}
-    step = None
     with watching(block, rounded, collectors):
-        for x_TE in windows:
-            step = step or Whole(torch.zeros(len(x_TE), dtype=torch.int64, device=device))
+        for x_TE, step in _steps(block, windows):
             with suppress(Enough):
-                run(block, x_TE.to(device), step)
+                run(block, x_TE, step)
             tick()
     return {layer: collector.finished() for layer, collector in collectors.items()}
 
 
 def outputs(block: Block, rounded: Rounded, windows: Iterable[Tensor], tick: Tick) -> Iterator[Tensor]:
     """The hidden states after a block for those before it, window by window."""
-    device = layers_device(block)
-    step = None
     with watching(block, rounded, {}):
-        for x_TE in windows:
-            step = step or Whole(torch.zeros(len(x_TE), dtype=torch.int64, device=device))
-            yield run(block, x_TE.to(device), step)
+        for x_TE, step in _steps(block, windows):
+            yield run(block, x_TE, step)
             tick()
 
 
-def layers_device(block: Block) -> torch.device:
-    """Where a block lies."""
+def _steps(block: Block, windows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Whole]]:
+    step, device = None, _device(block)
+    for x_TE in windows:
+        step = step or Whole(torch.zeros(len(x_TE), dtype=torch.int64, device=device))
+        yield x_TE.to(device), step
+
+
+def _device(block: Block) -> torch.device:
     return block.input_layernorm.weight.device
 
 
@@ -86,12 +88,10 @@ def round_layer(
     names: Iterable[str],
     inputs: Inputs,
     dtype: torch.dtype,
-    before: Callable[[str], int] = lambda name: 0,
 ) -> tuple[Done, list[Part]]:
     """Round the projections of a layer, whose weight then holds the rounded numbers.
 
-    `before`: bytes that a projection had in the source, for what is said of it. Raises BadCheckpoint for numbers that
-    are not finite.
+    Raises BadCheckpoint for numbers that are not finite.
     """
     done, parts, start = Done(), [], 0
     for name, rows in zip(names, layer.outputs, strict=True):
@@ -104,10 +104,9 @@ def round_layer(
             change = _replace(weight_NK, scheme, packed)
             error = change if wanted is None else product_error(wanted, weight_NK, scheme, packed, inputs)
             check_finite(name, error)
-            seconds = perf_counter() - begun
             done.packed[name] = scheme, packed
-            said = described(name, plan[name], weight_NK.shape, packed)
-            done.layers.append(replace(said, before=before(name), error=error, seconds=seconds))
+            seconds = perf_counter() - begun
+            done.layers.append(described(name, plan[name], weight_NK.shape, packed, error, seconds))
             parts.append(Part(scheme, packed, start, start + rows))
         start += rows
     return done, parts
@@ -132,10 +131,14 @@ def unpack_into(weight_NK: Tensor, scheme: Scheme, packed: Packed) -> None:
 
 def _unpacked(weight_NK: Tensor, scheme: Scheme, packed: Packed) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows of a weight, what the same packed rows stand for), some at a time."""
-    step = max(1, ELEMENTS // (ROWS * weight_NK.shape[1])) * ROWS
-    for start in range(0, len(weight_NK), step):
-        rows = weight_NK[start : start + step]
-        yield rows, scheme.unpack(part(scheme, packed, start, start + len(rows), "out"))
+    for start, stop in _spans(*weight_NK.shape):
+        yield weight_NK[start:stop], scheme.unpack(part(scheme, packed, start, stop, "out"))
+
+
+def _spans(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Where a weight is cut so that pieces are small."""
+    step = max(1, ELEMENTS // (ROWS * columns)) * ROWS
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def _replace(weight_NK: Tensor, scheme: Scheme, packed: Packed) -> float:
@@ -167,13 +170,15 @@ def check_finite(name: str, error: float) -> None:
         )
 
 
-def described(name: str, assigned: Assigned, shape: Iterable[int], packed: Packed) -> Layer:
-    """What is to be said of a rounded projection, as far as it can be seen from its tensors."""
+def described(
+    name: str, assigned: Assigned, shape: Iterable[int], packed: Packed, error: float, seconds: float
+) -> Layer:
+    """What is to be said of a rounded projection, but for what it was in the source."""
     rows, columns = shape
     after = sum(tensor.nbytes for tensor in packed.values())
     assert assigned.scheme is not None
     bits = after * 8 / (rows * columns)
-    return Layer(name, assigned.scheme.name, assigned.rounding.name, bits, 0, after, 0.0, 0.0)
+    return Layer(name, assigned.scheme.name, assigned.rounding.name, bits, 0, after, error, seconds)
 
 
 def tensors_of(scheme: Scheme, packed: Packed) -> dict[str, Tensor]:
@@ -181,14 +186,9 @@ def tensors_of(scheme: Scheme, packed: Packed) -> dict[str, Tensor]:
     form = written(scheme)
     if not isinstance(scheme, Integers):
         return form.tensors(scheme, packed)
-    rows, columns = scheme.size(packed)
-    step = max(1, ELEMENTS // (ROWS * columns)) * ROWS
-    parts = [
-        form.tensors(scheme, part(scheme, packed, start, min(start + step, rows), "out"))
-        for start in range(0, rows, step)
-    ]
-    whole = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
-    return whole | {"weight_shape": torch.tensor([rows, columns], dtype=torch.int64, device="cpu")}
+    size = scheme.size(packed)
+    parts = [form.tensors(scheme, part(scheme, packed, *span, "out")) for span in _spans(*size)]
+    return stacked(parts) | {"weight_shape": torch.tensor(size, dtype=torch.int64, device="cpu")}
 
 
 def joined(scheme: Scheme, parts: list[dict[str, Tensor]]) -> dict[str, Tensor] | None:

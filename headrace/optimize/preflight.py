@@ -1,6 +1,5 @@
 """Says before any work what will be done to which layer and why, how large the result will be, and what it takes."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from headrace.base.hardware import probe
 from headrace.checkpoint.rows import stored_bytes
 from headrace.nn.decoder import Decoder
 from headrace.optimize.cost import Cost, cost, size_after
-from headrace.optimize.job import Job
-from headrace.optimize.work import folder_of
+from headrace.optimize.job import Job, embedding_of, files_of
+from headrace.optimize.work import check_disk
 from headrace.quant.export import HEAD
 
 
@@ -64,15 +63,14 @@ def preflight(job: Job) -> Preflight:
 
 def files_size(path: Path) -> int:
     """Bytes of a model's weights on disk."""
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 def _rows(job: Job, model: Decoder) -> Iterator[Row]:
     shape = model.shape
     table = shape.vocab * shape.hidden
     source = job.open()
-    embedding = next(name for name, _ in model.sources() if name.endswith("embed_tokens.weight"))
+    embedding = embedding_of(model)
     width = job.dtype.itemsize
     yield Row(
         embedding.removesuffix(".weight"),
@@ -120,17 +118,7 @@ def _notes(job: Job, model: Decoder, rows: list[Row]) -> Iterator[str]:
 
 
 def _check_room(job: Job, found: Preflight) -> None:
-    where = job.out.parent
-    while not where.exists():
-        where = where.parent
-    done = sum(file.stat().st_size for file in folder_of(job.out).rglob("*") if file.is_file())
-    free = shutil.disk_usage(where).free + done
-    if found.cost.disk > free:
-        raise Refused(
-            f"{found.cost.disk / 1e9:.3g} GB of disk are needed until the end; {where} has {free / 1e9:.3g} GB",
-            param="out",
-            hint="write to another disk, or make room",
-        )
+    check_disk(job.out, found.cost.disk, "write to another disk, or make room")
     memory = probe().free_bytes if job.device.type == "cpu" else torch.cuda.mem_get_info(job.device)[0]
     if found.cost.memory > memory:
         raise Refused(

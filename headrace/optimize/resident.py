@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from headrace.base.memory import give_back
 from headrace.checkpoint.rows import read_rows
-from headrace.optimize.job import Job, blocks_of
+from headrace.optimize.job import Job, blocks_of, embedding_of
 from headrace.optimize.layer import unpack_into
 from headrace.quant.scheme import Packed, Scheme
 
@@ -35,7 +35,7 @@ class Resident:
     @property
     def embedding(self) -> str:
         """Its name in checkpoints."""
-        return next(name for name, _ in self.model.sources() if name.endswith("embed_tokens.weight"))
+        return embedding_of(self.model)
 
     def embedded(self, ids_ST: Tensor) -> Iterator[Tensor]:
         """Hidden states before the first block, window by window."""

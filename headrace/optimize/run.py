@@ -1,7 +1,7 @@
 """A whole run: decide, look ahead, walk, write."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from headrace.checkpoint.rows import stored_bytes
@@ -67,26 +67,14 @@ def _walked(job: Job, work: Work, cost: Cost, progress: Report | None) -> tuple[
 
 def _outcome(job: Job, rounded: tuple[Layer, ...], after: int, seconds: float, resumed: bool) -> Outcome:
     found, source, width = {layer.name: layer for layer in rounded}, job.open(), job.dtype.itemsize
-    sizes = {
-        name: rows * layer.inputs
-        for names, layer in job.build().linears()
-        for name, rows in zip(names, layer.outputs, strict=True)
-    }
-    layers = tuple(
-        found.get(name)
-        or Layer(name, NONE, "", 8 * width, stored_bytes(source, f"{name}.weight"), count * width, 0.0, 0.0)
-        for name, count in sizes.items()
-    )
+    layers = []
+    for names, linear in job.build().linears():
+        for name, rows in zip(names, linear.outputs, strict=True):
+            as_it_was = Layer(name, NONE, "", 8 * width, 0, rows * linear.inputs * width, 0.0, 0.0)
+            layer = found.get(name, as_it_was)
+            layers.append(replace(layer, before=stored_bytes(source, f"{name}.weight")))
     tokens = 0 if job.ids_ST is None else job.ids_ST.numel()
+    before = files_size(job.path)
     return Outcome(
-        job.model,
-        job.path,
-        job.out,
-        job.recipe,
-        layers,
-        files_size(job.path),
-        after,
-        tokens,
-        seconds,
-        resumed,
+        job.model, job.path, job.out, job.recipe, tuple(layers), before, after, tokens, seconds, resumed
     )

@@ -10,7 +10,6 @@ all meet at the output head. C trials, S windows of T tokens, E hidden size, V v
 """
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from headrace.base.errors import Refused
 from headrace.base.memory import give_back
+from headrace.nn.decoder import Decoder
 from headrace.nn.linear import Linear
 from headrace.optimize.cost import COPIED, FLOAT, TRIES, rate
 from headrace.optimize.job import Job, blocks_of, look
@@ -34,7 +34,7 @@ from headrace.optimize.recipe import NONE, Assigned, Recipe
 from headrace.optimize.resident import Resident
 from headrace.optimize.walk import Report
 from headrace.optimize.watch import Rounded, linears
-from headrace.optimize.work import Hidden, Work, folder_of, room
+from headrace.optimize.work import Hidden, Work, check_disk, folder_of, room
 from headrace.quant.export import written
 from headrace.quant.scheme import Scheme, packed_bytes
 from headrace.quant.schemes import known, scheme_named
@@ -165,16 +165,26 @@ def _unfit(scheme: Scheme, places: Sequence[Place]) -> Refused:
 
 
 def _seconds(job: Job, trials: Sequence[Trial]) -> float:
-    """Of arithmetic: each trial runs from its block to the end."""
+    """Of arithmetic."""
     assert job.ids_ST is not None
     model, tokens, speed = job.build(), job.ids_ST.numel(), rate(job.device)
-    blocks = [sum(layer.weight.numel() for layer in linears(block)) for block in blocks_of(model)]
-    head = model.shape.vocab * model.shape.hidden
-    runs = sum(2.0 * sum(blocks[trial.place.block :]) + 3.0 * head for trial in trials) * tokens / speed
+    blocks, head = _sizes(model)
+    runs = 2.0 * _products(blocks, head, trials) * tokens / speed
     cores = max(1, torch.get_num_threads())
     tried = sum(trial.place.weights for trial in trials) * STEPS * TRIES / cores
     moved = 2.0 * len(trials) * len(blocks) * tokens * model.shape.hidden * FLOAT / 2 / (4 * COPIED)
     return runs + tried + moved + sum(blocks) * 2 / COPIED
+
+
+def _sizes(model: Decoder) -> tuple[list[int], float]:
+    """Weights of each block, and of the head, where comparing counts as half a product."""
+    blocks = [sum(layer.weight.numel() for layer in linears(block)) for block in blocks_of(model)]
+    return blocks, 1.5 * model.shape.vocab * model.shape.hidden
+
+
+def _products(blocks: list[int], head: float, trials: Sequence[Trial]) -> float:
+    """Weights that a token of all trials is multiplied by, each from its block to the end."""
+    return sum(sum(blocks[trial.place.block :]) + head for trial in trials)
 
 
 def folder_for(out: Path) -> Path:
@@ -187,14 +197,8 @@ def measure(asked: Study, fresh: bool = False, report: Report | None = None) -> 
 
     Raises Refused where the disk is full, or holds the work of another study.
     """
-    free = shutil.disk_usage(next(p for p in asked.job.out.parents if p.exists())).free
-    if asked.disk > free:
-        raise Refused(
-            f"{asked.disk / 1e9:.3g} GB of disk are needed to measure; there are {free / 1e9:.3g} GB",
-            param="sensitivity_tokens",
-            hint="use fewer --sensitivity-tokens or --schemes, or write to another disk",
-        )
     where = folder_for(asked.job.out)
+    check_disk(where, asked.disk, "use fewer --sensitivity-tokens or --schemes, or write to another disk")
     with room(folder_of(where), asked.disk), Work(where, asked.identity(), fresh) as work, work.threads():
         return _Measuring(asked, work, report).run()
 
@@ -207,12 +211,9 @@ class _Measuring:
         self._parts = Resident(asked.job)
         self._blocks = self._parts.blocks
         self._begun = perf_counter()
-        shape = self._parts.model.shape
-        self._sizes = [sum(layer.weight.numel() for layer in linears(block)) for block in self._blocks]
-        self._head = 1.5 * shape.vocab * shape.hidden  # the comparison counts as half a product
-        self._done = 0.0
-        runs = sum(sum(self._sizes[trial.place.block :]) + self._head for trial in asked.trials)
-        self._total = (runs + sum(self._sizes)) * len(self._ids_ST)
+        self._sizes, self._head = _sizes(self._parts.model)
+        runs = _products(self._sizes, self._head, asked.trials)
+        self._done, self._total = 0.0, (runs + sum(self._sizes)) * len(self._ids_ST)
 
     def run(self) -> Sensitivity:
         """See `measure`."""

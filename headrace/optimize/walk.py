@@ -6,7 +6,7 @@ whatever was interrupted.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from time import perf_counter
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from headrace.base.memory import give_back
 from headrace.checkpoint.load import HEAD as WEIGHT
-from headrace.checkpoint.rows import stored_bytes
 from headrace.checkpoint.shards import Entry, entry, streamed, write
 from headrace.nn.decoder import Block
 from headrace.nn.linear import Linear
@@ -150,7 +149,7 @@ class Walk:
     def _round(self, layer: Linear, inputs: Inputs, rounded: Rounded, done: Done) -> None:
         self._say(f"{self._short(layer)}, {self._way(layer).name}")
         names, dtype = self.names[layer], self.job.dtype
-        found, parts = round_layer(layer, self.job.plan, names, inputs, dtype, self._stored)
+        found, parts = round_layer(layer, self.job.plan, names, inputs, dtype)
         rounded.parts[layer] = parts
         done.packed |= found.packed
         done.layers += found.layers
@@ -178,7 +177,8 @@ class Walk:
     def _embed(self) -> None:
         """Hidden states before the first block."""
         if self.job.ids_ST is not None:
-            self._text, _ = "embedding", self._say("")
+            self._text = "embedding"
+            self._say("")
             self.work.note(hidden=self._hidden(0).write(self.parts.embedded(self.job.ids_ST)))
 
     def _rest(self) -> list[str]:
@@ -190,13 +190,11 @@ class Walk:
         def rows_of(name: str) -> Callable[[], Iterator[Tensor]]:
             return lambda: (rows for _, rows in self.parts.rows(name))
 
-        self._save(
-            "embedding",
-            [streamed(self.parts.embedding, self.job.dtype, shape, rows_of(self.parts.embedding))],
-        )
+        table = self.parts.embedding
+        self._save("embedding", [streamed(table, self.job.dtype, shape, rows_of(table))])
         self.parts.fill([self.model.norm])
-        (norm,) = [(name, tensor) for name, tensor in self.model.sources() if not tensor.is_meta]
-        self._save("norm", [entry(norm[0], norm[1].to(self.job.dtype))])
+        ((name, weight),) = [each for each in self.model.sources() if not each[1].is_meta]
+        self._save("norm", [entry(name, weight.to(self.job.dtype))])
         if self.model.lm_head is None:
             return ["embedding", "norm"]
         assigned = self.job.plan[HEAD]
@@ -224,8 +222,7 @@ class Walk:
         shape = (self.model.shape.vocab, self.model.shape.hidden)
         error = self._head_error(scheme, packed, inputs)
         check_finite(HEAD, error)
-        said = replace(described(HEAD, assigned, shape, packed), before=self._stored(HEAD), error=error)
-        self.layers.append(replace(said, seconds=perf_counter() - begun))
+        self.layers.append(described(HEAD, assigned, shape, packed, error, perf_counter() - begun))
         return [entry(f"{HEAD}.{suffix}", each) for suffix, each in tensors_of(scheme, packed).items()]
 
     def _head_inputs(self, needs: frozenset[Need]) -> Inputs:
@@ -244,19 +241,12 @@ class Walk:
         sample = inputs.sample_TK
         for start, rows in self.parts.rows(WEIGHT):
             rows = rows.to(device)
-            found = scheme.unpack(_cut(scheme, placed, start, start + len(rows)))
-            if sample is None:
-                moved += float((found - rows).square().sum())
-                total += float(rows.square().sum())
-            else:
-                wanted = sample @ rows.T
-                moved += float((scheme.seen(placed, sample) @ found.T - wanted).square().sum())
-                total += float(wanted.square().sum())
+            found = scheme.unpack(part(scheme, placed, start, start + len(rows), "out"))
+            if sample is not None:
+                rows, found = sample @ rows.T, scheme.seen(placed, sample) @ found.T
+            moved += float((found - rows).square().sum())
+            total += float(rows.square().sum())
         return (moved / total) ** 0.5 if total else 0.0
-
-    def _stored(self, layer: str) -> int:
-        """Bytes of a projection in the source."""
-        return stored_bytes(self.parts.source, f"{layer}.weight")
 
     # -- to disk --------------------------------------------------------------------------------------------------
 
@@ -295,8 +285,3 @@ class Walk:
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     """Some rows after the other."""
     return iter(tensor.split(max(1, (1 << 20) * len(tensor) // tensor.numel())))
-
-
-def _cut(scheme: Scheme, packed: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
-    """Some of the rows."""
-    return part(scheme, packed, start, stop, "out")

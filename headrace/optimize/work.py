@@ -12,7 +12,6 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -36,7 +35,7 @@ def folder_of(out: Path) -> Path:
     return out.parent / f".{out.name}.optimize"
 
 
-class Work:
+class Work(contextlib.AbstractContextManager["Work"]):
     """An opened work folder; to be used in a `with`, which lets no other run have it meanwhile.
 
     `identity` is all that decides the bytes of the result (and, for messages, says what it was). Where there is work of
@@ -61,12 +60,7 @@ class Work:
             self._lock.close()
             raise
 
-    def __enter__(self) -> "Work":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *fault: object) -> None:
         self._lock.close()
 
     @property
@@ -180,6 +174,19 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
+def check_disk(out: Path, need: int, hint: str) -> None:
+    """Raises Refused where the disk has no room for so many bytes, of which unfinished work for `out` has some."""
+    where = next(folder for folder in out.parents if folder.exists())
+    done = sum(file.stat().st_size for file in folder_of(out).rglob("*") if file.is_file())
+    free = shutil.disk_usage(where).free + done
+    if need > free:
+        raise Refused(
+            f"{need / 1e9:.3g} GB of disk are needed until the end; {where} has {free / 1e9:.3g} GB",
+            param="out",
+            hint=hint,
+        )
+
+
 @contextlib.contextmanager
 def room(folder: Path, need: int) -> Iterator[None]:
     """A full disk, said so that a person can act on it. `need`: bytes of the whole undertaking."""
@@ -209,15 +216,16 @@ class Hidden:
         """Each [T, E], on CPU, in order."""
         with self.file.open("rb") as opened:
             while raw := opened.read(self._size):
-                yield torch.from_numpy(np.frombuffer(bytearray(raw), dtype=np.float32)).view(self._shape)
+                yield self._window(raw)
 
     def at(self, number: int) -> Tensor:
         """One of them."""
         with self.file.open("rb") as opened:
             opened.seek(number * self._size)
-            return torch.from_numpy(np.frombuffer(bytearray(opened.read(self._size)), np.float32)).view(
-                self._shape
-            )
+            return self._window(opened.read(self._size))
+
+    def _window(self, raw: bytes) -> Tensor:
+        return torch.from_numpy(np.frombuffer(bytearray(raw), np.float32)).view(self._shape)
 
     def write(self, windows: Iterator[Tensor]) -> int:
         """All windows; their checksum."""

@@ -11,6 +11,7 @@ from headrace.kernels import configs
 from headrace.kernels.norm import Norm
 from headrace.kernels.rounding import rounded, static
 from headrace.kernels.scaled import Weight8, gated_linear8, linear8, norm_linear8
+from headrace.quant.grid import positive
 from headrace.quant.scheme import Axes, Packed, Scheme
 
 
@@ -40,8 +41,7 @@ class EightBits(Scheme):
 
     def input_scale(self, peak_K: Tensor) -> Tensor:
         """What a static scheme rounds inputs by, float32 [1], of which these are the peaks."""
-        peak = peak_K.amax().reshape(1) / self.largest
-        return torch.where(peak > 0, peak, torch.ones_like(peak)).float()
+        return positive(peak_K.amax().reshape(1) / self.largest).float()
 
     def weight8(self, packed: Packed, bias: Tensor | None) -> Weight8:
         """As the kernels want it."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 from headrace.base.errors import Refused
 from headrace.kernels.activation import silu_mul
 from headrace.kernels.norm import Norm, add_rms_norm, rms_norm
+from headrace.quant.grid import Grid
 
 Packed = Mapping[str, Tensor]
 Granularity = Literal["tensor", "channel", "group", "block"]
@@ -72,6 +73,11 @@ class Scheme:
         """Of each tensor that a packed weight may have, "weight" always among them."""
         raise NotImplementedError
 
+    @property
+    def grid(self) -> Grid | None:
+        """Its values, where those of a row can be chosen one by one, by scales known before; None where they cannot."""
+        return None
+
     def fits(self, rows: int, columns: int) -> str | None:
         """Why a weight of this shape cannot be packed; None where it can."""
         group = self.spec.group
@@ -82,8 +88,19 @@ class Scheme:
         return None
 
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
-        """Round a weight of any float dtype to the nearest that the scheme can hold. The shape must fit."""
-        raise NotImplementedError
+        """Round a weight of any float dtype to the nearest that the scheme can hold. The shape must fit.
+
+        Here by the grid; a scheme without one says how itself.
+        """
+        grid, wide_NK = self.grid, weight_NK.float()
+        assert grid is not None
+        scale, zero = grid.scales(wide_NK, weight_NK.dtype)
+        return self.of_values(grid.rounded(wide_NK, scale, zero), scale, zero)
+
+    def of_values(self, values_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor | None) -> dict[str, Tensor]:
+        """Packed, from values on its grid."""
+        packed = {"weight": values_NK, "scale": scale_NG.contiguous()}
+        return packed if zero_NG is None else {**packed, "zero": zero_NG.to(torch.int8)}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [N, K] that the tensors stand for, computed in float32."""

@@ -13,19 +13,8 @@ SIZES: dict[str, Any] = {
     **TINY, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_attention_heads": 4, "dtype": "float32",
 }  # fmt: skip
 WORDS = [
-    "river",
-    "mill",
-    "stone",
-    "wheel",
-    "race",
-    "head",
-    "water",
-    "turn",
-    "grain",
-    "flour",
-    "sluice",
-    "gate",
-]
+    "river", "mill", "stone", "wheel", "race", "head", "water", "turn", "grain", "flour", "sluice", "gate",
+]  # fmt: skip
 
 
 def model(at: Path, **changes: Any) -> Path:

@@ -85,7 +85,7 @@ def test_the_frontier_falls():
 @pytest.mark.parametrize(
     ("budget", "pace", "message", "hint"),
     [
-        (Budget(bits=4.2), None, r"4.2 bits per weight cannot be reached.* 4.250 is the least", "--target-bits 4.25"),
+        (Budget(bits=4.2), None, r"4.2 bits per weight cannot be reached.* 4.25 is the least", "--target-bits 4.25"),
         (Budget(ms=1.2), PACE, r"1.2 ms per token cannot be reached on h200.*of which 1 go", "--max-latency-ms 1."),
         (Budget(bits=16), None, "kept by the model as it is, with 16 bits", "--scheme"),
         (Budget(ms=30), PACE, "kept by the model as it is", "--scheme"),

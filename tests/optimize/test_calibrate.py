@@ -62,12 +62,10 @@ def test_windows_begin_as_the_model_wants_texts_to(
 
 def test_a_text_that_is_too_short_says_how_many_windows_it_has(tmp_path: Path, tokenizer: Tokenizer):
     (tmp_path / "short").write_text("#" * 85)
-    with pytest.raises(Refused, match="have 2 windows of 40 tokens; 3 are asked for") as caught:
+    with pytest.raises(Refused, match="have 2 windows of 40 tokens; 3 are asked for"):
         Calibration(3, 40, 0, (str(tmp_path / "short"),)).windows(tokenizer)
-    assert "--samples 2" in caught.value.hint
-    with pytest.raises(Refused, match="have 0 windows") as caught:
+    with pytest.raises(Refused, match="have 0 windows"):
         Calibration(3, 100, 0, (str(tmp_path / "short"),)).windows(tokenizer)
-    assert "fewer --tokens" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -288,14 +288,14 @@ def test_a_full_disk_leaves_work_that_goes_on(
 @pytest.mark.parametrize(
     ("place", "found", "said"),
     [
-        ("shutil.disk_usage", SimpleNamespace(free=1000), "1e-06 GB"),
-        ("probe", Hardware(1, 1 << 30, 1 << 20), "of memory are needed; 0.00105 GB are free"),
+        ("work.shutil.disk_usage", SimpleNamespace(free=1000), "1e-06 GB"),
+        ("preflight.probe", Hardware(1, 1 << 30, 1 << 20), "of memory are needed; 0.00105 GB are free"),
     ],
 )
 def test_too_little_room_is_refused_before_any_work(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, place: str, found: Any, said: str
 ):
-    monkeypatch.setattr(f"headrace.optimize.preflight.{place}", lambda *_: found)
+    monkeypatch.setattr(f"headrace.optimize.{place}", lambda *_: found)
     with pytest.raises(Refused, match=said):
         made(model, tmp_path / "out", small.recipe(None))
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from headrace.base.errors import Refused
 from headrace.kernels.activation import silu_mul_ref
 from headrace.kernels.norm import Norm, rms_norm_ref
 from headrace.quant.scheme import Scheme, join, part, take
-from headrace.quant.schemes import known
+from headrace.quant.schemes import known, scheme_named
 
 SCHEMES = known()
 ROWS, COLUMNS, TOKENS = 256, 512, 5
@@ -160,3 +160,7 @@ def test_blocks_at_the_edge_may_be_smaller():
 
 def test_names_are_the_schemes_own():
     assert all(scheme.name == name for name, scheme in SCHEMES.items())
+
+
+def test_the_usual_group_may_be_said():
+    assert [scheme_named(name).name for name in ("w4a16_g128_asym", "w8a16_row")] == ["w4a16_asym", "w8a16"]

@@ -4,8 +4,6 @@ A pass is a frozen dataclass; its fields are its options, each with a default. T
 they do, in the order in which a recipe has them: at most one Turn, any number of Changes, one Rounding.
 """
 
-import inspect
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -108,19 +106,14 @@ def known() -> list[str]:
     return names(sys.modules[__name__])
 
 
-def kind_of(name: str) -> type[Any]:
-    """The class of the pass called `name`. Raises UnknownName listing those there are."""
-    return module(sys.modules[__name__], name, "pass").PASS
-
-
 def rank(a_pass: Pass) -> int:
     """Its place in ORDER."""
     return next(place for place, (kind, _) in enumerate(ORDER) if isinstance(a_pass, kind))
 
 
 def make(name: str, options: Mapping[str, Any]) -> Pass:
-    """A pass with its options. Raises UnknownName for an option that it does not have, Refused for a wrong value."""
-    kind = kind_of(name)
+    """A pass with its options. Raises UnknownName for one that there is not, Refused for a wrong value."""
+    kind = module(sys.modules[__name__], name, "pass").PASS
     defaults = {each.name: each.default for each in fields(kind) if each.init}
     for given, value in options.items():
         if given not in defaults:
@@ -128,35 +121,24 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
         if not _is_like(value, defaults[given]):
             wanted = {bool: "true or false", int: "a whole number", float: "a number"}
             expected = wanted.get(type(defaults[given]), "a word")
-            raise Refused(
-                f"{given} of {name} is {value!r}; expected {expected}",
-                param=f"{name}.{given}",
-                hint=explained(name).get(given),
-            )
+            raise Refused(f"{given} of {name} is {value!r}; expected {expected}", param=f"{name}.{given}")
     return cast("Pass", kind(**options))
+
+
+def check_ranges(a_pass: Pass, **ranges: tuple[float, float]) -> None:
+    """Raises Refused for an option that is not from the least to the largest value given for it."""
+    for option, (least, most) in ranges.items():
+        value = getattr(a_pass, option)
+        if not least <= value <= most:
+            raise Refused(
+                f"{option} of {a_pass.name} is {value}; expected {least:g} to {most:g}",
+                param=f"{a_pass.name}.{option}",
+            )
 
 
 def options_of(a_pass: Pass) -> dict[str, Any]:
     """All options of a pass, so that a recipe written from it says everything."""
     return {each.name: getattr(a_pass, each.name) for each in fields(cast("Any", a_pass)) if each.init}
-
-
-def explained(name: str) -> dict[str, str]:
-    """What each option of a pass does: the lines of its docstring that begin with the option's name."""
-    kind = kind_of(name)
-    found: dict[str, str] = {}
-    last = ""
-    wanted = {each.name for each in fields(kind) if each.init}
-    for line in inspect.cleandoc(kind.__doc__ or "").splitlines():
-        begun = re.match(r"(\w+)\s{2,}(\S.*)", line)
-        if begun and begun[1] in wanted:
-            last = begun[1]
-            found[last] = begun[2]
-        elif last and line.startswith("    "):
-            found[last] += f" {line.strip()}"
-        else:
-            last = ""
-    return found
 
 
 def _is_like(value: object, default: object) -> bool:

@@ -17,14 +17,12 @@ from headrace.nn.norm import RMSNorm
 class Seam:
     """A linear layer (K columns) and what makes its inputs (C channels; C < K where heads share a value head).
 
-    place       for messages: which layer of the block it is
     layer       the one that reads
     channel_K   the channel that each column reads
     inner       channels come out of another linear layer, and not out of a norm
     divide      divides what is made, channel by channel, by a tensor [C]
     """
 
-    place: str
     layer: Linear
     channel_K: Tensor
     inner: bool
@@ -63,25 +61,16 @@ def seams(block: Block) -> Iterator[Seam]:
         if isinstance(block, PostNormBlock)
         else block.post_attention_layernorm
     )
-    qkv, both = attention.qkv_proj, mlp.gate_up_proj
-    yield Seam(
-        "qkv",
-        qkv,
-        torch.arange(qkv.inputs, device="cpu"),
-        False,
-        partial(_divide_norm, block.input_layernorm),
-    )
-    yield Seam("o", attention.o_proj, _value_channels(attention), True, partial(_divide_rows, qkv))
-    yield Seam(
-        "gate_up", both, torch.arange(both.inputs, device="cpu"), False, partial(_divide_norm, before_mlp)
-    )
-    yield Seam(
-        "down",
-        mlp.down_proj,
-        torch.arange(mlp.down_proj.inputs, device="cpu"),
-        True,
-        partial(_divide_rows, both),
-    )
+    qkv, both, down = attention.qkv_proj, mlp.gate_up_proj, mlp.down_proj
+    yield Seam(qkv, _each(qkv), False, partial(_divide_norm, block.input_layernorm))
+    yield Seam(attention.o_proj, _value_channels(attention), True, partial(_divide_rows, qkv))
+    yield Seam(both, _each(both), False, partial(_divide_norm, before_mlp))
+    yield Seam(down, _each(down), True, partial(_divide_rows, both))
+
+
+def _each(layer: Linear) -> Tensor:
+    """Every column a channel of its own."""
+    return torch.arange(layer.inputs, device="cpu")
 
 
 def _value_channels(attention: Attention) -> Tensor:

@@ -10,11 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from headrace.base.errors import Refused
-from headrace.optimize.factor import Factor, factored
-from headrace.optimize.grid import Grid, Search, grid_of, packed, pieces, stacked
+from headrace.optimize.factor import DAMPED, Factor, factored
 from headrace.optimize.inputs import Inputs, Need
-from headrace.optimize.passes.rtn import check_search
+from headrace.optimize.passes import check_ranges
+from headrace.optimize.passes.rtn import SEARCHED
+from headrace.optimize.pieces import pieces, stacked
+from headrace.quant.grid import Grid, Search, numbers
 from headrace.quant.scheme import Scheme
 
 BLOCK = 128
@@ -45,13 +46,11 @@ class Gptq:
 
     def __post_init__(self) -> None:
         """Raises Refused for an option out of its range."""
-        if not 0 < self.damp <= 1:
-            raise Refused(f"damp of gptq is {self.damp}; expected more than 0, up to 1", param="gptq.damp")
-        check_search(self.name, self.steps, self.least)
+        check_ranges(self, **DAMPED, **SEARCHED)
 
     def fits(self, scheme: Scheme) -> str | None:
         """Scales must be known before columns are rounded, and belong to rows."""
-        if grid_of(scheme) is None:
+        if scheme.grid is None:
             return f"gptq rounds to integers in groups or rows and to fp8 with a scale per row, not to {scheme.name}"
         return None
 
@@ -59,7 +58,7 @@ class Gptq:
     def pack(
         self, weight_NK: Tensor, scheme: Scheme, inputs: Inputs, dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
-        grid = grid_of(scheme)
+        grid = scheme.grid
         assert grid is not None, "fits was not asked"
         factor = factored(inputs, self.damp, self.order)
         importance_K = inputs.square_K if self.weighted else None
@@ -69,7 +68,7 @@ class Gptq:
             found = [grid.scales(few, dtype, search, importance_K) for few in pieces(rows)]
             scale = torch.cat([each for each, _ in found])
             zero = torch.cat([each for _, each in found if each is not None]) if grid.zeros else None
-            parts.append(packed(scheme, rounded(rows, grid, scale, zero, factor), scale, zero))
+            parts.append(scheme.of_values(rounded(rows, grid, scale, zero, factor), scale, zero))
         return stacked(parts)
 
 
@@ -98,7 +97,7 @@ def rounded(
             scale, zero = scale_GN[group[i]], None if zero_GN is None else zero_GN[group[i]]
             value = grid.nearest(wanted[at], scale, zero)
             values_KN[i] = value.to(grid.stored)
-            error_KN[i].sub_(grid.number(value, scale, zero))
+            error_KN[i].sub_(numbers(value, scale, zero))
     back = torch.empty_like(order)
     back[order] = torch.arange(columns, device=order.device)
     return values_KN.view(torch.int8)[back].T.contiguous().view(grid.stored)

@@ -15,7 +15,7 @@ from headrace.base.errors import Refused
 from headrace.checkpoint.load import HEAD, Source
 from headrace.nn.decoder import Block, Decoder
 from headrace.nn.norm import RMSNorm
-from headrace.nn.turn import SMALLEST, hadamard
+from headrace.nn.turn import hadamard
 
 PIECE = 4096
 """Rows that are turned at once: an embedding is the largest tensor there is."""
@@ -35,12 +35,12 @@ class Axes:
     across: Tensor
 
     @classmethod
-    def random(cls, size: int, generator: torch.Generator, mixed: bool) -> "Axes":
-        """`mixed` False leaves the odd part as it is: the matrix is then 2^k repeated along the diagonal."""
+    def random(cls, size: int, generator: torch.Generator) -> "Axes":
+        """By signs from a generator."""
         power = size & -size
         sign = torch.randint(0, 2, (size,), generator=generator, device="cpu").float() * 2 - 1
         odd = size // power
-        return cls(sign, hadamard(power), cosines(odd) if mixed else torch.eye(odd, device="cpu"))
+        return cls(sign, hadamard(power), cosines(odd))
 
     def rows(self, x: Tensor) -> Tensor:
         """x [..., size] with each row turned, float32."""
@@ -66,13 +66,10 @@ class Rotation:
     """Hidden states, and the values of each head, in turned axes.
 
     seed    of the random signs
-    mixed   where the hidden size is no power of two, mix all of it: not only as many as the largest power of two
-            that divides it
     heads   turn values, too, from v to o
     """
 
     seed: int = 0
-    mixed: bool = True
     heads: bool = True
 
     name: ClassVar[str] = "rotation"
@@ -89,11 +86,6 @@ class Rotation:
                 "these norms multiply each axis of the sum by a weight of its own, which turned axes do not have",
                 param="passes", hint="leave rotation out of the recipe; awq and gptq fit",
             )  # fmt: skip
-        if not self.mixed and shape.hidden & -shape.hidden < SMALLEST:
-            raise Refused(
-                f"hidden size {shape.hidden} has no power of two of at least {SMALLEST} in it",
-                param="rotation.mixed",
-            )
         return Turned(self, model, source)
 
 
@@ -103,8 +95,8 @@ class Turned:
     def __init__(self, options: Rotation, model: Decoder, source: Source):
         generator = torch.Generator("cpu").manual_seed(options.seed)
         shape = model.shape
-        self.hidden = Axes.random(shape.hidden, generator, options.mixed)
-        self.value = Axes.random(shape.head_dim, generator, True) if options.heads else None
+        self.hidden = Axes.random(shape.hidden, generator)
+        self.value = Axes.random(shape.head_dim, generator) if options.heads else None
         self._names = {module: name for name, module in _named(model)}
         self._layers = {layer: names for names, layer in model.linears()}
         self._offset = shape.norm_offset

@@ -10,18 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from headrace.base.errors import Refused
-from headrace.optimize.grid import Search, grid_of, packed, pieces, stacked
 from headrace.optimize.inputs import Inputs, Need
+from headrace.optimize.passes import check_ranges
+from headrace.optimize.pieces import pieces, stacked
+from headrace.quant.grid import Search
 from headrace.quant.scheme import Scheme
 
-
-def check_search(name: str, steps: int, least: float) -> None:
-    """Raises Refused for a search that cannot be."""
-    if not 1 <= steps <= 1000:
-        raise Refused(f"steps of {name} is {steps}; expected 1 to 1000", param=f"{name}.steps")
-    if not 0.1 <= least <= 1:
-        raise Refused(f"least of {name} is {least}; expected 0.1 to 1", param=f"{name}.least")
+SEARCHED = {"steps": (1, 1000), "least": (0.1, 1)}
+"""Least and largest values of the options that say how scales are searched for."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +38,24 @@ class Rtn:
 
     def __post_init__(self) -> None:
         """Raises Refused for an option out of its range."""
-        check_search(self.name, self.steps, self.least)
+        check_ranges(self, **SEARCHED)
 
     def fits(self, scheme: Scheme) -> str | None:
-        """Every scheme can be rounded to; those that grid_of does not know, by their own `pack`."""
+        """Every scheme can be rounded to; those without a grid, by their own `pack`."""
         return None
 
     @torch.no_grad()
     def pack(
         self, weight_NK: Tensor, scheme: Scheme, inputs: Inputs, dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
-        grid = grid_of(scheme)
+        grid = scheme.grid
         if grid is None:
             return scheme.pack(weight_NK.to(dtype))
         importance_K = inputs.square_K if self.weighted else None
         parts = []
         for rows in pieces(weight_NK):
             scale, zero = grid.scales(rows, dtype, Search(self.steps, self.least), importance_K)
-            parts.append(packed(scheme, grid.rounded(rows, scale, zero), scale, zero))
+            parts.append(scheme.of_values(grid.rounded(rows, scale, zero), scale, zero))
         return stacked(parts)
 
 

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from headrace.base.errors import Refused
 from headrace.nn.decoder import Block
 from headrace.nn.linear import Linear
 from headrace.optimize.inputs import Inputs, Need
+from headrace.optimize.passes import check_ranges
 from headrace.optimize.passes._seams import Seam, seams
 from headrace.quant.scheme import Scheme
 
@@ -37,8 +37,7 @@ class SmoothQuant:
 
     def __post_init__(self) -> None:
         """Raises Refused for an option out of its range."""
-        if not 0 <= self.alpha <= 1:
-            raise Refused(f"alpha of smoothquant is {self.alpha}; expected 0 to 1", param="smoothquant.alpha")
+        check_ranges(self, alpha=(0, 1))
 
     def fits(self, scheme: Scheme) -> str | None:
         """Why this pass does nothing for layers of that scheme."""

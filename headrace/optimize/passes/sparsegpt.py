@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from headrace.base.errors import Refused
 from headrace.kernels.rounding import cast
-from headrace.optimize.factor import Factor, factored
+from headrace.optimize.factor import DAMPED, Factor, factored
 from headrace.optimize.inputs import Inputs, Need
+from headrace.optimize.passes import check_ranges
 from headrace.optimize.passes.wanda import keep, only_sparse
 from headrace.quant.scheme import Scheme
 from headrace.quant.schemes.fp8 import E4M3, LARGEST
@@ -33,10 +33,7 @@ class SparseGpt:
 
     def __post_init__(self) -> None:
         """Raises Refused for an option out of its range."""
-        if not 0 < self.damp <= 1:
-            raise Refused(
-                f"damp of sparsegpt is {self.damp}; expected more than 0, up to 1", param="sparsegpt.damp"
-            )
+        check_ranges(self, **DAMPED)
 
     def fits(self, scheme: Scheme) -> str | None:
         """Why this pass cannot make that scheme; None where it can."""
@@ -50,9 +47,7 @@ class SparseGpt:
         factor = factored(inputs, self.damp, sort=False)  # from left to right: the four belong together
         plain = scheme.pack(weight_NK.to(dtype))
         packed = scheme.pack(solve(weight_NK, factor).to(dtype))
-        if (
-            "scale" in packed
-        ):  # again, now that each row's largest is known: what rounding does is made up for, too
+        if "scale" in packed:  # again, by each row's largest: what rounding does is made up for, too
             scale_N1 = packed["scale"]
             packed = _with_scale(solve(weight_NK, factor, scale_N1.float()), scale_N1)
         before_N, after_N = (loss(weight_NK - scheme.unpack(each), factor) for each in (plain, packed))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import Refused
-from headrace.quant.formats.layer import FLOATS, Grid, Layer, Stored, refused, shape2, tensor, whole
+from headrace.quant.formats.layer import FLOATS, Layer, Stored, grid_of, shape2, tensor, whole
 from headrace.quant.scheme import Scheme
 
 METHODS = ("awq",)
@@ -27,9 +27,7 @@ class Awq:
     def open(self, layer: Layer) -> Stored:
         columns, words = shape2(layer, "qweight")
         rows = words * LANES
-        if self.group and columns % self.group:
-            raise refused(layer.name, f"{columns} columns in groups of {self.group}")
-        grid = Grid(BITS, self.group, columns)
+        grid = grid_of(layer, BITS, self.group, columns)
 
         def convert() -> tuple[Scheme, dict[str, Tensor]]:
             values_KN = nibbles(tensor(layer, "qweight", (torch.int32,)))
@@ -53,5 +51,4 @@ def read(config: dict[str, Any], where: str) -> Awq:
     version = str(config.get("version", "gemm")).lower()
     if bits != BITS or version != "gemm":
         raise Refused(f"{where}: AWQ with {bits!r} bits, version {version!r} is not supported; 4, 'gemm' is")
-    group = whole(config.get("group_size", config.get("q_group_size", 128)), "group_size", where)
-    return Awq(0 if group == -1 else group)
+    return Awq(whole(config.get("group_size", config.get("q_group_size", 128)), "group_size", where))

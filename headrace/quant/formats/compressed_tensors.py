@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused
+from headrace.quant.bits import WORD
 from headrace.quant.formats.fp8 import blocks, by_rows, per_row
 from headrace.quant.formats.layer import (
     FLOATS,
-    Grid,
     Layer,
     Stored,
+    grid_of,
     group_order,
     one,
     refused,
@@ -30,7 +31,6 @@ from headrace.quant.schemes.fp8 import E4M3
 
 METHODS = ("compressed-tensors",)
 REFUSED = ("marlin-24", "sparse-bitmask", "mxfp8-quantized", "mxfp6-pack-quantized")
-WORD = 32
 log = logging.getLogger(__name__)
 
 Arguments = Mapping[str, Any]
@@ -120,30 +120,22 @@ def _integers(layer: Layer, weights: Arguments) -> Stored:
     packed = "weight_packed" in layer.suffixes
     rows, columns = _shape(layer) if packed else shape2(layer, "weight")
     group = whole(weights.get("group_size"), "group_size", layer.name) if strategy == "group" else 0
-    if group and columns % group:
-        raise refused(layer.name, f"{columns} columns in groups of {group}")
     if bits == 4 and columns % 8:
         raise refused(layer.name, f"{columns} columns of 4 bits, which fill no words of 8,")
-    grid = Grid(bits, group, columns)
+    grid = grid_of(layer, bits, group, columns)
     names = {
-        "weight_packed",
-        "weight_shape",
-        "weight",
-        "weight_scale",
-        "weight_zero_point",
-        "weight_g_idx",
-        "input_scale",
+        "weight_packed", "weight_shape", "weight", "weight_scale", "weight_zero_point", "weight_g_idx", "input_scale",
         "input_zero_point",
-    }
+    }  # fmt: skip
 
     def convert() -> tuple[Scheme, dict[str, Tensor]]:
         values = _values(layer, bits, columns) if packed else tensor(layer, "weight", (torch.int8,))
-        if group:
+        if grid.group:
             scale = tensor(layer, "weight_scale", FLOATS, (rows, grid.groups))
         else:
             scale = per_row(layer, "weight_scale", rows)
         zero = _zero(layer, bits, rows, grid.groups)
-        return grid.assemble(values, scale, zero, group_order(layer, "weight_g_idx", group, columns))
+        return grid.assemble(values, scale, zero, group_order(layer, "weight_g_idx", grid))
 
     return Stored((rows, columns), layer.suffixes & names, convert)
 

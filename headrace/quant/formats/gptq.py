@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused
-from headrace.quant.bits import unpack_bits
+from headrace.quant.bits import WORD, unpack_bits
 from headrace.quant.formats.layer import (
     FLOATS,
-    Grid,
     Layer,
     Stored,
+    grid_of,
     group_order,
     refused,
     shape2,
@@ -24,7 +24,6 @@ from headrace.quant.formats.layer import (
 from headrace.quant.scheme import Scheme
 
 METHODS = ("gptq",)
-WORD = 32
 BITS = (2, 3, 4, 8)
 
 
@@ -46,10 +45,7 @@ class Gptq:
         bits, group = self._settings(layer.name)
         words, rows = shape2(layer, "qweight")
         columns = words * WORD // bits
-        group = 0 if group == -1 else group
-        if group and columns % group:
-            raise refused(layer.name, f"{columns} columns in groups of {group}")
-        grid = Grid(bits, group, columns)
+        grid = grid_of(layer, bits, group, columns)
         taken = layer.suffixes & {"qweight", "qzeros", "scales", "g_idx"}
 
         def convert() -> tuple[Scheme, dict[str, Tensor]]:
@@ -57,7 +53,7 @@ class Gptq:
             zeros = tensor(layer, "qzeros", (torch.int32,), (grid.groups, -(-rows * bits // WORD)))
             scale = tensor(layer, "scales", FLOATS, (grid.groups, rows))
             zero_NG = _zero(zeros, bits, rows, self.shift)
-            order = group_order(layer, "g_idx", group, columns)
+            order = group_order(layer, "g_idx", grid)
             values_NK = signed(words_KN.T.contiguous(), bits, columns)
             return grid.assemble(values_NK, scale.T, zero_NG, order)
 

@@ -105,20 +105,20 @@ def whole(value: Any, what: str, where: str) -> int:
     return value
 
 
-def group_order(layer: Layer, suffix: str, group: int, columns: int) -> Tensor | None:
+def group_order(layer: Layer, suffix: str, grid: "Grid") -> Tensor | None:
     """The order that puts columns of a group side by side; None where they are so already.
 
-    Raises Refused where groups have other sizes than `group`.
+    Raises Refused where groups have other sizes than the grid's.
     """
-    if suffix not in layer.suffixes or not group:
+    if suffix not in layer.suffixes or not grid.group:
         return None
-    groups = tensor(layer, suffix, (torch.int32, torch.int64), (columns,)).long()
-    usual = torch.arange(columns) // group
+    groups = tensor(layer, suffix, (torch.int32, torch.int64), (grid.columns,)).long()
+    usual = torch.arange(grid.columns) // grid.group
     if torch.equal(groups, usual) or bool((groups < 0).all()):
         return None
     order = torch.argsort(groups, stable=True)
     if not torch.equal(groups[order], usual):
-        raise refused(layer.name, f"{suffix} with groups of other sizes than {group}")
+        raise refused(layer.name, f"{suffix} with groups of other sizes than {grid.group}")
     return order.int()
 
 
@@ -154,6 +154,14 @@ class Grid:
         makes = w4a16.scheme_of if self.bits == w4a16.BITS else w8a16.scheme_of
         scheme = makes(group, "zero" not in packed)
         return scheme, {**packed, "weight": scheme.store(values_NK.contiguous())}
+
+
+def grid_of(layer: Layer, bits: int, group: int, columns: int) -> Grid:
+    """Groups of -1 are whole rows. Raises Refused for groups that do not divide the columns."""
+    group = max(group, 0)
+    if group and columns % group:
+        raise refused(layer.name, f"{columns} columns in groups of {group}")
+    return Grid(bits, group, columns)
 
 
 def signed(words: Tensor, bits: int, count: int) -> Tensor:

@@ -15,8 +15,9 @@ def known() -> dict[str, Scheme]:
 
 
 def scheme_named(name: str) -> Scheme:
-    """The scheme called `name`. Raises UnknownName listing those there are."""
+    """The scheme called `name`; its usual group may be said, too. Raises UnknownName listing those there are."""
     schemes = known()
+    name = name.replace("w4a16_g128", "w4a16").replace("w8a16_row", "w8a16")
     if name not in schemes:
         raise UnknownName.among("quantization scheme", name, sorted(schemes), param="model.quantization")
     return schemes[name]

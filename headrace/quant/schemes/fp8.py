@@ -7,10 +7,15 @@ from torch import Tensor
 
 from headrace.kernels.rounding import cast
 from headrace.quant.eight import EightBits
+from headrace.quant.grid import E4M3, Grid, positive
 from headrace.quant.scheme import Packed, Spec
 
 LARGEST = 448.0
-E4M3 = torch.float8_e4m3fn
+
+
+def scale_of(peak: Tensor, dtype: torch.dtype) -> Tensor:
+    """By what a largest number is divided to be the largest 8-bit float; one where all is zero."""
+    return positive((peak.float() / LARGEST).to(dtype))
 
 
 @dataclass(frozen=True)
@@ -19,13 +24,17 @@ class Fp8(EightBits):
 
     largest, dtype = LARGEST, E4M3
 
+    @property
+    def grid(self) -> Grid:
+        """See Scheme. One scale for all rows is stored as one per row, and may as well differ."""
+        return Grid(-LARGEST, LARGEST, LARGEST, floats=True)
+
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
         """See Scheme. A static scheme's input_scale comes from calibration; the caller adds it."""
         peak = weight_NK.abs().amax(1, keepdim=True)
         if self.spec.granularity == "tensor":
             peak = peak.amax().expand_as(peak)
-        scale = (peak.float() / LARGEST).to(weight_NK.dtype)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        scale = scale_of(peak, weight_NK.dtype)
         return {"weight": cast(weight_NK.float() / scale.float(), LARGEST, E4M3), "scale": scale.contiguous()}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:

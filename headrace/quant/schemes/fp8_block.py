@@ -12,7 +12,7 @@ from headrace.kernels.scaled import GROUP as BLOCK
 from headrace.kernels.scaled import spread
 from headrace.quant.eight import EightBits
 from headrace.quant.scheme import Axes, Packed, Spec
-from headrace.quant.schemes.fp8 import E4M3, ERROR, LARGEST
+from headrace.quant.schemes.fp8 import E4M3, ERROR, LARGEST, scale_of
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,9 @@ class Fp8Block(EightBits):
         rows, columns = weight_NK.shape
         blocks = functional.pad(weight_NK.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))
         peak = blocks.abs().unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).amax((1, 3))
-        scale = (peak / LARGEST).to(weight_NK.dtype)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return {
-            "weight": cast(weight_NK.float() / spread(scale, rows, columns), LARGEST, E4M3),
-            "scale": scale,
-        }
+        scale = scale_of(peak, weight_NK.dtype)
+        values = cast(weight_NK.float() / spread(scale, rows, columns), LARGEST, E4M3)
+        return {"weight": values, "scale": scale}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
         weight = packed["weight"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from headrace.quant.grid import Grid, positive
 from headrace.quant.scheme import Axes, Packed, Scheme, Spec
 
 LARGEST, LEVELS = 127, 255
@@ -25,8 +25,11 @@ class Int8(Scheme):
 
     @property
     def axes(self) -> Mapping[str, Axes]:
-        """See Scheme."""
         return {"weight": Axes(), "scale": Axes(1, 0)}
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(-LARGEST, LARGEST, LARGEST, wide=True)
 
     def pack(self, weight_NK: Tensor, made: Callable[[Tensor], Tensor] = Tensor.float) -> dict[str, Tensor]:
         """See Scheme. `made` gives the numbers, in float32, that some rows of the weight are rounded as."""
@@ -49,14 +52,9 @@ class Int8(Scheme):
         """See Scheme. Zero is among the numbers that each token can say."""
         wide = x.float()
         low, high = wide.amin(-1, keepdim=True).clamp(max=0), wide.amax(-1, keepdim=True).clamp(min=0)
-        scale = (high - low) / LEVELS
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        scale = positive((high - low) / LEVELS)
         zero = torch.round(-low / scale)
         return ((torch.round(wide / scale + zero).clamp(0, LEVELS) - zero) * scale).to(x.dtype)
-
-    def apply(self, packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See Scheme."""
-        return functional.linear(self.seen(packed, x), self.unpack(packed, x.dtype), bias)
 
 
 SCHEMES = {"int8": Int8("int8", Spec(8, "int", "channel", activation="int8"), 0.5 / LARGEST)}

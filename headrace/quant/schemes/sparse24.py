@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headrace.kernels.rounding import cast, rounded
 from headrace.quant.scheme import Axes, Packed, Scheme, Spec
-from headrace.quant.schemes.fp8 import E4M3, LARGEST
+from headrace.quant.schemes.fp8 import E4M3, LARGEST, scale_of
 
 OF, KEPT, BYTE = 4, 2, 8
 
@@ -32,25 +32,19 @@ class Sparse24(Scheme):
         fours = weight_NK.unflatten(1, (-1, OF))
         chosen = fours.abs().float().topk(KEPT, dim=2, sorted=False).indices.sort(2).values
         mask = torch.zeros(fours.shape, dtype=torch.uint8, device=fours.device).scatter_(2, chosen, 1)
-        bits = mask.flatten(1).unflatten(1, (-1, BYTE)) << torch.arange(
-            BYTE, dtype=torch.uint8, device=mask.device
-        )
-        packed = {"weight": fours.gather(2, chosen).flatten(1), "mask": bits.sum(2).to(torch.uint8)}
+        bits = mask.flatten(1).unflatten(1, (-1, BYTE)) << _places(mask)
+        kept = fours.gather(2, chosen).flatten(1)
+        packed = {"weight": kept, "mask": bits.sum(2).to(torch.uint8)}
         if self.spec.activation is None:
             return packed
-        scale = (weight_NK.abs().amax(1, keepdim=True).float() / LARGEST).to(weight_NK.dtype)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return {
-            **packed,
-            "weight": cast(packed["weight"].float() / scale.float(), LARGEST, E4M3),
-            "scale": scale,
-        }
+        scale = scale_of(weight_NK.abs().amax(1, keepdim=True), weight_NK.dtype)
+        return {**packed, "weight": cast(kept.float() / scale.float(), LARGEST, E4M3), "scale": scale}
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
         kept, mask = packed["weight"].float(), packed["mask"]
         if "scale" in packed:
             kept = kept * packed["scale"].float()
-        bits = (mask.unsqueeze(2) >> torch.arange(BYTE, dtype=torch.uint8, device=mask.device)) & 1
+        bits = (mask.unsqueeze(2) >> _places(mask)) & 1
         whole = kept.new_zeros(len(mask), mask.shape[1] * BYTE)
         return whole.masked_scatter_(bits.flatten(1).bool(), kept).to(dtype)
 
@@ -59,6 +53,11 @@ class Sparse24(Scheme):
             return x
         values, scale = rounded(x, LARGEST, E4M3)
         return (values.float() * scale).to(x.dtype)
+
+
+def _places(like: Tensor) -> Tensor:
+    """Of the bits of a byte."""
+    return torch.arange(BYTE, dtype=torch.uint8, device=like.device)
 
 
 # What is dropped may be as large as what is kept.

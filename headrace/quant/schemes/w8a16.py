@@ -16,12 +16,6 @@ BITS = 8
 class Int8(Integers):
     """weight int8 [N, K]. Checkpoints with 2, 3, 5, 6 or 7 bits are held so, too: the values fit."""
 
-    def store(self, values_NK: Tensor) -> Tensor:
-        return values_NK
-
-    def values(self, packed: Packed) -> Tensor:
-        return packed["weight"]
-
     def by_rows(self, packed: Packed, bias: Tensor | None) -> Weight8 | None:
         """For the kernels, which know one scale per row and no zero points; None for what they do not."""
         if packed.keys() != {"weight", "scale"} or packed["scale"].shape[1] > 1:

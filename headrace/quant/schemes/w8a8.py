@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from headrace.quant.eight import EightBits
-from headrace.quant.integers import from_grid, grid, to_grid
+from headrace.quant.grid import Grid, numbers
 from headrace.quant.scheme import Packed, Spec
 
 LARGEST = 127.0
@@ -14,18 +14,16 @@ LARGEST = 127.0
 
 @dataclass(frozen=True)
 class Int8Product(EightBits):
-    """See EightBits."""
+    """See EightBits. A static scheme's input_scale comes from calibration; the caller adds it."""
 
     largest, dtype = LARGEST, torch.int8
 
-    def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
-        """See Scheme. A static scheme's input_scale comes from calibration; the caller adds it."""
-        whole = weight_NK.unsqueeze(1)
-        scale, _ = grid(whole, 8, True, weight_NK.dtype)
-        return {"weight": to_grid(whole, scale, None, 8).flatten(1), "scale": scale}
+    @property
+    def grid(self) -> Grid:
+        return Grid(-128, 127, 127.5)
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-        return from_grid(packed["weight"].unsqueeze(1), packed["scale"], None).flatten(1).to(dtype)
+        return numbers(packed["weight"].float(), packed["scale"], None).to(dtype)
 
 
 def _scheme(name: str, is_static: bool) -> Int8Product:

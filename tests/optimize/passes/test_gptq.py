@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace.optimize.grid import Search, grid_of
 from headrace.optimize.inputs import Inputs
 from headrace.optimize.passes import gptq
 from headrace.optimize.passes.gptq import Gptq
 from headrace.optimize.passes.rtn import Rtn
+from headrace.quant.grid import Search, numbers
 from headrace.quant.schemes import known
 from tests.optimize.passes import made
 
@@ -37,7 +37,7 @@ def inputs() -> Inputs:
 
 def book(w: Tensor, hessian: Tensor, name: str, damp: float, order: bool) -> Tensor:
     """Algorithm 1 of the paper, one column at a time in float64, with groups fixed beforehand: numbers [N, K]."""
-    grid = grid_of(known()[name])
+    grid = known()[name].grid
     assert grid is not None
     scale, zero = grid.scales(w, torch.float32, Search(1, 1.0))
     chosen = torch.argsort(hessian.diagonal(), stable=True).flip(0) if order else torch.arange(COLUMNS)
@@ -48,7 +48,7 @@ def book(w: Tensor, hessian: Tensor, name: str, damp: float, order: bool) -> Ten
     for i, column in enumerate(chosen.tolist()):
         g = column // (grid.group or COLUMNS)
         own = scale[:, g], None if zero is None else zero[:, g]
-        out[:, column] = grid.number(grid.nearest(left[:, i].float(), *own), *own)
+        out[:, column] = numbers(grid.nearest(left[:, i].float(), *own), *own)
         error = (left[:, i] - out[:, column]) / upper[i, i]
         left[:, i:] -= error[:, None] * upper[i, i:]
     return out

@@ -50,7 +50,7 @@ def logits(model: Decoder) -> Tensor:
     return model.logits(model(Whole(IDS)))
 
 
-@pytest.mark.parametrize("options", [{}, {"mixed": False}, {"heads": False}, {"seed": 7}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"heads": False}, {"seed": 7}], ids=str)
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 def test_a_turned_model_is_the_same_model(config: dict[str, Any], options: dict[str, Any], tmp_path: Path):
     plain = made.model(config)
@@ -79,15 +79,11 @@ def test_what_stands_out_is_spread(tmp_path: Path):
 
 
 @pytest.mark.parametrize("size", [1, 2, 6, 9, 12, 40, 48, 576])
-@pytest.mark.parametrize("mixed", [False, True])
-def test_axes_are_orthogonal_and_all_mixed(size: int, mixed: bool):
-    axes = Axes.random(size, torch.Generator().manual_seed(0), mixed)
+def test_axes_are_orthogonal_and_all_mixed(size: int):
+    axes = Axes.random(size, torch.Generator().manual_seed(0))
     matrix = axes.rows(torch.eye(size))
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(size), atol=1e-5, rtol=0)
-    if mixed:
-        assert matrix.abs().max() <= (2 / size) ** 0.5 + 1e-5
-    else:
-        assert int((matrix != 0).sum()) == size * (size & -size)
+    assert matrix.abs().max() <= (2 / size) ** 0.5 + 1e-5
 
 
 def test_cosines_of_one_is_one():
@@ -96,7 +92,7 @@ def test_cosines_of_one_is_one():
 
 def test_another_seed_gives_other_axes():
     first, second, again = (
-        Axes.random(32, torch.Generator().manual_seed(n), True).rows(torch.eye(32)) for n in (0, 1, 0)
+        Axes.random(32, torch.Generator().manual_seed(n)).rows(torch.eye(32)) for n in (0, 1, 0)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
@@ -107,16 +103,6 @@ def test_norms_after_layers_are_refused(tmp_path: Path):
     plain = made.model(config)
     with pytest.raises(Refused, match="norm what attention and MLP give"):
         PASS().prepare(plain, source_of(plain, config, tmp_path / "m"))
-
-
-def test_sizes_without_a_power_of_two_are_refused_unless_mixed(tmp_path: Path):
-    config = {**made.CONFIGS["llama"], "hidden_size": 44}
-    plain = made.model(config)
-    source = source_of(plain, config, tmp_path / "m")
-    with pytest.raises(Refused, match="no power of two") as caught:
-        PASS(mixed=False).prepare(plain, source)
-    assert caught.value.param == "rotation.mixed"
-    PASS().prepare(plain, source)
 
 
 def test_other_tensors_come_back_themselves(tmp_path: Path):

@@ -42,7 +42,7 @@ def test_inputs_decide_what_may_be_lost():
 def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch):
     weight, scheme = made.correlated(24, 256, seed=1), known()["w4a16_g64_asym"]
     whole = Rtn().pack(weight, scheme, Inputs.unknown(256))
-    monkeypatch.setattr("headrace.optimize.grid.pieces.__defaults__", (1000,))
+    monkeypatch.setattr("headrace.optimize.pieces.pieces.__defaults__", (1000,))
     for key, tensor in Rtn().pack(weight, scheme, Inputs.unknown(256)).items():
         assert torch.equal(tensor, whole[key])
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from headrace.optimize.grid import Search, grid_of, packed, pieces, stacked
+from headrace.quant.grid import Search
 from headrace.quant.schemes import known
 
 NONE = Search(1, 1.0)
-SCHEMES = [name for name, scheme in known().items() if grid_of(scheme) is not None]
+SCHEMES = [name for name, scheme in known().items() if scheme.grid is not None]
 
 
 def weight(rows: int = 24, columns: int = 256) -> torch.Tensor:
@@ -22,20 +22,20 @@ def round_(
     name: str, weight: torch.Tensor, search: Search, importance: torch.Tensor | None = None
 ) -> torch.Tensor:
     scheme = known()[name]
-    grid = grid_of(scheme)
+    grid = scheme.grid
     assert grid is not None
     scale, zero = grid.scales(weight, torch.float32, search, importance)
-    return scheme.unpack(packed(scheme, grid.rounded(weight, scale, zero), scale, zero))
+    return scheme.unpack(scheme.of_values(grid.rounded(weight, scale, zero), scale, zero))
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_a_search_it_is_the_schemes_own_rounding(name: str, dtype: torch.dtype):
     scheme, w = known()[name], weight().to(dtype)
-    grid = grid_of(scheme)
+    grid = scheme.grid
     assert grid is not None
     scale, zero = grid.scales(w.float(), dtype, NONE)
-    found, expected = packed(scheme, grid.rounded(w.float(), scale, zero), scale, zero), scheme.pack(w)
+    found, expected = scheme.of_values(grid.rounded(w.float(), scale, zero), scale, zero), scheme.pack(w)
     assert found.keys() == expected.keys()
     for key in found:
         assert found[key].dtype == expected[key].dtype
@@ -61,13 +61,4 @@ def test_a_search_gains(name: str, weighted: bool):
 
 
 def test_what_has_no_such_grid():
-    assert [
-        name for name in ("nvfp4", "mxfp4", "fp8_block", "sparse24", "q4_0") if grid_of(known()[name])
-    ] == []
-
-
-def test_pieces_are_the_whole():
-    w = weight()
-    parts = [{"weight": rows} for rows in pieces(w, 1000)]
-    assert len(parts) > 5
-    assert torch.equal(stacked(parts)["weight"], w)
+    assert [name for name in ("nvfp4", "mxfp4", "fp8_block", "sparse24", "q4_0") if known()[name].grid] == []
