@@ -1,5 +1,5 @@
-"""Steps with many tokens cut in two on a CPU, a half of the threads for each: threads that share an operator wait for
-each other some thousand times a step, halves of a step hardly at all.
+"""Steps cut in two on a CPU, a half of the threads for each: threads that share an operator wait for each other some
+thousand times a step, halves of a step hardly at all.
 """
 
 from typing import NamedTuple
@@ -9,16 +9,17 @@ import numpy as np
 from headrace.engine.batch import Batch
 
 LEAST = 128
-"""Tokens that a step has to have."""
+"""Tokens that a step with a prompt in it has to have."""
 SKEW = 0.6
 """Of all tokens the first part may have so many."""
 
 
 class Part(NamedTuple):
-    """Tokens start to stop of a step, the rows they are of, and what these see. Fields as of Batch."""
+    """Tokens start to stop of a step, the rows from `first` on that they are of, what these see. Fields as of Batch."""
 
     start: int
     stop: int
+    first: int
     starts_np: np.ndarray
     context_np: np.ndarray
     row_slots_np: np.ndarray
@@ -36,6 +37,7 @@ class Part(NamedTuple):
         return cls(
             start,
             stop,
+            first,
             starts[first : last + 1].clip(start, stop) - start,
             batch.context_np[first:last] - hidden,
             batch.row_slots_np[first:last],
@@ -51,11 +53,19 @@ class Part(NamedTuple):
         return self.stop - self.start
 
 
+def halfway(starts: np.ndarray, few: int) -> int:
+    """The row with which, of those with `few` tokens or less, the second half begins. starts [R + 1]."""
+    small = np.flatnonzero(np.diff(starts) <= few)
+    return int(small[len(small) // 2]) if len(small) else 0
+
+
 def middle(starts: np.ndarray, few: int) -> int:
     """The token that the second part begins with; 0 where the step is not to be cut. starts [R + 1].
 
-    Rows with `few` tokens or less are all in the first part.
+    Rows with `few` tokens or less are halved where there are no others, else they are all in the first part.
     """
     tokens, small = int(starts[-1]), np.flatnonzero(np.diff(starts) <= few)
+    if len(small) == len(starts) - 1:
+        return int(starts[halfway(starts, few)])
     cut = max(tokens // 2, int(starts[small[-1] + 1]) if len(small) else 0)
     return cut if tokens >= LEAST and cut <= SKEW * tokens else 0

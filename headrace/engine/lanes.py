@@ -95,12 +95,12 @@ def narrow() -> torch.dtype:
 class Lanes:
     """The shelves of an engine. Rows are told apart by their slot and how often that was given away.
 
-    Values are kept in `dtype`, which is `narrow()` unless given.
+    Values are kept in `dtype`, which is `narrow()` unless given. `sharers`: how many of these share the memory.
     """
 
-    def __init__(self, cache: KVCache, dtype: torch.dtype | None = None):
+    def __init__(self, cache: KVCache, dtype: torch.dtype | None = None, sharers: int = 1):
         self._cache, self._dtype = cache, dtype or narrow()
-        self._most = sum(c.nbytes for c in (*cache.k, *cache.v)) // SHARE
+        self._most = sum(c.nbytes for c in (*cache.k, *cache.v)) // (SHARE * sharers)
         self._shelves: dict[int, Shelf] = {}
 
     def load(self, batch: Part, rows: np.ndarray) -> tuple[list[Load], np.ndarray]:

@@ -11,11 +11,12 @@ from functools import partial
 from threading import Semaphore
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headrace.engine.batch import Batch
-from headrace.engine.halves import Part, middle
+from headrace.engine.halves import Part, halfway, middle
 from headrace.engine.lanes import QUERIES, Lanes, Load, narrow
 from headrace.engine.program import KEYS, hidden, program
 from headrace.engine.reach import alone, bunches, stretch
@@ -69,7 +70,8 @@ class Script:
             any(layer.bias is not None for layer in layers),
             hidden(short),
         )
-        self._lanes = Lanes(batch.cache, short)
+        halves = 2 - torch.get_num_threads() % 2
+        self._lanes = [Lanes(batch.cache, short, halves) for _ in range(halves)]
         self._step = program(model.deterministic).step
         self._whole = KEYS if model.deterministic else 1
         self._other = ThreadPoolExecutor(1, "half")
@@ -129,10 +131,8 @@ class Script:
         tensors: list[Tensor] = []
         one: list[int] = []
         several: list[int] = []
-        loads: list[Load] = []
         found, rows = bunches(*where, part.block_size, *self._sizes, self._whole)
-        if not part.start:
-            loads, rows = self._lanes.load(part, rows)
+        loads, rows = self._load(part, rows)
         single = part.starts_np[rows + 1] - part.starts_np[rows] == 1
         found += [alone(*where, row, part.block_size) for row in rows[single].tolist()]
         for bunch in found:
@@ -143,6 +143,19 @@ class Script:
             tensors.append(row.keys.slots)
             several += (row.start, row.stop, row.keys.first, row.keys.last)
         return [tensor for load in loads for tensor in load], tensors, one, several
+
+    def _load(self, part: Part, rows: np.ndarray) -> tuple[list[Load], np.ndarray]:
+        """As Lanes.load. Each half of the rows that decode has lanes of its own, also where one part has them all."""
+        loads: list[Load] = []
+        bound, left = len(part.context_np), []
+        if len(self._lanes) > 1:
+            bound = halfway(self._batch.starts_np, QUERIES) - part.first
+        for lanes, some in zip(self._lanes, (rows[rows < bound], rows[rows >= bound]), strict=False):
+            if len(some) or not part.start:
+                more, some = lanes.load(part, some)
+                loads += more
+            left.append(some)
+        return loads, np.concatenate(left)
 
     @property
     def _sizes(self) -> tuple[int, int]:

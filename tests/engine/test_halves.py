@@ -30,7 +30,9 @@ FEW = [1] * 20
         ([*FEW * 5, 80], 100),
         ([*FEW * 6, 70], 0),
         ([LEAST, 1], 0),
-        ([1] * LEAST, 0),
+        ([1] * 5, 2),
+        ([1, 1, QUERIES, 1], 2),
+        ([1], 0),
     ],
     ids=[
         "a prompt",
@@ -40,6 +42,8 @@ FEW = [1] * 20
         "too much",
         "decoding last",
         "decoding alone",
+        "with guesses",
+        "one row",
     ],
 )
 def test_where_a_step_is_cut(sizes: list[int], cut: int):

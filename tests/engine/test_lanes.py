@@ -10,6 +10,7 @@ import torch
 
 from headrace.engine.batch import Batch
 from headrace.engine.draft import Drafter
+from headrace.engine.halves import Part
 from headrace.engine.lanes import LENGTHS, QUERIES, SHARE, Lanes, Load
 from headrace.engine.reach import LEAST
 from headrace.engine.request import SamplingParams
@@ -55,6 +56,14 @@ def copied(load: Load) -> list[tuple[int, int]]:
 def of(batch: Batch, lanes: Lanes) -> tuple[list[Load], list[int]]:
     loads, left = lanes.load(batch, np.arange(len(batch.context_np)))
     return loads, left.tolist()
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest):
+    """How many an engine has; as many as before afterwards."""
+    before = torch.get_num_threads()
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def test_a_step_copies_what_is_new():
@@ -133,24 +142,26 @@ def test_who_has_no_lane():
 @pytest.mark.parametrize("guesses", [0, 3])
 @pytest.mark.parametrize("least", [0.999999, 0.9995], ids=["float32", "bfloat16"])
 def test_rows_side_by_side_get_what_the_layers_say(
-    tmp_path: Path, guesses: int, least: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, guesses: int, least: float, threads: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Rows come and go, pass the length of a shelf, take over slots; with guesses, of different numbers."""
     monkeypatch.setattr(Drafter, "draft", lambda self, tokens, most, rows: tokens[:most])
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: least < 0.9999)
-    begun = started(tmp_path, llama.TINY, **{"schedule.speculate": guesses})
+    begun = started(tmp_path, llama.TINY, **{"schedule.speculate": guesses, "model.threads": threads})
     script = begun.engine.executor.runner.script
     assert script is not None
+    begun.engine.executor.runner.pace = None
+    assert len(script._lanes) == threads
     seen: list[Load] = []
-    script._lanes._most = 1 << 30  # of a small cache the share would be too small
-    load = script._lanes.load
+    load = Lanes.load
 
-    def spy(batch: Batch, rows: np.ndarray) -> tuple[list[Load], np.ndarray]:
-        made = load(batch, rows)
+    def spy(lanes: Lanes, part: Part, rows: np.ndarray) -> tuple[list[Load], np.ndarray]:
+        lanes._most = 1 << 30  # of a small cache the share would be too small
+        made = load(lanes, part, rows)
         seen.extend(made[0])
         return made
 
-    monkeypatch.setattr(script._lanes, "load", spy)
+    monkeypatch.setattr(Lanes, "load", spy)
     for n, (length, more) in enumerate([(58, 24), (60, 24), (7, 30), (13, 6)]):
         prompt = [3 + (n * 11 + i * 7) % 250 for i in range(length)]
         begun.engine.add(ask(n, prompt, SamplingParams(max_tokens=more)))
