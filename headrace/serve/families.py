@@ -6,6 +6,7 @@ Edges below vLLM's finest are added to its histograms, which leaves every query 
 from itertools import product
 from math import log10
 
+from headrace.engine.tally import EDGES, GUESSES
 from headrace.serve.series import Family, Labels
 
 ENDINGS = ("stop", "length", "abort", "error")
@@ -43,12 +44,9 @@ SPAN = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30),
     *(40, 50, 60, 120, 240, 480, 960, 1920, 7680),
 )
-STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 COUNTS = (*(float(f"{m}e{e}") for e, m in product(range(6), (1, 2, 5))), 1e6)
 ANSWERS = (1, 2, 5, 10, 20)
 EVICTIONS = (0, 1, 2, 5, 10, 20, 50)
-GUESSES = 16
-"""Places of guesses that are told apart: see engine/tally.py."""
 
 
 def ladder(edges: tuple[float, ...]) -> tuple[float, ...]:
@@ -190,7 +188,7 @@ FAMILIES = (
         "vllm:request_prefill_kv_computed_tokens", "Prompt tokens computed, without those cached.", COUNTS
     ),
     _histogram("vllm:request_num_preemptions", "Preemptions per request.", EVICTIONS),
-    _histogram("vllm:iteration_tokens_total", "Tokens computed in a step.", STEP_TOKENS),
+    _histogram("vllm:iteration_tokens_total", "Tokens computed in a step.", EDGES),
     Family(
         "http_requests_total",
         "counter",

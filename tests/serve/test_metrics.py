@@ -272,8 +272,8 @@ def test_right_guesses_are_counted_by_their_place(counted: Metrics):
 
 
 def test_the_steps_sizes_have_the_same_edges_on_both_sides():
-    assert families.STEP_TOKENS == tally.EDGES
-    assert families.GUESSES == tally.GUESSES
+    assert LAYOUT.family("vllm:iteration_tokens_total").edges == tally.EDGES
+    assert len(LAYOUT.family("vllm:spec_decode_num_accepted_tokens_per_pos_total").series) == tally.GUESSES
     assert LAYOUT.family("vllm:iteration_tokens_total").width == len(tally.Tally().sizes)
 
 

@@ -6,6 +6,14 @@ from headrace.base.discover import modules
 from headrace.base.errors import UnknownName
 from headrace.quant.scheme import Scheme
 
+USUAL = {
+    "w4a16_g128": "w4a16",
+    "w4a16_g128_asym": "w4a16_asym",
+    "w8a16_row": "w8a16",
+    "w8a16_row_asym": "w8a16_asym",
+}
+"""Names that say the usual group, and what they are known by."""
+
 
 def known() -> dict[str, Scheme]:
     """Every scheme by its name."""
@@ -17,7 +25,7 @@ def known() -> dict[str, Scheme]:
 def scheme_named(name: str) -> Scheme:
     """The scheme called `name`; its usual group may be said, too. Raises UnknownName listing those there are."""
     schemes = known()
-    name = name.replace("w4a16_g128", "w4a16").replace("w8a16_row", "w8a16")
+    name = USUAL.get(name, name)
     if name not in schemes:
         raise UnknownName.among("quantization scheme", name, sorted(schemes), param="model.quantization")
     return schemes[name]
