@@ -33,12 +33,16 @@ _HOME = {
     "GuidedDecodingParams": "headrace.engine.structured",
     "optimize": "headrace.optimize",
 }
+_ENGINES = ("LLM", "AsyncLLM")
+"""What brings an engine: processes that may have to compile its kernels import torch while this one does."""
 
 
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is first asked for."""
     if name not in _HOME:
         raise AttributeError(f"module 'headrace' has no attribute {name!r}")
+    if name in _ENGINES:
+        import_module("headrace.kernels.ahead").begin_early()
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -7,6 +7,7 @@ they are loaded before they are launched. What is not there, for whatever reason
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from ast import literal_eval
@@ -22,8 +23,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 KERNELS = Path(__file__).parent
+GPU = Path("/dev/nvidiactl")
 MOST = 16
 """Processes that compile at once, at the most: each takes 200 MB for a second or two."""
+LONELY = 300
+"""Seconds after which a process that was begun early gives up waiting for a first job."""
 NICE = 5
 """How far they stand back behind the engine."""
 
@@ -149,6 +153,11 @@ class Compilers:
                 pipe.flush()
         self._process.wait()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still takes jobs."""
+        return self._process.poll() is None
+
     def stop(self) -> None:
         """What is not compiled yet will not be."""
         self._process.kill()
@@ -159,15 +168,20 @@ _STARTED: list[Compilers] = []
 
 
 def begin_early() -> None:
-    """Have `started` ones if there is a GPU and nothing was compiled yet; best before torch is imported, as they do."""
-    there = Path("/dev/nvidiactl").exists() and find_spec("triton") is not None
-    if there and not _STARTED and not any(folder().glob("*")):
+    """Have `started` ones if there is a GPU and nothing was compiled yet; best before torch is imported, as they do.
+
+    What is asked is asked of files and the environment: less than a millisecond where the answer is no.
+    """
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
+    there = seen and os.environ.get("TRITON_INTERPRET") != "1" and GPU.exists()
+    if there and not _STARTED and not any(folder().glob("*")) and find_spec("triton") is not None:
         _STARTED.append(Compilers())
 
 
 def started() -> Compilers | None:
-    """Those that were begun early, for one engine."""
-    return _STARTED.pop() if _STARTED else None
+    """Those that were begun early and still wait for work, for one engine."""
+    early = _STARTED.pop() if _STARTED else None
+    return early if early is not None and early.alive else None
 
 
 def remember() -> None:
@@ -195,12 +209,14 @@ def serve(most: int) -> None:
     from triton.runtime.cache import triton_key
 
     os.nice(NICE)
+    signal.alarm(LONELY)
     _apart(lambda: import_module("triton.backends.nvidia.driver").CudaUtils())  # C that gcc compiles, too
     triton_key()  # remembered: all of Triton's own files are read for it
     for path in (KERNELS / "gpu").glob("[!_]*.py"):
         settle(import_module(f"headrace.kernels.gpu.{path.stem}"))
     running = 1
     for line in sys.stdin:
+        signal.alarm(0)
         if running == most:
             os.wait()
             running -= 1

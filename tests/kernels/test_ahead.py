@@ -1,5 +1,6 @@
 """Kernels compiled by other processes, for a GPU that need not be there, are those that launches ask for."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,62 @@ def test_compilers_that_died_are_no_fault(monkeypatch: pytest.MonkeyPatch):
     for _ in range(20):
         compilers.compile(ahead.Job("nowhere", "kernel", None, {"x": "i32" * 50_000}, {}, {}, {}))
     assert compilers.wait(10) is False
+
+
+EARLY = """
+import sys, time
+from pathlib import Path
+from headrace.kernels import ahead
+
+ahead.GPU = Path(sys.argv[1])
+before = time.perf_counter()
+from headrace import SamplingParams
+assert not ahead._STARTED
+from headrace import LLM
+made = ahead.started()
+print(made is not None, "torch" in sys.modules)
+if made is not None:
+    print(made.alive, ahead.started())
+    made.stop()
+    print(made.alive)
+"""
+
+
+def early(tmp_path: Path, gpu: str, **environment: str) -> list[str]:
+    said = {"TRITON_CACHE_DIR": str(tmp_path), **environment}
+    kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES")}
+    ran = subprocess.run([sys.executable, "-c", EARLY, gpu], capture_output=True, text=True, env=kept | said)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
+
+
+def test_who_asks_for_an_engine_has_compilers_begin(tmp_path: Path):
+    pytest.importorskip("triton")
+    assert early(tmp_path, "/dev/null") == ["True True", "True None", "False"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "environment", "note"),
+    [
+        ("/nowhere", {}, False),
+        ("/dev/null", {"CUDA_VISIBLE_DEVICES": ""}, False),
+        ("/dev/null", {"TRITON_INTERPRET": "1"}, False),
+        ("/dev/null", {}, True),
+    ],
+)
+def test_nothing_begins_without_a_gpu_or_with_kernels_there(tmp_path: Path, gpu, environment, note):
+    if note:
+        (tmp_path / "headrace").mkdir()
+        (tmp_path / "headrace" / "note").touch()
+    assert early(tmp_path, gpu, **environment) == ["False True"]
+
+
+def test_early_ones_that_gave_up_are_not_handed_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    compilers = ahead.Compilers()
+    compilers._process.wait()
+    monkeypatch.setattr(ahead, "_STARTED", [compilers])
+    assert ahead.started() is None
 
 
 def test_compilers_may_be_stopped():
