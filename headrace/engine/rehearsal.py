@@ -25,7 +25,7 @@ from headrace.engine.resolve import Plan as Resolved
 from headrace.engine.scheduler import Row
 from headrace.engine.sequence import Sequence
 from headrace.kernels import configs
-from headrace.kernels.ahead import Compilers, Job, Load, note_of, noted, remember, started
+from headrace.kernels.ahead import Compilers, Job, Load, have, note_of, noted, remember, started
 from headrace.kernels.forbid import forbid
 from headrace.kernels.sample import Plan, draw
 from headrace.nn.decoder import Block
@@ -60,7 +60,9 @@ class Kernels:
         if self.ours:
             remember()
             self._note = note_of(settings, *_facts(plan))
-            if not self._note.exists():
+            if self._note.exists():
+                have(self._note)
+            else:
                 self._compilers = early or Compilers()
         if early is not None and self._compilers is None:
             early.stop()
@@ -93,8 +95,7 @@ class Kernels:
             if notify is not None and filling.done():  # one thread at a time
                 notify("compiling kernels", 1.0)
         if done:
-            self._note.parent.mkdir(parents=True, exist_ok=True)
-            self._note.touch()
+            have(self._note)
         return bool(done)
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from ast import literal_eval
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import import_module
@@ -165,16 +165,22 @@ class Compilers:
 
 
 _STARTED: list[Compilers] = []
+_ASKED: list[Path] = []
+"""The note of what asked for an engine first."""
 
 
-def begin_early() -> None:
-    """Have `started` ones if there is a GPU and nothing was compiled yet; best before torch is imported, as they do.
+def begin_early(words: Sequence[str] | None = None) -> None:
+    """Have `started` ones if there is a GPU and what asks has not had its kernels yet; best before torch is imported,
+    as they do.
 
-    What is asked is asked of files and the environment: less than a millisecond where the answer is no.
+    words: what tells it from others, by default this process's command line. Files and the environment are looked at,
+    for a millisecond or two, and only the first time.
     """
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1")
-    there = seen and os.environ.get("TRITON_INTERPRET") != "1" and GPU.exists()
-    if there and not _STARTED and not any(folder().glob("*")) and find_spec("triton") is not None:
+    if _ASKED or not seen or os.environ.get("TRITON_INTERPRET") == "1" or not GPU.exists():
+        return
+    _ASKED.append(note_of("asked", *(sys.argv if words is None else words)))
+    if not _ASKED[0].exists() and find_spec("triton") is not None:
         _STARTED.append(Compilers())
 
 
@@ -182,6 +188,13 @@ def started() -> Compilers | None:
     """Those that were begun early and still wait for work, for one engine."""
     early = _STARTED.pop() if _STARTED else None
     return early if early is not None and early.alive else None
+
+
+def have(note: Path) -> None:
+    """Note that an engine's kernels are there, and that what asked for it needs nobody to begin early."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    for path in (note, *_ASKED):
+        path.touch()
 
 
 def remember() -> None:

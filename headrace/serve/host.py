@@ -1,12 +1,13 @@
 """The engine process: `python -m headrace.serve.host`, started and watched by supervisor.py."""
 
+import sys
+
 from headrace.kernels import ahead
 
-if __name__ == "__main__":
-    ahead.begin_early()  # whoever may have to compile kernels imports torch while this process does
+if __name__ == "__main__":  # whoever may have to compile kernels imports torch while this process does
+    ahead.begin_early([word for word in sys.argv if word.startswith("--config")])
 
 import logging
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, time

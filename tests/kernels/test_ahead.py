@@ -108,12 +108,11 @@ def test_compilers_that_died_are_no_fault(monkeypatch: pytest.MonkeyPatch):
 
 
 EARLY = """
-import sys, time
+import sys
 from pathlib import Path
 from headrace.kernels import ahead
 
 ahead.GPU = Path(sys.argv[1])
-before = time.perf_counter()
 from headrace import SamplingParams
 assert not ahead._STARTED
 from headrace import LLM
@@ -123,35 +122,35 @@ if made is not None:
     print(made.alive, ahead.started())
     made.stop()
     print(made.alive)
+ahead.have(ahead.note_of("what an engine needs"))
 """
 
 
-def early(tmp_path: Path, gpu: str, **environment: str) -> list[str]:
+def early(tmp_path: Path, *words: str, **environment: str) -> list[str]:
     said = {"TRITON_CACHE_DIR": str(tmp_path), **environment}
     kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES")}
-    ran = subprocess.run([sys.executable, "-c", EARLY, gpu], capture_output=True, text=True, env=kept | said)
+    ran = subprocess.run([sys.executable, "-c", EARLY, *words], capture_output=True, text=True, env=kept | said)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
 
 
-def test_who_asks_for_an_engine_has_compilers_begin(tmp_path: Path):
+def test_who_asks_for_an_engine_first_has_compilers_begin(tmp_path: Path):
     pytest.importorskip("triton")
-    assert early(tmp_path, "/dev/null") == ["True True", "True None", "False"]
+    begun = ["True True", "True None", "False"]
+    assert early(tmp_path, "/dev/null") == begun
+    assert early(tmp_path, "/dev/null") == ["False True"]
+    assert early(tmp_path, "/dev/null", "another model") == begun
 
 
 @pytest.mark.parametrize(
-    ("gpu", "environment", "note"),
+    ("gpu", "environment"),
     [
-        ("/nowhere", {}, False),
-        ("/dev/null", {"CUDA_VISIBLE_DEVICES": ""}, False),
-        ("/dev/null", {"TRITON_INTERPRET": "1"}, False),
-        ("/dev/null", {}, True),
+        ("/nowhere", {}),
+        ("/dev/null", {"CUDA_VISIBLE_DEVICES": ""}),
+        ("/dev/null", {"TRITON_INTERPRET": "1"}),
     ],
 )
-def test_nothing_begins_without_a_gpu_or_with_kernels_there(tmp_path: Path, gpu, environment, note):
-    if note:
-        (tmp_path / "headrace").mkdir()
-        (tmp_path / "headrace" / "note").touch()
+def test_nothing_begins_without_a_gpu(tmp_path: Path, gpu: str, environment: dict[str, str]):
     assert early(tmp_path, gpu, **environment) == ["False True"]
 
 
