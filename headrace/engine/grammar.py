@@ -2,7 +2,6 @@
 
 import logging
 import marshal
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import msgspec
 import numpy as np
 
 from headrace.base.errors import Refused
+from headrace.base.hardware import cores
 from headrace.engine.gauge import Gauge, compiled, library, read_vocabulary, refused
 from headrace.engine.structured import (
     KINDS,
@@ -159,13 +159,12 @@ class Compiler:
 
     @cached_property
     def executor(self) -> "LLExecutor":
-        """Threads that fill masks; more of them take time from the one that plans steps than they save."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return library().LLExecutor(max(2, min(8, cores // 2)))
+        """Threads that fill masks."""
+        return library().LLExecutor(_helpers())
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(2, thread_name_prefix="headrace-grammar")
+        return ThreadPoolExecutor(_helpers(), "headrace-grammar")
 
     def _compile(self, source: str) -> "LLMatcher":
         return compiled(source, self.lltokenizer)
@@ -274,6 +273,11 @@ class Matcher:
             return rest.lstrip()
         self._tail = self._tail[-len(self._closes) :]
         return None
+
+
+def _helpers() -> int:
+    """Threads beside the one that plans steps; more take time from it than they save."""
+    return max(2, min(8, cores() // 2))
 
 
 @lru_cache(64)
