@@ -97,12 +97,11 @@ class Engine:
     on: Mapping[str, Efficiency]
 
 
-# Fitted by plan/calibrate.py to rows like those of docs/plan.md, "How well it predicts", all of one H200; ours were
-# measured again since then. `attention` is not fitted but measured by itself. What no run of an engine could tell is
+# Fitted by plan/calibrate.py to the rows of docs/plan.md, "How well it predicts", all of one H200. `attention` is not fitted but measured by itself. What no run of an engine could tell is
 # taken from the other one.
 _HEADRACE = Efficiency(
-    *_table({"bf16": (0.89, 0.75), "fp8": (0.70, 0.70), "w4a16": (0.49, 0.50)}),
-    kv=0.72, attention=0.42, moves=0.31, step_us=143, layer_us=12, row_us=0.49,
+    *_table({"bf16": (0.87, 0.75), "fp8": (0.77, 0.73), "w4a16": (0.56, 0.58)}),
+    kv=0.88, attention=0.42, moves=0.33, step_us=137, layer_us=11, row_us=2.5,
     measured=frozenset({"bf16", "fp8", "w4a16"}),
 )  # fmt: skip
 _VLLM = Efficiency(
@@ -118,7 +117,7 @@ _CPU = Efficiency(  # fitted to vLLM's rows on two cores
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("headrace", "this engine", 0.92, True, 552_402_944, 8192, 512, 256,
+        Engine("headrace", "this engine", 0.92, True, 552_402_944, 8192, 1024, 256,
                MappingProxyType({"gpu": _HEADRACE, "cpu": _CPU})),
         Engine("vllm", "vLLM 0.25.1, its defaults", 0.90, False, 620_000_000, 8192, 1024, 256,
                MappingProxyType({"gpu": _VLLM, "cpu": _CPU})),

@@ -72,8 +72,9 @@ def test_more_at_once_is_more_throughput_and_more_waiting():
 
 
 def test_who_finds_no_room_waits_and_gains_nothing():
-    room, crowd = (expected(work={"concurrency": n}) for n in (512, 2048))
-    assert crowd.rows == room.rows == 512
+    crowd = expected(work={"concurrency": 2048})
+    room = expected(work={"concurrency": crowd.rows})
+    assert crowd.rows == room.rows < 1024
     assert crowd.output_per_s == room.output_per_s
     assert crowd.ttft > room.ttft + 30
     assert crowd.burst > 3 * room.burst
