@@ -151,7 +151,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget what was computed for earlier prompts."""
-        self.local.engine.scheduler.pool.forget_all()
+        self.local.engine.forget()
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -227,24 +227,18 @@ class _Bar:
     def __init__(self, jobs: list[_Job], show: bool):
         self.jobs, self.done, self.began, self.drawn = jobs, 0, monotonic(), 0.0
         console = Console(stderr=True)
+        counts = bars.BarColumn(), bars.MofNCompleteColumn()
+        times = bars.TimeElapsedColumn(), bars.TimeRemainingColumn()
+        columns = *counts, *times, bars.TextColumn("{task.fields[rate]}")
+        hidden = not (show and console.is_terminal)
         self.progress = bars.Progress(
-            bars.TextColumn("{task.description}"),
-            *(
-                bars.BarColumn(),
-                bars.MofNCompleteColumn(),
-                bars.TimeElapsedColumn(),
-                bars.TimeRemainingColumn(),
-            ),
-            bars.TextColumn("{task.fields[rate]}"),
-            console=console,
-            transient=True,
-            disable=not (show and console.is_terminal),
+            bars.TextColumn("generating"), *columns, console=console, transient=True, disable=hidden
         )
 
     def __enter__(self) -> Callable[[int], None]:
         self.progress.start()
         total = sum(len(job.requests) for job in self.jobs)
-        self.task = self.progress.add_task("generating", total=total, rate="")
+        self.task = self.progress.add_task("", total=total, rate="")
         return self.advance
 
     def __exit__(self, *_: object) -> None:

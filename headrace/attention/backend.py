@@ -36,7 +36,7 @@ class Layer(Protocol):
     v_scale: float
 
 
-class Batch(Protocol):
+class BatchView(Protocol):
     """What a back end may read of a step; filled before `plan`, unchanged until the step has run.
 
     rows, tokens      R and T; tokens may be fewer than the queries handed to `run` (the rest is padding)
@@ -66,11 +66,11 @@ class Backend(Protocol):
     only those with p - j < window.
     """
 
-    def plan(self, batch: Batch) -> None:
+    def plan(self, batch: BatchView) -> None:
         """Prepare for a step, once, before the first layer runs."""
         ...
 
-    def plan_recorded(self, batch: Batch) -> Hashable | None:
+    def plan_recorded(self, batch: BatchView) -> Hashable | None:
         """As plan, for a step with prompts that is to be recorded, or replayed with other lengths.
 
         Its rows may be followed by empty ones. What of the step a recording is made for: only steps that have the
@@ -78,12 +78,12 @@ class Backend(Protocol):
         """
         ...
 
-    def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def run(self, layer: Layer, q_THD: Tensor, batch: BatchView, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype. The step's own keys are in the cache already."""
         ...
 
 
-def pages_of(layer: Layer, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Pages:
+def pages_of(layer: Layer, batch: BatchView, k_cache: Tensor, v_cache: Tensor) -> Pages:
     """Where the keys and values of a step's rows are for a layer."""
     rows = batch.rows
     table, starts, context = batch.tables[layer.group], batch.starts[: rows + 1], batch.context[:rows]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headrace.attention.backend import Batch, Layer, pages_of, scores_of
+from headrace.attention.backend import BatchView, Layer, pages_of, scores_of
 from headrace.kernels.paged import cells_of, movable
 from headrace.kernels.paged_fixed import paged_fixed
 
@@ -123,11 +123,11 @@ class Backend:
         self._plans: dict[tuple[int, int | None, int, int], tuple[list[Bunch], list[Stretch]]] = {}
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
-    def plan(self, batch: Batch) -> None:
+    def plan(self, batch: BatchView) -> None:
         """Forget the step before; indices are made by the first layer of each kind that runs."""
         self._plans.clear()
 
-    def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def run(self, layer: Layer, q_THD: Tensor, batch: BatchView, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""
         if self.fixed:
             return paged_fixed(q_THD, pages_of(layer, batch, k_cache, v_cache), scores_of(layer))
@@ -185,7 +185,7 @@ class Backend:
         return torch.index_select(source.view(-1, width), 0, cells, out=into).view(cache.dtype).float()
 
 
-def _bunches(layer: Layer, batch: Batch, block_size: int) -> Iterator[Bunch]:
+def _bunches(layer: Layer, batch: BatchView, block_size: int) -> Iterator[Bunch]:
     """Decoding rows, longest first, so that those padded to one length are alike."""
     device = batch.context.device
     counts = np.diff(batch.starts_np[: batch.rows + 1])
@@ -204,7 +204,7 @@ def _bunches(layer: Layer, batch: Batch, block_size: int) -> Iterator[Bunch]:
 
 
 def _bunch(
-    layer: Layer, batch: Batch, block_size: int, rows: np.ndarray, firsts: np.ndarray, stops: np.ndarray
+    layer: Layer, batch: BatchView, block_size: int, rows: np.ndarray, firsts: np.ndarray, stops: np.ndarray
 ) -> Bunch:
     device = batch.context.device
     positions = firsts[:, None] + np.arange(int((stops - firsts).max()))
@@ -230,7 +230,7 @@ def _run(slots_RS: Tensor) -> tuple[int, int] | None:
     return int(slots_RS[0, 0]), int(slots_RS[0, -1]) + 1
 
 
-def _stretches(layer: Layer, batch: Batch, block_size: int, dtype: torch.dtype) -> Iterator[Stretch]:
+def _stretches(layer: Layer, batch: BatchView, block_size: int, dtype: torch.dtype) -> Iterator[Stretch]:
     """Rows with several queries, each with the keys that its first query's window begins with."""
     starts, device = batch.starts_np, batch.context.device
     for row in np.flatnonzero(np.diff(starts[: batch.rows + 1]) > 1).tolist():

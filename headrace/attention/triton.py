@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from headrace.attention import torch as plain
-from headrace.attention.backend import Batch, Layer, pages_of, scores_of
+from headrace.attention.backend import BatchView, Layer, pages_of, scores_of
 from headrace.kernels import configs
 from headrace.kernels.choices import PagedPrefill
 from headrace.kernels.launch import TENSOR_CORE_TYPES
-from headrace.kernels.paged_prefill import prefill_work
+from headrace.kernels.paged import prefill_work
 
 Launch = Callable[..., None]
 
@@ -69,12 +69,12 @@ class Backend:
         self._decodes = self._prefills = self._recorded = False
         self._means = configs.MANY, configs.MANY
 
-    def plan(self, batch: Batch) -> None:
+    def plan(self, batch: BatchView) -> None:
         """Which kernels the step needs; the list of prompt work is made when the first layer asks for it."""
         self._recorded = False
         self._plan(batch)
 
-    def plan_recorded(self, batch: Batch) -> tuple[PagedPrefill, ...] | None:
+    def plan_recorded(self, batch: BatchView) -> tuple[PagedPrefill, ...] | None:
         """See backend. Lists of work that a layer has asked for once are filled anew, where recordings find them."""
         queries = self._plan(batch)
         if self.fixed or (queries > 1).sum() > PROMPTS:
@@ -86,7 +86,7 @@ class Backend:
         cap = configs.capability(batch.starts.device)
         return tuple(configs.paged_prefill(cap, size, *self._means) for size in sorted(self._sizes))
 
-    def _plan(self, batch: Batch) -> np.ndarray:
+    def _plan(self, batch: BatchView) -> np.ndarray:
         queries = np.diff(batch.starts_np[: batch.rows + 1])
         self._prefills = bool((queries > 1).any())
         self._decodes = bool((queries == 1).any()) or not self._prefills
@@ -98,7 +98,7 @@ class Backend:
         self._plain.plan(batch)
         return queries
 
-    def run(self, layer: Layer, q_THD: Tensor, batch: Batch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def run(self, layer: Layer, q_THD: Tensor, batch: BatchView, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""
         group = layer.heads // layer.kv_heads
         if not records(q_THD.dtype, k_cache.shape[1], group):
@@ -120,7 +120,7 @@ class Backend:
             self._prefill(q_THD, pages, scores, out, work, config=config)
         return out
 
-    def _work_list(self, batch: Batch, span: int, device: torch.device) -> Tensor:
+    def _work_list(self, batch: BatchView, span: int, device: torch.device) -> Tensor:
         """[W, 2] on the device; the copy waits for nothing, and pinned memory lives until it is done."""
         if self._recorded:
             place = batch.tokens, span
@@ -142,13 +142,13 @@ class Backend:
         return self._workspaces[device]
 
 
-def _work(batch: Batch, span: int) -> Tensor:
+def _work(batch: BatchView, span: int) -> Tensor:
     return torch.from_numpy(
         prefill_work(batch.starts_np[: batch.rows + 1], batch.context_np[: batch.rows], span)
     )
 
 
-def _refill(kept: Tensor, batch: Batch, span: int) -> None:
+def _refill(kept: Tensor, batch: BatchView, span: int) -> None:
     """Send a list of work that is shorter than its place; the rest of that is no work."""
     work = _work(batch, span)
     padded = torch.full(kept.shape, -1, dtype=torch.int32, pin_memory=kept.is_cuda)

@@ -133,9 +133,11 @@ class Schedule(Knobs):
         high=64,
     )
     graphs: bool = knob(True, "record steps as CUDA graphs; off shows errors where they arise")
-    deterministic: bool = knob(
-        False,
-        "a request's logits are the same bits whatever shares its steps, however its prompt is cut or cached; slower",
+    deterministic: bool | None = knob(
+        None,
+        "a request's logits are the same bits whatever shares its steps, however its prompt is cut or cached; slower;"
+        " default: true for `headrace serve` with 8 bits on a CPU, where it costs little, so that requests go on with"
+        " the same text when the engine died; else false",
     )
 
 
@@ -305,6 +307,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "enforce_eager": lambda v: not v,
     "speculative_config": _read_speculative,
     "schedule.overlap": lambda v: {True: "on", False: "off"}.get(v, v),
+    "schedule.deterministic": lambda v: None if v == "auto" else v,
 }
 # Accepted with these values only: anything else would ask for what we do not do.
 _ONLY: dict[str, tuple[tuple[Any, ...], str]] = {

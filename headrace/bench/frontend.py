@@ -20,8 +20,6 @@ from headrace.base.errors import Broken
 from headrace.bench.result import Measure, spread
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-FIRST = 3
-"""The first token that is text."""
 
 # The front process, in a fresh interpreter: its engine is started first, then it keeps to one core itself.
 _SCRIPT = """

@@ -1,6 +1,6 @@
 """What a step costs on the host, per row: planning, filling the batch, committing.
 
-No model runs: an executor answers every step at once with tokens of its own, so only our own work is timed.
+No model runs: every step is answered at once with tokens of our own, so only our own work is timed.
 """
 
 from time import thread_time

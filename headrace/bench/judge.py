@@ -9,6 +9,7 @@ import torch
 
 from headrace.api.llm import LLM
 from headrace.base.config import Config
+from headrace.base.words import dtype_name
 from headrace.bench import divergence, latency, texts
 from headrace.bench.files import write
 from headrace.bench.plain import as_judged, forget, open_plain
@@ -90,7 +91,7 @@ def _speed(config: Config, tokens: int, notify: Notify) -> Speed:
     llm = LLM(config=config, progress=notify)
     notify("timing one stream", 0.0)
     rows = {row.name: row.value for row in latency.measure(llm, 64, tokens, repeats=3, temperature=0.0)}
-    kept = f"{llm.plan.quantization}, {str(llm.plan.dtype).removeprefix('torch.')}"
+    kept = f"{llm.plan.quantization}, {dtype_name(llm.plan.dtype)}"
     del llm
     forget()
     return Speed(kept, 1000 / rows["ITL mean"], rows["TTFT p50"])

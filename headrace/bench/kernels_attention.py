@@ -15,8 +15,7 @@ from headrace.bench.replay import Call
 from headrace.kernels import configs
 from headrace.kernels.choices import PagedDecode, PagedPrefill
 from headrace.kernels.gpu import paged_decode, paged_fixed, paged_prefill
-from headrace.kernels.paged import Pages, Scores, attend, cells_of
-from headrace.kernels.paged_prefill import prefill_work
+from headrace.kernels.paged import Pages, Scores, attend, cells_of, prefill_work
 
 KERNELS = ("decode", "prefill")
 BLOCK = 16

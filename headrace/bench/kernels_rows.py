@@ -149,13 +149,13 @@ DRAWS = {"greedy": Draw(0.0), "temperature": Draw(1.25), "top-k and top-p": Draw
 def drawn(rows: int, vocab: int, how: Draw, copies: int, device: torch.device) -> Launch:
     """Tokens from logits; an error is the share of rows that draw another token than the definition."""
     inputs = [torch.randn(rows, vocab, device=device) for _ in range(copies)]
-    plan = sample.Plan(not how.scale, bool(how.top_k), False)
+    kinds = sample.Draws(not how.scale, bool(how.top_k), False)
 
     def ours(logits: Tensor, settings: sample.Settings) -> Tensor:
-        return draws.draw(logits, None if plan.greedy else settings, plan)
+        return draws.draw(logits, None if kinds.greedy else settings, kinds)
 
     def torchs(logits: Tensor) -> Tensor:
-        if plan.greedy:
+        if kinds.greedy:
             return logits.argmax(-1)
         return torch.multinomial(torch.softmax(logits * how.scale, -1), 1)
 
@@ -165,5 +165,5 @@ def drawn(rows: int, vocab: int, how: Draw, copies: int, device: torch.device) -
         return float((ours(logits, settings) != sample.draw_ref(logits, settings)).float().mean())
 
     settings = how.settings(rows, device)
-    library = [] if plan.cuts else [partial(torchs, x) for x in inputs]
+    library = [] if kinds.cuts else [partial(torchs, x) for x in inputs]
     return Launch([partial(ours, x, settings) for x in inputs], check, library)

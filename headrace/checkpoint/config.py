@@ -22,12 +22,14 @@ from typing import Any
 
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.base.json_file import read_json
+from headrace.base.words import dtype_name
 from headrace.checkpoint.gguf import Gguf, opened
 from headrace.checkpoint.translate import translate_metadata
+from headrace.nn.shape import MOST_LAYERS
+from headrace.nn.windows import FULL, SLIDING
 from headrace.quant.formats import reader
 from headrace.text.tokenizer import Tokenizer
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 NEEDED = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "vocab_size", "max_position_embeddings",
@@ -38,7 +40,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma2": {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256},
     "gemma3_text": {"rope_theta": 1e6, "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": 256},
 }
-MOST_LAYERS = 4096  # a damaged file must not have us build a million
 
 
 def read_config(path: str | Path | Gguf) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def _ids(given: Any, where: Path) -> set[int]:
 
 def _dtype(config: dict[str, Any]) -> str | None:
     given = _first(config.get("dtype"), config.get("torch_dtype"))
-    return str(given).removeprefix("torch.") if given is not None else None
+    return dtype_name(given) if given is not None else None
 
 
 def _first(*values: Any) -> Any:

@@ -15,6 +15,7 @@ from headrace.checkpoint.load import HEAD, GgufSource, Source, open_source, weig
 from headrace.checkpoint.translate import FAMILIES, IN_BLOCK, ROPE_FACTORS, TENSORS
 from headrace.checkpoint.write_gguf import Progress, Written, write_gguf
 from headrace.nn.rope import Rope
+from headrace.nn.windows import FULL, SLIDING
 from headrace.quant.ggml import KINDS
 from headrace.quant.ggml_pack import quantize
 from headrace.text.metadata import metadata_of
@@ -58,12 +59,12 @@ def _check_config(config: dict[str, Any]) -> None:
     kind = config["model_type"]
     if kind not in ARCHITECTURES:
         raise UnknownName.among("architecture for GGUF", kind, list(ARCHITECTURES), param="model_type")
-    slides = "sliding_attention" in config["layer_types"]
+    slides = SLIDING in config["layer_types"]
     scaling = config["rope_scaling"] or {"rope_type": "default"}
     divisors = config["rope_freq_factors"] or scaling["rope_type"] == "llama3"
     faults = [
         (slides and kind != "mistral", "attends through a window, which readers of such files ignore"),
-        (slides and "full_attention" in config["layer_types"], "has windows on some of its layers"),
+        (slides and FULL in config["layer_types"], "has windows on some of its layers"),
         (kind == "qwen3" and config["attention_bias"], "has biases in its attention"),
         (
             kind == "qwen2" and config["num_attention_heads"] * config["head_dim"] != config["hidden_size"],

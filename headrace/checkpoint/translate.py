@@ -8,6 +8,7 @@ from typing import Any
 
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.checkpoint.gguf import Gguf
+from headrace.nn.windows import FULL, SLIDING
 from headrace.quant.ggml import dequantize
 
 TENSORS = {
@@ -206,7 +207,7 @@ def _add_windows(config: dict[str, Any], get: Reader, gguf: Gguf) -> None:
         config["model_type"] = "mistral"
     pattern = gguf.metadata.get(f"{arch}.attention.sliding_window_pattern")
     if isinstance(pattern, list):
-        config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
+        config["layer_types"] = [SLIDING if slides else FULL for slides in pattern]
     elif isinstance(pattern, int):
         config["sliding_window_pattern"] = pattern
 

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from headrace.base.words import size
 from headrace.cli._plan_read import Fit, Planned
 from headrace.cli._print import sheet, table
 from headrace.cli.plan import SHOWN
@@ -56,9 +57,9 @@ def _settings(option: Option, made: Forecast | None) -> Table:
 def _memory(option: Option) -> Table:
     made = option.memory
     fits = ", ".join(f"{number:,} of {length:,}" for length, number in words.at_once(made))
-    rows = [(row.name, words.size(row.amount), row.said) for row in words.memory_rows(made)]
+    rows = [(row.name, size(row.amount), row.said) for row in words.memory_rows(made)]
     caption = f"requests at once: {fits} tokens" if fits else None
-    return _said([*rows, ("all", words.size(made.total), "")], title="memory of each device", caption=caption)
+    return _said([*rows, ("all", size(made.total), "")], title="memory of each device", caption=caption)
 
 
 def _said(rows: Iterable[tuple[str, str, str]], **style: Any) -> Table:

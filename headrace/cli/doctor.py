@@ -16,6 +16,7 @@ from headrace import __version__
 from headrace.base.config import Config, Model
 from headrace.base.errors import Fault
 from headrace.base.hardware import Hardware, probe
+from headrace.base.words import dtype_name, size
 from headrace.cli._print import table, write_json
 
 PACKAGES = (
@@ -74,7 +75,7 @@ def examine() -> dict[str, Any]:
         "headrace": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": _packages(missing, wishes),
+        "packages": _packages(missing),
         "cpu": _cpu(hardware),
         "memory": {"total": hardware.memory_bytes, "free": hardware.free_bytes},
         "gpus": [],
@@ -88,7 +89,7 @@ def examine() -> dict[str, Any]:
     return report
 
 
-def _packages(missing: list[Finding], wishes: list[Finding]) -> dict[str, str | None]:
+def _packages(missing: list[Finding]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -138,7 +139,7 @@ def _torch(missing: list[Finding], wishes: list[Finding]) -> dict[str, Any]:
         device = pick_device(config)
         use = {
             "device": str(device),
-            "dtype": str(pick_dtype(config, {}, device)).removeprefix("torch."),
+            "dtype": dtype_name(pick_dtype(config, {}, device)),
             "attention": pick_attention(config, device, HEAD_DIM),
         }
     except Fault as fault:
@@ -206,15 +207,11 @@ def _machine(report: dict[str, Any]) -> Table:
         made.add_row(f"GPU {gpu['index']}", said)
     if not report["gpus"]:
         made.add_row("GPUs", "none that torch can use")
-    made.add_row("cache", f"{cache['folder']}, {_gib(cache['size'])}", end_section=True)
+    made.add_row("cache", f"{cache['folder']}, {size(cache['size'])}", end_section=True)
     for name, value in use.items():
         made.add_row(f"will use: {name}", str(value))
     return made
 
 
 def _free(memory: dict[str, Any]) -> str:
-    return f"{_gib(memory['free'])} free of {_gib(memory['total'])}"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    return f"{size(memory['free'])} free of {size(memory['total'])}"

@@ -6,6 +6,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from headrace.base.words import dtype_name, size
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._print import sheet, table, write_json
 
@@ -55,7 +56,7 @@ def facts(plan: "Plan") -> dict[str, Any]:
         "path": str(plan.path),
         "architecture": plan.architecture,
         "parameters": plan.parameters,
-        "dtype": str(plan.dtype).removeprefix("torch."),
+        "dtype": dtype_name(plan.dtype),
         "quantization": plan.quantization,
         "device": str(plan.device),
         "attention": plan.attention,
@@ -80,7 +81,7 @@ def facts(plan: "Plan") -> dict[str, Any]:
             "left_over": memory.allowed - memory.total,
         },
         "kv": {
-            "dtype": str(plan.kv_dtype).removeprefix("torch."),
+            "dtype": dtype_name(plan.kv_dtype),
             "block": plan.block,
             "blocks": plan.kv_blocks,
             "tokens": plan.kv_tokens,
@@ -141,14 +142,14 @@ def _memory(plan: "Plan") -> Table:
         ("may be used (memory.share)", memory.allowed),
         ("free now", memory.free),
     )
-    cells = [(name, _size(size), f"{size / max(memory.free, 1):.1%}") for name, size in rows]
+    cells = [(name, size(part), f"{part / max(memory.free, 1):.1%}") for name, part in rows]
     shown = table(("what", "size", "of what is free"), cells, title="memory")
     shown.rows[3].end_section = True
     return shown
 
 
 def _kept(plan: "Plan") -> str:
-    return "" if plan.kv_dtype == plan.dtype else f" in {str(plan.kv_dtype).removeprefix('torch.')}"
+    return "" if plan.kv_dtype == plan.dtype else f" in {dtype_name(plan.kv_dtype)}"
 
 
 def _requests(plan: "Plan") -> Table:
@@ -158,7 +159,3 @@ def _requests(plan: "Plan") -> Table:
     ]
     caption = f"the KV cache holds {plan.kv_tokens} tokens"
     return table(("tokens, prompt and answer", "at once"), rows, words=0, title="requests", caption=caption)
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
+from headrace.base.words import size
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.serve.settings import Serve, ServeConfig
 from headrace.serve.supervisor import Supervisor
@@ -85,7 +86,7 @@ def _say(facts: "Facts", url: str, seconds: float) -> None:
     console = Console()
     plan = [line.partition("  ") for line in facts.plan.splitlines()]
     sizes = facts.memory
-    rows = [(text, f"{sizes[name] / 2**20:,.1f} MiB") for name, text in MEMORY.items() if name in sizes]
+    rows = [(text, size(sizes[name])) for name, text in MEMORY.items() if name in sizes]
     console.print(sheet("plan", [(name, value.strip()) for name, _, value in plan]))
     console.print(table(("", ""), rows, title="memory", show_header=False))
     console.print(

@@ -1,6 +1,8 @@
 """The KV tensors. Who uses which block is the scheduler's business."""
 
-import numpy as np
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -30,11 +32,15 @@ class KVCache:
 
 
 def untouched(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU of memory that is not touched yet, which torch.zeros would do."""
+    """Zeros; on a CPU of memory that is not touched yet, which torch.zeros would do.
+
+    In small pages: a few tokens touch pages of every layer, and NumPy asks for pages of 2 MB, some of which take 4 ms.
+    """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    raw = np.zeros(int(np.prod(shape)) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    size = math.prod(shape) * dtype.itemsize
+    raw = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(raw, dtype=dtype).view(shape)
 
 
 def bytes_per_block(layout: Layout, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -99,6 +99,16 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
         return StructuredOutputsParams(grammar=grammar.replace("::=", "\\u003a:="))
 
 
+def switch(body: Body, name: str, default: Any = False) -> Any:
+    """A field that is true or false, or not given. Raises Refused for anything else."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise Refused(f"{name} is {value!r:.80}; expected true or false", param=name)
+    return value
+
+
 class Toolbox(msgspec.Struct, frozen=True):
     """The tools of a body. `specs` are what the template shows, `tools` what may be called."""
 
@@ -111,9 +121,7 @@ class Toolbox(msgspec.Struct, frozen=True):
 def read_tools(body: Body) -> Toolbox:
     """`tools`, `tool_choice` and `parallel_tool_calls`. Raises Refused naming the field."""
     given, choice = body.get("tools"), body.get("tool_choice")
-    many = body.get("parallel_tool_calls")
-    if many is not None and not isinstance(many, bool):
-        raise Refused(f"parallel_tool_calls is {many!r}; expected true or false", param="parallel_tool_calls")
+    many = switch(body, "parallel_tool_calls", True)
     if choice == "none" or (not given and choice in (None, "auto")):
         return Toolbox()  # a tool that may not be called is not shown either
     if not isinstance(given, list | tuple) or not given:
@@ -131,7 +139,7 @@ def read_tools(body: Body) -> Toolbox:
         raise Refused("two tools have the same name; expected different ones", param="tools")
     chosen = _chosen(choice, tools)
     shown = tuple(cast(Sequence[Mapping[str, Any]], specs))
-    return Toolbox(shown, chosen, forced=choice not in (None, "auto"), many=many is not False)
+    return Toolbox(shown, chosen, forced=choice not in (None, "auto"), many=many)
 
 
 def _bounded(tool: Tool) -> Mapping[str, Any]:
@@ -188,15 +196,12 @@ def read_voice(body: Body, box: Toolbox, formats: Formats, prompt: str, continue
             param="tools",
             hint='leave tools out, or set "tool_choice": "none"',
         )
-    shown = body.get("include_reasoning")
-    if shown is not None and not isinstance(shown, bool):
-        raise Refused(f"include_reasoning is {shown!r}; expected true or false", param="include_reasoning")
     return Voice(
         formats=formats,
         tools=box.tools,
         forced=box.forced,
         many=box.many,
-        thoughts=shown is not False,
+        thoughts=switch(body, "include_reasoning", True),
         begun=formats.thinking is not None and formats.thinking.begun(prompt, continued),
     )
 

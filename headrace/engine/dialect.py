@@ -10,14 +10,12 @@ from typing import Any, Literal, TypeGuard
 import msgspec
 
 from headrace.base.errors import Refused
-from headrace.engine import structured
-from headrace.engine.calling import Voice, effort, messages_for, read_tools, read_voice
+from headrace.engine import fields, structured
+from headrace.engine.calling import Body, Voice, effort, messages_for, read_tools, read_voice, switch
 from headrace.engine.intake import Intake
 from headrace.engine.request import SamplingParams
 from headrace.engine.structured import StructuredOutputsParams, behind_thoughts
 from headrace.text.speech import Speech
-
-Body = Mapping[str, Any]
 
 # Fields that are called the same here and there; null means "not given".
 SAME = (
@@ -54,6 +52,8 @@ IGNORED = frozenset(
         "safety_identifier", "guided_decoding_backend",
     }
 )  # fmt: skip
+_PRIORITY = fields.whole(-(1 << 63), (1 << 63) - 1, "a whole number", optional=True)
+_LIMIT = fields.whole(1, None, "a whole number, 1 or more", optional=True)
 _NONE = (None,)
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "best_of": ((None, 1), "ask for n answers and choose"),
@@ -254,12 +254,8 @@ def _shape(body: Body) -> dict[str, Any]:
         raise Refused(
             "stream_options is given without stream", param="stream_options", hint='set "stream": true'
         )
-    priority = body.get("priority")
-    if priority is not None and (not isinstance(priority, int) or isinstance(priority, bool)):
-        raise Refused(f"priority is {priority!r}; expected a whole number", param="priority")
-    limit = body.get("timeout_ms")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise Refused(f"timeout_ms is {limit!r}; expected a whole number, 1 or more", param="timeout_ms")
+    priority = _PRIORITY("priority", body.get("priority"))
+    limit = _LIMIT("timeout_ms", body.get("timeout_ms"))
     salt, model, name_of_it = body.get("cache_salt"), body.get("model"), body.get("request_id")
     for name, value in (("cache_salt", salt), ("model", model), ("request_id", name_of_it)):
         if value is not None and not isinstance(value, str):
@@ -352,16 +348,6 @@ def _text(prompt: str | list[Any], ids: Sequence[int], intake: Intake) -> str:
     if isinstance(prompt, str):
         return prompt
     return intake.tokenizer.decode(ids, skip_special_tokens=False) if intake.tokenizer is not None else ""
-
-
-def switch(body: Body, name: str, default: Any = False) -> Any:
-    """A field that is true or false, or not given. Raises Refused for anything else."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise Refused(f"{name} is {value!r:.80}; expected true or false", param=name)
-    return value
 
 
 def _first(body: Body, *names: str) -> Any:

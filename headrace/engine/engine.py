@@ -7,12 +7,11 @@ from time import monotonic
 from headrace.base.errors import Refused, TooLong
 from headrace.engine.blocks import BlockPool
 from headrace.engine.constrain import Constraints, End, Masks
-from headrace.engine.executor import Executor
 from headrace.engine.grammar import Compiler
 from headrace.engine.policy import policy
 from headrace.engine.request import Event, Request
 from headrace.engine.resolve import Plan
-from headrace.engine.runner import Ahead, Pending
+from headrace.engine.runner import Ahead, Pending, Runner
 from headrace.engine.scheduler import Row, Scheduler
 from headrace.engine.sequence import Sequence
 
@@ -30,8 +29,8 @@ class Engine:
     suspects    after a step failed, sets of requests that are tried apart until the one that fails is found
     """
 
-    def __init__(self, plan: Plan, executor: Executor, compiler: Compiler | None = None):
-        self.plan, self.executor = plan, executor
+    def __init__(self, plan: Plan, runner: Runner, compiler: Compiler | None = None):
+        self.plan, self.runner = plan, runner
         self.scheduler = _scheduler(plan)
         self.constraints = Constraints(compiler, plan.rows, pinned=plan.device.type == "cuda")
         self.depth = 1 if plan.overlap else 0
@@ -114,12 +113,12 @@ class Engine:
             self.suspects.clear()
             group, step = None, self.scheduler.plan()
         self.fresh, self._planned = bool(step), step
-        self._draw(masks)
+        self._draw_open(masks)
         if step:
             self._begin(step)
             self._planned = []
             if self._open is not None and (group or not self.depth):
-                self._draw(self._catch_up())
+                self._draw_open(self._catch_up())
         if not self.flight or (step and len(self.flight) <= self.depth and not group):
             return
         self._land()
@@ -131,9 +130,9 @@ class Engine:
         self._note(step)
         self._blamed = step
         if self.constraints.concern(step):
-            self._open = step, self.executor.forward(step)
+            self._open = step, self.runner.forward(step)
         else:
-            self.flight.append((step, self.executor.run(step)))
+            self.flight.append((step, self.runner.run(step)))
 
     def _catch_up(self) -> Masks | None:
         """For a step whose logits are being computed: commit what came before it, which its masks depend on."""
@@ -146,11 +145,11 @@ class Engine:
         self._end_all(ends)
         return masks
 
-    def _draw(self, masks: Masks | None) -> None:
-        """Start the rest of that step."""
+    def _draw_open(self, masks: Masks | None) -> None:
+        """Start the rest of the open step, if there is one: tokens, of what the masks allow."""
         if self._open is not None:
             self._blamed, ahead = self._open
-            self.flight.append((self._blamed, self.executor.draw(ahead, masks)))
+            self.flight.append((self._blamed, self.runner.draw(ahead, masks)))
             self._open = None
 
     def _land(self) -> None:
@@ -205,7 +204,7 @@ class Engine:
         if blamed is None:
             raise error  # nobody's request, but the planning itself
         self.faults += 1
-        self.executor.check()
+        self.runner.check()
         lost = self._land_older(blamed)
         seqs = dict.fromkeys(row.seq for step in lost for row in step if not row.seq.finished)
         self.scheduler.rewind(seqs)

@@ -1,6 +1,5 @@
 """Grammars at work, by llguidance: checked, compiled for one vocabulary, followed token by token; torch-free."""
 
-import logging
 import marshal
 import re
 from collections import OrderedDict
@@ -30,8 +29,6 @@ from headrace.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
-
-log = logging.getLogger(__name__)
 
 KEPT = 256
 """Grammars, read and compiled, that are kept for the next request with the same one."""

@@ -15,24 +15,24 @@ from headrace.engine.batch import Batch
 from headrace.engine.constrain import Masks
 from headrace.engine.sampler import Sampler
 from headrace.kernels.forbid import forbid
-from headrace.kernels.sample import Plan, draw
+from headrace.kernels.sample import Draws, draw
 from headrace.nn.decoder import Decoder
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """`plan` None: the graph ends with logits, for rows that ask for more than a draw."""
+    """`draws` None: the graph ends with logits, for rows that ask for more than a draw."""
 
     rows: int
-    plan: Plan | None
+    draws: Draws | None
 
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """From the logits of a `Key` without plan to tokens, by masks."""
+    """From the logits of a `Key` without `draws` to tokens, by masks."""
 
     rows: int
-    plan: Plan
+    draws: Draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +119,15 @@ class Graphs:
         self._met.add(key)
         return self.mixed()
 
-    def run(self, plan: Plan | None) -> Tensor:
-        """The step that lies in the batch: its tokens [R], or its logits [R, V] where `plan` is None.
+    def run(self, draws: Draws | None) -> Tensor:
+        """The step that lies in the batch: its tokens [R], or its logits [R, V] where `draws` is None.
 
-        Overwritten by the next run; without plan the caller notes the tokens in `batch.last`.
+        Overwritten by the next run; where `draws` is None the caller notes the tokens in `batch.last`.
         """
-        return self._replay(Key(self.batch.rows, plan), lambda: self.step(plan))
+        return self._replay(Key(self.batch.rows, draws), lambda: self.step(draws))
 
-    def draw(self, plan: Plan, masks: Masks) -> Tensor:
-        """Tokens [R] by the logits that `run` has just given without a plan, of what the masks allow.
+    def draw(self, draws: Draws, masks: Masks) -> Tensor:
+        """Tokens [R] by the logits that `run` has just given without `draws`, of what the masks allow.
 
         Overwritten by the next call. The host's side of the masks is read until the step is over.
         """
@@ -136,7 +136,7 @@ class Graphs:
         places, rows = self._places, self.batch.rows
         places.receive(masks, rows)
         logits_RV = self.captured[Key(rows, None)].out
-        return self._replay(Masked(rows, plan), lambda: self._masked(logits_RV, plan, places))
+        return self._replay(Masked(rows, draws), lambda: self._masked(logits_RV, draws, places))
 
     def _replay(self, key: Key | Masked | Mixed, step: Callable[[], Tensor], tried: bool = False) -> Tensor:
         """What `step` gives, by its recording, which is made when first asked for."""
@@ -174,22 +174,22 @@ class Graphs:
         self.batch.gather(self.batch.table.shape[2])
         return self.model(self.batch)
 
-    def step(self, plan: Plan | None) -> Tensor:
+    def step(self, draws: Draws | None) -> Tensor:
         """A step of decoding rows, kernel by kernel: what `run` records."""
         batch = self.batch
         batch.derive(self.sampler.knobs)
         logits_RV = self.model.logits(self.model(batch))
-        return logits_RV if plan is None else self._draw(logits_RV, plan)
+        return logits_RV if draws is None else self._draw(logits_RV, draws)
 
-    def _masked(self, logits_RV: Tensor, plan: Plan, places: "_Places") -> Tensor:
+    def _masked(self, logits_RV: Tensor, draws: Draws, places: "_Places") -> Tensor:
         rows = len(logits_RV)
         logits_RV = logits_RV.contiguous()
         forbid(logits_RV, places.rows[:rows], places.bits_MW[:rows])
-        return self._draw(logits_RV, plan)
+        return self._draw(logits_RV, draws)
 
-    def _draw(self, logits_RV: Tensor, plan: Plan) -> Tensor:
+    def _draw(self, logits_RV: Tensor, draws: Draws) -> Tensor:
         batch = self.batch
-        tokens = draw(logits_RV, None if plan.greedy else batch.settings(), plan)
+        tokens = draw(logits_RV, None if draws.greedy else batch.settings(), draws)
         batch.last.index_copy_(0, batch.row_slots, tokens)
         return tokens
 

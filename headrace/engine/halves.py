@@ -11,7 +11,7 @@ from headrace.engine.batch import Batch
 LEAST = 128
 """Tokens that a step with a prompt in it has to have."""
 SKEW = 0.6
-"""Of all tokens the first part may have so many."""
+"""Of all work the first part may have so much."""
 
 
 class Part(NamedTuple):
@@ -59,13 +59,18 @@ def halfway(starts: np.ndarray, few: int) -> int:
     return int(small[len(small) // 2]) if len(small) else 0
 
 
-def middle(starts: np.ndarray, few: int) -> int:
-    """The token that the second part begins with; 0 where the step is not to be cut. starts [R + 1].
+def middle(starts: np.ndarray, context: np.ndarray, few: int, worth: float) -> int:
+    """The token that the second part begins with; 0 where the step is not to be cut. starts [R + 1], context [R].
 
     Rows with `few` tokens or less are halved where there are no others, else they are all in the first part.
+    worth: as many keys take a token as long as its products do
     """
     tokens, small = int(starts[-1]), np.flatnonzero(np.diff(starts) <= few)
     if len(small) == len(starts) - 1:
         return int(starts[halfway(starts, few)])
-    cut = max(tokens // 2, int(starts[small[-1] + 1]) if len(small) else 0)
-    return cut if tokens >= LEAST and cut <= SKEW * tokens else 0
+    if tokens < LEAST:
+        return 0
+    keys = np.arange(tokens) + (context - starts[1:]).repeat(np.diff(starts))
+    work = (keys + worth).cumsum()
+    cut = max(int(work.searchsorted(work[-1] / 2)), int(starts[small[-1] + 1]) if len(small) else 0)
+    return cut if work[cut - 1] <= SKEW * work[-1] else 0

@@ -41,10 +41,10 @@ def product(
     return out.addcmul_(shift, sums).mul_(step.mul_(factor))
 
 
-def turn(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    # Neighbours by the Hadamard matrix left (x) right: two small products for one large.
-    y = torch.mm(x.view(-1, right.size(0)), right).view(-1, left.size(0), right.size(0))
-    return torch.bmm(left.unsqueeze(0).expand(y.size(0), -1, -1), y).view(x.size(0), -1)
+def turn(x: Tensor, far: Tensor, near: Tensor) -> Tensor:
+    # As kernels.hadamard.mixed.
+    y = torch.mm(x.view(-1, near.size(0)), near).view(x.size(0), far.size(0), -1)
+    return torch.bmm(far.unsqueeze(0).expand(y.size(0), -1, -1), y).view(x.size(0), -1)
 
 
 def shrink(x: Tensor, eps: Tensor, part: float) -> Tensor:
@@ -162,8 +162,9 @@ def stretch(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, kv_heads: int, slots: Tensor, first: int, last: int, hidden: Tensor,
 ) -> Tensor:
     # q [T, H, D] of one row: [T, H D]. A block of queries at a time meets the keys that its last one sees; `hidden`
-    # [block, 1, block] is what is added to scores of the newest.
-    tokens, size, block = q.size(0), q.size(2), hidden.size(0)
+    # [BLOCK, 1, BLOCK] is what is added to scores of the newest.
+    tokens, size = q.size(0), q.size(2)
+    block = -(-tokens // -(-tokens // hidden.size(0)))
     q = q.view(tokens, kv_heads, -1, size).transpose(0, 1)
     group = q.size(2)
     # Few queries are guesses (lanes.QUERIES at most): as exact as a token without, and no two steps have like shapes.
@@ -250,15 +251,15 @@ def attend(
 
 
 def step(
-    x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, loads: List[Tensor], tensors: List[Tensor],
+    x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, wanted: Tensor, loads: List[Tensor], tensors: List[Tensor],
     bunches: List[int], stretches: List[int], first: int,
     packed: List[__torch__.torch.classes.quantized.LinearPackedParamsBase], sums: List[Tensor],
-    biases: List[Tensor], head_norms: List[Tensor], k_caches: List[Tensor], v_caches: List[Tensor],
-    eps: Tensor, part: float, head_eps: Tensor, lift: Tensor, left: Tensor, right: Tensor,
+    biases: List[Tensor], head_norms: List[Tensor], k_caches: List[Tensor], v_caches: List[Tensor], layers: int,
+    eps: Tensor, part: float, head_eps: Tensor, lift: Tensor, far: Tensor, near: Tensor,
     heads: int, kv_heads: int, levels: int, inverse: Tensor, centre: Tensor, biased: bool, hidden: Tensor,
 ) -> Tensor:
-    # x [T, E], written over: the hidden states before the last norm. The layers given begin with number `first`.
-    # `eps` and `part` make that a norm lifts what it gives, too.
+    # x [T, E], written over: the hidden states before the last norm, those of `wanted` tokens at least. The layers
+    # given begin with number `first` of `layers`. `eps` and `part` make that a norm lifts what it gives, too.
     tokens = x.size(0)
     both = heads + kv_heads
     for i in range(len(k_caches)):
@@ -273,20 +274,30 @@ def step(
         qk = rotated(qk, cos, sin)
         k_cache.index_copy_(0, slots, qk[:, heads:])
         v_cache.index_copy_(0, slots, v)
+        few = first + i == layers - 1 and wanted.size(0) < tokens
+        if few and wanted.size(0) == 0 and len(loads) == 0:  # lanes take their keys while they are attended to
+            return x
         y = attend(
             qk[:, :heads], k_cache, v_cache, kv_heads, first + i, loads, tensors, bunches, stretches, hidden
         )
+        rest = x
+        if few:
+            rest, y = x.index_select(0, wanted), y.index_select(0, wanted)
+            if wanted.size(0) == 0:
+                return x
         y = product(y, lift, packed[4 * i + 1], sums[4 * i + 1], levels, inverse, centre)
         if biased:
             y.add_(biases[4 * i + 1])
-        x.add_(y)
-        y = product(x, shrink(x, eps, part), packed[4 * i + 2], sums[4 * i + 2], levels, inverse, centre)
+        rest.add_(y)
+        y = product(rest, shrink(rest, eps, part), packed[4 * i + 2], sums[4 * i + 2], levels, inverse, centre)
         if biased:
             y.add_(biases[4 * i + 2])
-        y = product(turn(gated(y), left, right), lift, packed[4 * i + 3], sums[4 * i + 3], levels, inverse, centre)
+        y = product(turn(gated(y), far, near), lift, packed[4 * i + 3], sums[4 * i + 3], levels, inverse, centre)
         if biased:
             y.add_(biases[4 * i + 3])
-        x.add_(y)
+        rest.add_(y)
+        if few:
+            x.index_copy_(0, wanted, rest)
     return x
 """
 

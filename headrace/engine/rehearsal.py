@@ -21,23 +21,23 @@ from torch import nn
 
 from headrace.engine.graphs import Graphs, padded, widened
 from headrace.engine.request import Request, SamplingParams
-from headrace.engine.resolve import Plan as Resolved
+from headrace.engine.resolve import Plan
 from headrace.engine.scheduler import Row
 from headrace.engine.sequence import Sequence
 from headrace.kernels import configs
 from headrace.kernels.ahead import Compilers, Job, Load, have, note_of, noted, remember, started
 from headrace.kernels.forbid import forbid
-from headrace.kernels.sample import Plan, draw
+from headrace.kernels.sample import Draws, draw
 from headrace.nn.decoder import Block
 
 log = logging.getLogger(__name__)
 
 DRAWS = (
-    Plan(greedy=True, cuts=False, floors=False),
-    Plan(greedy=False, cuts=False, floors=False),
-    Plan(greedy=False, cuts=True, floors=False),
-    Plan(greedy=False, cuts=False, floors=True),
-    Plan(greedy=False, cuts=True, floors=True),
+    Draws(greedy=True, cuts=False, floors=False),
+    Draws(greedy=False, cuts=False, floors=False),
+    Draws(greedy=False, cuts=True, floors=False),
+    Draws(greedy=False, cuts=False, floors=True),
+    Draws(greedy=False, cuts=True, floors=True),
 )
 FEW = 16
 """Queries of a short chunk of a long prompt: attention has other kernels for these."""
@@ -52,7 +52,7 @@ PATIENCE = 60.0
 class Kernels:
     """What an engine needs compiled and loaded before its first step: `ours` if anything."""
 
-    def __init__(self, settings: dict[str, Any], plan: Resolved):
+    def __init__(self, settings: dict[str, Any], plan: Plan):
         ours = plan.device.type == "cuda" and plan.attention == "triton" and plan.graphs
         real = sys.platform == "linux" and os.environ.get("TRITON_INTERPRET") != "1"
         self.ours = ours and real and configs.gluon()
@@ -99,7 +99,7 @@ class Kernels:
         return bool(done)
 
 
-def _facts(plan: Resolved) -> tuple[object, ...]:
+def _facts(plan: Plan) -> tuple[object, ...]:
     """What kernels depend on besides their sources and the model's settings, the cache's size by its order."""
     cap = configs.capability(plan.device)
     return (
@@ -155,8 +155,8 @@ def _decode(graphs: Graphs, rows: int) -> None:
     )
     batch.backend.plan(batch)
     logits_RV = graphs.step(None)
-    for plan in DRAWS:
-        draw(logits_RV, None if plan.greedy else batch.settings(), plan)
+    for draws in DRAWS:
+        draw(logits_RV, None if draws.greedy else batch.settings(), draws)
     nobody = torch.full((rows,), -1, dtype=torch.int64, device=batch.device)
     words = -(-logits_RV.shape[1] // 32)
     forbid(logits_RV.contiguous(), nobody, nobody.new_zeros((rows, words), dtype=torch.int32))

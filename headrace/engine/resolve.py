@@ -24,7 +24,7 @@ from headrace.nn.decoder import Decoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LARGE_GPU = 60 * 2**30
-"""Bytes of a GPU from which on a step may have 512 rows; 1,024 were measured to be slower on an H200."""
+"""Bytes of a GPU from which on a step may have 1,024 rows."""
 
 CPU_KV = 4 * 2**30
 """Bytes of KV cache on a CPU that nobody asked for a share of: memory that other programs may want."""
@@ -143,6 +143,15 @@ def pick_quantization(
     return asked
 
 
+def pick_deterministic(config: Config, quantization: str, resumes: bool) -> bool:
+    """As asked; if nobody says, where it costs little, of an engine that is resumed: in 8 bits on a CPU (decision 011).
+
+    Even there it may turn out to cost much when the model is loaded; `engine.start` then turns it off.
+    """
+    asked = config.schedule.deterministic
+    return (resumes and quantization == "int8") if asked is None else asked
+
+
 def pick_kv_dtype(config: Config, dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """That of the activations, or 8-bit floats. Raises Refused where a GPU has none."""
     if config.memory.kv_dtype == "auto":
@@ -160,8 +169,11 @@ def resolve(
     hardware: Hardware,
     build: Callable[[int], Decoder],
     path: Path | None,
+    resumes: bool = False,
 ) -> Plan:
     """Decide everything. `settings` is the model's config; `build(max_len)` makes it on the meta device.
+
+    resumes: whether another engine goes on with the requests if this one dies.
 
     Raises Refused, naming the setting that would fit, where the machine is too small.
     """
@@ -179,12 +191,13 @@ def resolve(
     per_block = bytes_per_block(layout, config.memory.block, *_kv_shape(layers), kv_dtype)
     parameters = sum(p.numel() for p in model.parameters())
     quantization = pick_quantization(config, settings, device, dtype, path)
+    deterministic = pick_deterministic(config, quantization, resumes)
     weights = weight_bytes(model, dtype, quantization, path)
     overlap, speculate = _look_ahead(config, cpu)
     sampled = max(rows, 1 + speculate)
     recorded = launch_bound(model, tokens) if config.schedule.graphs and not cpu else 0
     work = workspace(settings, layers[0].heads * layers[0].head_dim, tokens + recorded, sampled, dtype)
-    if config.schedule.deterministic and not cpu:
+    if deterministic and not cpu:
         # Twice, because what was outgrown stays for the graphs that point there.
         head = layers[0]
         work += 8 * configs.paged_fixed_elements(rows, head.heads, head.kv_heads, head.head_dim, max_len)
@@ -193,7 +206,7 @@ def resolve(
     max_len, kv_blocks = room.kv_blocks(layout, max_len, rows, tokens)
     attention = pick_attention(config, device, layers[0].head_dim)
     records = _records(attention, dtype, config.memory.block, layers[0])
-    if config.schedule.deterministic and not cpu and not records:
+    if deterministic and not cpu and not records:
         raise Refused(
             f"on a GPU schedule.deterministic needs the triton back end, 16-bit weights and blocks of a multiple of"
             f" 16 tokens; these are {attention}, {dtype} and {config.memory.block}",
@@ -223,7 +236,7 @@ def resolve(
         seed=config.model.seed,
         memory=MemoryPlan(free, int(free * share), weights, work, kv_blocks * per_block),
         kv_dtype=kv_dtype,
-        deterministic=config.schedule.deterministic,
+        deterministic=deterministic,
     )
 
 
@@ -261,7 +274,7 @@ def _step_sizes(config: Config, device: torch.device) -> tuple[int, int]:
         tokens, rows = 512, 64
     else:
         large = torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU
-        tokens, rows = 8192, 512 if large else 256
+        tokens, rows = 8192, 1024 if large else 256
     tokens = config.schedule.tokens or tokens
     return tokens, min(config.schedule.rows or rows, tokens)
 

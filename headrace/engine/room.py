@@ -8,6 +8,7 @@ import torch
 
 from headrace.base.config import Config
 from headrace.base.errors import Refused
+from headrace.base.words import size
 from headrace.checkpoint.quantized import check_fits, online, rounded_layers
 from headrace.engine.blocks import blocks_for
 from headrace.engine.layout import Layout
@@ -85,7 +86,7 @@ class Room:
             raise self._too_small(layout, max_len, tokens)
         if asked is not None and asked > fit:
             raise Refused(
-                f"memory.kv_blocks {asked} needs {gib(asked * self.per_block)}; {gib(fit * self.per_block)} is left"
+                f"memory.kv_blocks {asked} needs {size(asked * self.per_block)}; {size(fit * self.per_block)} is left"
                 f" beside the weights",
                 param="memory.kv_blocks",
                 hint=f"use --memory.kv-blocks {fit} or less",
@@ -130,9 +131,9 @@ class Room:
             if fits := needed <= self.free * 0.98:
                 break
         said = (
-            f"the model needs {gib(needed)} (weights {gib(self.weights)}, workspace {gib(self.work)}, KV cache"
-            f" {gib(blocks * self.per_block)}); memory.share {self.share:g} of {gib(self.free)} free is"
-            f" {gib(self.allowed)}"
+            f"the model needs {size(needed)} (weights {size(self.weights)}, workspace {size(self.work)}, KV cache"
+            f" {size(blocks * self.per_block)}); memory.share {self.share:g} of {size(self.free)} free is"
+            f" {size(self.allowed)}"
         )
         hint = "use a smaller model, --dtype bfloat16 where it runs in float32, or a machine with more memory"
         if fits:
@@ -140,8 +141,3 @@ class Room:
             hint += f" --memory.kv-blocks {blocks}" if blocks < wanted and asked else ""
             hint += f" --max-len {shortest}" if blocks < wanted and self.config.model.max_len else ""
         return Refused(said, param="memory.share", hint=hint)
-
-
-def gib(size: float) -> str:
-    """A size for people: GiB, or MiB below one."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -14,7 +14,7 @@ from headrace.engine.request import PromptLogprobs
 from headrace.engine.sampler import GRAMMAR, Sampler, Samples
 from headrace.engine.scheduler import Outcome, Row
 from headrace.engine.script import Script
-from headrace.kernels.sample import Plan
+from headrace.kernels.sample import Draws
 from headrace.nn.decoder import Decoder
 
 LOGIT_ROWS = 256
@@ -27,12 +27,12 @@ Pending = Callable[[], Outcome]
 class Ahead(NamedTuple):
     """A step that is under way as far as its logits [S, V] where rows sample; None where no row does.
 
-    `plan`: how its rows draw, if they are in a graph and want nothing besides but masks.
+    `draws`: how its rows draw, if they are in a graph and want nothing besides but masks.
     """
 
     logits: Tensor | None
     prompt: dict[int, PromptLogprobs] | None = None
-    plan: Plan | None = None
+    draws: Draws | None = None
 
 
 class Runner:
@@ -60,28 +60,28 @@ class Runner:
         pad = self._admit(step)
         if pad is not None:
             return self._replay(step, pad)
-        return self.draw(self._whole(step))
+        return self.draw(self._to_logits(step))
 
     @torch.inference_mode()
     def forward(self, step: list[Row]) -> Ahead:
         """The first part of `run`: all that needs no masks. `draw` is to follow before anything else."""
         pad = self._admit(step)
         if pad is None:
-            return self._whole(step)
+            return self._to_logits(step)
         assert self.graphs is not None
         self.batch.fill(step, pad)
         self.sampler.flush()
-        plan = self.sampler.plan(self.batch.row_slots_np, GRAMMAR)
-        return Ahead(self.graphs.run(None)[: len(step)], None, plan)
+        draws = self.sampler.draws(self.batch.row_slots_np, GRAMMAR)
+        return Ahead(self.graphs.run(None)[: len(step)], None, draws)
 
     @torch.inference_mode()
     def draw(self, ahead: Ahead, masks: Masks | None = None) -> Pending:
         """The second part of `run`: tokens, by what the masks allow."""
         if ahead.logits is None:
             return lambda: Outcome([], None, ahead.prompt)
-        if ahead.plan is not None and masks is not None:
+        if ahead.draws is not None and masks is not None:
             assert self.graphs is not None
-            return self._fetch(Samples(self.graphs.draw(ahead.plan, masks)[: len(ahead.logits)]), None)
+            return self._fetch(Samples(self.graphs.draw(ahead.draws, masks)[: len(ahead.logits)]), None)
         return self._sample(ahead.logits, ahead.prompt, masks)
 
     def _admit(self, step: list[Row]) -> int | None:
@@ -91,7 +91,7 @@ class Runner:
                 self.sampler.admit(row.slot, row.seq.request, row.seq.tokens)
         return self.graphs.rows_for(len(step)) if self.graphs and all(row.feeds for row in step) else None
 
-    def _whole(self, step: list[Row]) -> Ahead:
+    def _to_logits(self, step: list[Row]) -> Ahead:
         batch = self.batch
         if self.pace is not None:
             self.pace.begin(sum(row.stop - row.start for row in step))
@@ -109,7 +109,10 @@ class Runner:
                 self.batch.fill(step, room=room)
                 return self.graphs.hidden()
         self.batch.fill(step)
-        return self.model(self.batch) if self.script is None else self.script()
+        if self.script is None:
+            return self.model(self.batch)
+        every = any(row.seq.request.params.prompt_logprobs is not None for row in step)
+        return self.script(None if every else self.batch.sample)
 
     def check(self) -> None:
         """Wait for the device. Raises if it is beyond repair, as after an illegal access."""
@@ -120,9 +123,9 @@ class Runner:
         assert self.graphs is not None
         self.batch.fill(step, pad)
         self.sampler.flush()
-        plan = self.sampler.plan(self.batch.row_slots_np)
-        out = self.graphs.run(plan)[: len(step)]
-        return self._sample(out, None) if plan is None else self._fetch(Samples(out), None)
+        draws = self.sampler.draws(self.batch.row_slots_np)
+        out = self.graphs.run(draws)[: len(step)]
+        return self._sample(out, None) if draws is None else self._fetch(Samples(out), None)
 
     def _sample(
         self, logits_SV: Tensor, prompt: dict[int, PromptLogprobs] | None, masks: Masks | None = None

@@ -17,7 +17,7 @@ from torch import Tensor
 from headrace.engine.constrain import Masks
 from headrace.engine.request import Logprobs, PromptLogprobs, Request
 from headrace.kernels.forbid import forbid
-from headrace.kernels.sample import Knobs, Plan, draw
+from headrace.kernels.sample import Draws, Knobs, draw
 
 FORBIDDEN = -1e30
 """Added to logits of tokens that must not come; finite, so that they rank above what is not allowed at all."""
@@ -32,10 +32,10 @@ BIAS, PENALTY, WORDS, FLOOR, GRAMMAR = 1, 2, 4, 8, 16
 SCALE, REACH, TOP_P, REPETITION, PRESENCE, FREQUENCY = range(6)
 
 
-class Lanes:
-    """Rows of a device tensor [lanes, *shape], lent to slots that need one; more are made when all are out.
+class Strips:
+    """A device tensor [strips, *shape] whose strips are lent to slots that need one; more are made when all are out.
 
-    `of` [slots] is each slot's lane, -1 without one. Whoever grows the shape finds `fill` in what is new.
+    `of` [slots] is each slot's strip, -1 without one. Whoever grows the shape finds `fill` in what is new.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class Lanes:
         self._free: list[int] = []
 
     def lend(self, slot: int, shape: tuple[int, ...]) -> Tensor:
-        """The slot's lane, empty; at least `shape` large."""
+        """The slot's strip, empty; at least `shape` large."""
         shape = tuple(max(a, b) for a, b in zip(shape, self.table.shape[1:], strict=True))
         if not self._free or shape != self.table.shape[1:]:
             self._grow(shape)
-        lane = self._free.pop()
-        self.of[slot] = lane
-        return self.table[lane].fill_(self.fill)
+        strip = self._free.pop()
+        self.of[slot] = strip
+        return self.table[strip].fill_(self.fill)
 
     def take_back(self, slot: int) -> None:
-        """The slot needs its lane no longer, if it has one."""
+        """The slot needs its strip no longer, if it has one."""
         if self.of[slot] >= 0:
             self._free.append(int(self.of[slot]))
             self.of[slot] = -1
@@ -69,7 +69,7 @@ class Lanes:
         self._free += range(len(old), count)
 
 
-class Scores(NamedTuple):
+class Ranked(NamedTuple):
     """Log-probabilities of R rows, in host memory once the step is over.
 
     rows [R] their place in the batch, widths [R] how many likely tokens each wants; logprob and rank [R] of the
@@ -88,13 +88,13 @@ class Samples(NamedTuple):
     """What a step drew: tokens int64 [S] on the device."""
 
     tokens: Tensor
-    scores: Scores | None = None
+    ranked: Ranked | None = None
 
     def lists(self) -> list[Logprobs | None] | None:
         """Log-probabilities per row, None for rows (or batches) that want none. The step must be over."""
-        if self.scores is None:
+        if self.ranked is None:
             return None
-        rows, widths, *tensors = self.scores
+        rows, widths, *tensors = self.ranked
         found: list[Logprobs | None] = [None] * len(self.tokens)
         columns = zip(rows, widths, *(t.tolist() for t in tensors), strict=True)
         for row, width, logprob, rank, ids, logprobs in columns:
@@ -128,14 +128,14 @@ class Sampler:
         self._floats = np.zeros((6, rows), np.float32)
         self._ints = np.zeros((2, rows), np.int64)  # top_k, seed
         self._stale = False
-        self._plans: dict[tuple[bytes, int], Plan | None] = {}  # since somebody came or went
+        self._draws: dict[tuple[bytes, int], Draws | None] = {}  # since somebody came or went
         self._floats_PR = self._mirror(self._floats)
         self._ints_PR = self._mirror(self._ints)
         self.knobs = Knobs(self._floats_PR[:REPETITION], self._ints_PR)  # by slot, as of the last `flush`
-        self._bias = Lanes(rows, (vocab,), torch.float32, 0.0, self.device)
-        self._counts = Lanes(rows, (vocab,), torch.int32, 0, self.device)
-        self._words = Lanes(rows, (1, 2), torch.int64, -1, self.device)  # [B, L] a word's last token first
-        self._recent = Lanes(rows, (1,), torch.int64, -2, self.device)  # [L - 1] the newest token first
+        self._bias = Strips(rows, (vocab,), torch.float32, 0.0, self.device)
+        self._counts = Strips(rows, (vocab,), torch.int32, 0, self.device)
+        self._words = Strips(rows, (1, 2), torch.int64, -1, self.device)  # [B, L] a word's last token first
+        self._recent = Strips(rows, (1,), torch.int64, -2, self.device)  # [L - 1] the newest token first
 
     @torch.inference_mode()
     def admit(self, slot: int, request: Request, tokens: Sequence[int]) -> None:
@@ -170,11 +170,11 @@ class Sampler:
 
     def release(self, slot: int) -> None:
         """Forget the slot's request. Steps in flight are not disturbed."""
-        self._plans.clear()
+        self._draws.clear()
         self._features[slot] = 0
         self._widths[slot] = -1
-        for lanes in (self._bias, self._counts, self._words, self._recent):
-            lanes.take_back(slot)
+        for strips in (self._bias, self._counts, self._words, self._recent):
+            strips.take_back(slot)
 
     @torch.inference_mode()
     def sample(
@@ -197,31 +197,31 @@ class Sampler:
             self._edit(logits_SV, features, slots, positions)
             if masks is not None:
                 forbid(logits_SV, self._send(masks.rows), self._upload(masks.bits))
-        plan = self._draw_plan(slots)
+        draws = self._draws_of(slots)
         settings = None
-        if not plan.greedy:
+        if not draws.greedy:
             slots_S, positions_S = self._send(np.stack((slots, positions)))
             settings = Knobs(*(table.index_select(1, slots_S) for table in self.knobs)).settings(positions_S)
-        tokens = draw(logits_SV, settings, plan)
+        tokens = draw(logits_SV, settings, draws)
         if present & (PENALTY | WORDS):
             self._remember(tokens, features, slots)
         if raw_RV is None:
             return Samples(tokens)
         widths = self._widths[slots[wanted]]
         found = _ranked(raw_RV, tokens[self._send(wanted)], int(widths.max()), self.deterministic)
-        return Samples(tokens, Scores(wanted, widths, *map(_to_host, found)))
+        return Samples(tokens, Ranked(wanted, widths, *map(_to_host, found)))
 
-    def plan(self, slots: np.ndarray, besides: int = 0) -> Plan | None:
+    def draws(self, slots: np.ndarray, besides: int = 0) -> Draws | None:
         """How these slots draw if that, and `besides`, is all they ask for; None where more is to be done."""
         name = slots.tobytes(), besides
-        if name not in self._plans:
+        if name not in self._draws:
             plain = not (self._features[slots] & ~besides).any() and (self._widths[slots] < 0).all()
-            self._plans[name] = self._draw_plan(slots) if plain else None
-        return self._plans[name]
+            self._draws[name] = self._draws_of(slots) if plain else None
+        return self._draws[name]
 
-    def _draw_plan(self, slots: np.ndarray) -> Plan:
+    def _draws_of(self, slots: np.ndarray) -> Draws:
         floats = self._floats[:, slots]
-        return Plan.of(floats[SCALE], floats[REACH], self._ints[0, slots], floats[TOP_P])
+        return Draws.of(floats[SCALE], floats[REACH], self._ints[0, slots], floats[TOP_P])
 
     @torch.inference_mode()
     def prompt_logprobs(self, logits_TV: Tensor, targets_T: Tensor, k: int) -> PromptLogprobs:
@@ -229,7 +229,7 @@ class Sampler:
         count = len(targets_T)
         widths = np.full(count, min(k, logits_TV.shape[1]) if k >= 0 else logits_TV.shape[1])
         found = _ranked(logits_TV, targets_T, int(widths[0]) if count else 0, self.deterministic)
-        lists = Samples(targets_T, Scores(np.arange(count), widths, *found)).lists()
+        lists = Samples(targets_T, Ranked(np.arange(count), widths, *found)).lists()
         return [entry for entry in lists or () if entry is not None]
 
     # -- what a slot asks for
@@ -239,25 +239,25 @@ class Sampler:
         single = [word[0] for word in request.bad if len(word) == 1]
         if not (params.logit_bias or single or params.allowed_token_ids is not None):
             return 0
-        lane_V = self._bias.lend(slot, (self.vocab,))
+        strip_V = self._bias.lend(slot, (self.vocab,))
         if params.allowed_token_ids is not None:
-            lane_V.fill_(-math.inf)[self._send(params.allowed_token_ids)] = 0.0
+            strip_V.fill_(-math.inf)[self._send(params.allowed_token_ids)] = 0.0
         if params.logit_bias:
-            lane_V[self._send(tuple(params.logit_bias))] += torch.tensor(
+            strip_V[self._send(tuple(params.logit_bias))] += torch.tensor(
                 tuple(params.logit_bias.values()), dtype=torch.float32, device=self.device
             )
         if single:
-            lane_V[self._send(single)] += FORBIDDEN
+            strip_V[self._send(single)] += FORBIDDEN
         return BIAS
 
     def _admit_penalties(self, slot: int, request: Request, output: Sequence[int]) -> int:
         params = request.params
         if params.repetition_penalty == 1 and not (params.presence_penalty or params.frequency_penalty):
             return 0
-        lane_V = self._counts.lend(slot, (self.vocab,))
-        lane_V[self._send(request.prompt)] = PROMPT
+        strip_V = self._counts.lend(slot, (self.vocab,))
+        strip_V[self._send(request.prompt)] = PROMPT
         made = self._send(output)
-        lane_V.index_add_(0, made, torch.ones_like(made, dtype=torch.int32))
+        strip_V.index_add_(0, made, torch.ones_like(made, dtype=torch.int32))
         return PENALTY
 
     def _admit_words(self, slot: int, request: Request, output: Sequence[int]) -> int:
@@ -267,9 +267,9 @@ class Sampler:
         longest = max(map(len, words))
         backwards = [[*word[::-1], *[-1] * (longest - len(word))] for word in words]
         self._words.lend(slot, (len(words), longest))[: len(words), :longest] = self._send(backwards)
-        lane_L = self._recent.lend(slot, (self._words.table.shape[2] - 1,))
-        newest = output[::-1][: len(lane_L)]
-        lane_L[: len(newest)] = self._send(newest)
+        strip_L = self._recent.lend(slot, (self._words.table.shape[2] - 1,))
+        newest = output[::-1][: len(strip_L)]
+        strip_L[: len(newest)] = self._send(newest)
         return WORDS
 
     def _admit_floor(self, slot: int, request: Request) -> int:
@@ -289,8 +289,8 @@ class Sampler:
     ) -> None:
         """Masks, then penalties, in place."""
         if len(rows := np.flatnonzero(features & BIAS)):
-            lanes = self._send(self._bias.of[slots[rows]])
-            logits_SV.index_add_(0, self._send(rows), self._bias.table[lanes])
+            strips = self._send(self._bias.of[slots[rows]])
+            logits_SV.index_add_(0, self._send(rows), self._bias.table[strips])
         if len(rows := np.flatnonzero(features & WORDS)):
             self._forbid_words(logits_SV, rows, slots[rows])
         early = positions - self._prompts[slots] < self._floors[slots]
@@ -328,9 +328,9 @@ class Sampler:
             cells = self._send(self._counts.of[slots[rows]]) * self.vocab + tokens[self._send(rows)]
             self._counts.table.view(-1).index_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
         if len(rows := np.flatnonzero(features & WORDS)):
-            lanes = self._send(self._recent.of[slots[rows]])
-            older = self._recent.table[lanes][:, :-1]
-            self._recent.table[lanes] = torch.cat((tokens[self._send(rows)][:, None], older), 1)
+            strips = self._send(self._recent.of[slots[rows]])
+            older = self._recent.table[strips][:, :-1]
+            self._recent.table[strips] = torch.cat((tokens[self._send(rows)][:, None], older), 1)
 
     def _raw(self, logits_SV: Tensor, rows: np.ndarray, edited: bool) -> Tensor:
         """The rows' logits as the model gave them; a copy where these are about to change."""

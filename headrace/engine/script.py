@@ -22,7 +22,6 @@ from headrace.engine.program import KEYS, hidden, program
 from headrace.engine.reach import alone, bunches, stretch
 from headrace.engine.same_bits import keeps
 from headrace.kernels.activation import silu_mul
-from headrace.kernels.hadamard import factors
 from headrace.kernels.int8 import LIFT
 from headrace.kernels.rotate import Turns
 from headrace.nn.decoder import Block, Decoder
@@ -41,7 +40,7 @@ class Script:
         attention, layers = blocks[0].self_attn, [layer for block in blocks for layer in _linears(block)]
         packed = [layer.packed for layer in layers if isinstance(layer.packed, Prepacked)]
         assert attention.rope is not None
-        assert packed[3].matrix is not None
+        assert packed[3].factors is not None
         self._rope = attention.rope
         self._scale = torch.ones(attention.heads + attention.kv_heads, 1, device="cpu")
         self._scale[: attention.heads] = attention.scale  # of queries: part of what rotates them
@@ -57,11 +56,12 @@ class Script:
             [cache.flatten(0, 1) for cache in batch.cache.v],
         )
         self._rest: tuple[Any, ...] = (
+            len(blocks),
             torch.full((1, 1), blocks[0].input_layernorm.eps / LIFT**2, device="cpu"),
             1 / (model.shape.hidden * LIFT**2),
             torch.full((1, 1, 1), head_eps, device="cpu"),
             torch.full((1, 1), LIFT, device="cpu"),
-            *factors(packed[3].matrix),
+            *packed[3].factors,
             attention.heads,
             attention.kv_heads,
             packed[0].weight.levels,
@@ -73,40 +73,53 @@ class Script:
         halves = 2 - torch.get_num_threads() % 2
         self._lanes = [Lanes(batch.cache, short, halves) for _ in range(halves)]
         self._step = program(model.deterministic).step
+        numbers = sum(weight.weight.shape[0] * weight.weight.shape[1] for weight in packed[:4])
+        self._worth = numbers / (4 * attention.heads * attention.head_dim)
         self._whole = KEYS if model.deterministic else 1
         self._other = ThreadPoolExecutor(1, "half")
 
-    def __call__(self) -> Tensor:
-        """[T, E] of the step that the batch was filled with, after the last norm."""
+    def __call__(self, wanted: Tensor | None = None) -> Tensor:
+        """[T, E] of the step that the batch was filled with, after the last norm.
+
+        wanted: of which tokens, in order; what stands there of others is of no use. None: of all
+        """
         batch = self._batch
+        if wanted is None:
+            wanted = torch.arange(batch.tokens, device="cpu")
         x_TE = self._model.embed_tokens(batch.ids)
         cos, sin = Turns.of(batch.positions, self._rope.table)
         tokens = x_TE, cos * self._scale, sin * self._scale, batch.slots[0]
         threads = torch.get_num_threads()
-        if threads % 2 == 0 and (cut := middle(batch.starts_np, QUERIES)):
-            self._halves(tokens, cut, threads)
+        if threads % 2 == 0 and (cut := middle(batch.starts_np, batch.context_np, QUERIES, self._worth)):
+            self._halves(tokens, wanted, cut, threads)
         else:
-            self._step(*tokens, *self._keys(Part.of(batch, 0, len(x_TE))), 0, *self._layers, *self._rest)
+            keys = self._keys(Part.of(batch, 0, len(x_TE)))
+            self._step(*tokens, wanted, *keys, 0, *self._layers, *self._rest)
         return self._model.norm(x_TE)
 
-    def _halves(self, tokens: tuple[Tensor, ...], cut: int, threads: int) -> None:
+    def _halves(self, tokens: tuple[Tensor, ...], wanted: Tensor, cut: int, threads: int) -> None:
         """The tokens before `cut` and the others, each on half of the threads: these need not wait for each other."""
         batch, done = self._batch, Semaphore(0)
         parts = Part.of(batch, 0, cut), Part.of(batch, cut, len(tokens[0]))
         cuts_row = cut not in batch.starts_np
-        given = [([each[part.start : part.stop] for each in tokens], self._keys(part)) for part in parts]
+        before = int((wanted < cut).sum())
+        asked = wanted[:before], wanted[before:] - cut
+        given = [
+            (*(each[part.start : part.stop] for each in tokens), some, *self._keys(part))
+            for part, some in zip(parts, asked, strict=True)
+        ]
 
         def run(half: int) -> None:
             torch.set_num_threads(threads // 2)
             with torch.inference_mode():
                 if not cuts_row:
-                    self._step(*given[half][0], *given[half][1], 0, *self._layers, *self._rest)
+                    self._step(*given[half], 0, *self._layers, *self._rest)
                     return
                 try:  # the second half of a row sees the keys of the first, layer by layer
                     for n in range(len(self._layers[-1])):
                         if half:
                             done.acquire()
-                        self._step(*given[half][0], *given[half][1], n, *self._layer(n), *self._rest)
+                        self._step(*given[half], n, *self._layer(n), *self._rest)
                         if not half:
                             done.release()
                 finally:
@@ -193,12 +206,12 @@ def _keeps(block: Block, columns: int) -> bool:
     """Whether a layer's functions give a row the same bits in any company."""
     made, layer = program(True), block.self_attn
     packed = [one.packed for one in _linears(block) if isinstance(one.packed, Prepacked)]
-    assert packed[3].matrix is not None
-    left, right = factors(packed[3].matrix)
+    assert packed[3].factors is not None
+    far, near = packed[3].factors
     inner, eps = packed[3].weight.shape[1], torch.full((1, 1), block.input_layernorm.eps, device="cpu")
     rows = [
         *((partial(_product, made, one), one.weight.shape[1]) for one in packed),
-        (lambda x: made.turn(x, left, right), inner),
+        (lambda x: made.turn(x, far, near), inner),
         (lambda x: made.gated(x), 2 * inner),
         (lambda x: made.shrink(x, eps, 1 / columns), columns),
         (
@@ -230,7 +243,7 @@ def _norms(block: Block) -> tuple[RMSNorm, ...]:
 def _prepacked(block: Block) -> bool:
     """With inputs turned of the last product alone."""
     packed = [layer.packed for layer in _linears(block)]
-    turned = [isinstance(one, Prepacked) and one.matrix is not None for one in packed]
+    turned = [isinstance(one, Prepacked) and one.factors is not None for one in packed]
     return all(isinstance(one, Prepacked) for one in packed) and turned == [False, False, False, True]
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from headrace.checkpoint.quantized import RandomSource, RoundedSource, load_pack
 from headrace.engine.batch import Batch
 from headrace.engine.cache import KVCache
 from headrace.engine.engine import Engine
-from headrace.engine.executor import Executor
 from headrace.engine.graphs import Graphs
 from headrace.engine.intake import Intake
 from headrace.engine.pace import Pace
@@ -62,7 +61,7 @@ class Started:
     defaults: SamplingParams
 
 
-def look(config: Config) -> Found:
+def look(config: Config, resumes: bool = False) -> Found:
     """Find the model and decide the plan; loads no weights. Raises Refused where the machine is too small."""
     path = find(config.model.path)
     checkpoint = opened(path)
@@ -72,14 +71,17 @@ def look(config: Config) -> Found:
         with torch.device("meta"):
             return models.build(settings, max_len)
 
-    return Found(path, checkpoint, settings, resolve(config, settings, probe(), build, path))
+    return Found(path, checkpoint, settings, resolve(config, settings, probe(), build, path, resumes))
 
 
-def start(config: Config, notify: Notify | None = None) -> Started:
-    """Load a model and build the engine around it."""
+def start(config: Config, notify: Notify | None = None, resumes: bool = False) -> Started:
+    """Load a model and build the engine around it.
+
+    resumes: whether another engine goes on with the requests if this one dies
+    """
     if config.model.device != "cpu":
         begin_early()
-    found = look(config)
+    found = look(config, resumes)
     plan = found.plan
     if plan.device.type == "cpu":
         torch.set_num_threads(plan.threads)
@@ -90,13 +92,13 @@ def start(config: Config, notify: Notify | None = None) -> Started:
     filled = plan.deterministic or not kernels.ours  # only what is there can be made deterministic
     if filled:
         fill()
-    runner = _runner(model, plan)
+    plan, runner = _settled(model, plan, config.schedule.deterministic is not None)
     if kernels.ours and runner.graphs is not None:
         kernels.prepare(runner.graphs, (lambda: None) if filled else fill, notify)
     intake = Intake(
         tokenizer, plan.max_len, int(found.settings["vocab_size"]), _eos_ids(found.settings, tokenizer)
     )
-    engine = Engine(plan, Executor(runner), intake.compiler)
+    engine = Engine(plan, runner, intake.compiler)
     if plan.device.type == "cpu":
         map_from(RUNNING)
     return Started(engine, plan, intake, recommended(found.path, config.model.path))
@@ -106,6 +108,8 @@ def load_model(config: Config, found: Found, notify: Notify | None = None) -> De
     """The model on its device in its dtype, weights read straight into place, or random ones."""
     model, fill = allocate(config, found, notify)
     fill()
+    if found.plan.deterministic:
+        model.set_deterministic()
     return model
 
 
@@ -140,8 +144,6 @@ def allocate(
         if prepacks:
             model.prepack()
             give_back()
-        if plan.deterministic:
-            model.set_deterministic()
 
     return model, fill
 
@@ -190,6 +192,25 @@ def _template_source(given: str) -> str:
 def _eos_ids(settings: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:
     own = tokenizer.eos_ids if tokenizer is not None else frozenset[int]()
     return own | frozenset(settings.get("eos_token_id") or ())
+
+
+def _settled(model: Decoder, plan: Plan, insisted: bool) -> tuple[Plan, Runner]:
+    """The plan and its runner, without the same bits where nobody insists on them and they would cost much."""
+    if plan.deterministic:
+        try:
+            model.set_deterministic()
+            runner = _runner(model, plan)
+            if insisted or runner.script is not None:
+                return plan, runner
+            reason = unfit(model, runner.batch)
+        except Refused as fault:
+            if insisted:
+                raise
+            reason = fault.message
+        log.warning("greedy text is not kept if the engine is restarted, which would cost much: %s", reason)
+        model.set_deterministic(False)
+        plan = replace(plan, deterministic=False)
+    return plan, _runner(model, plan)
 
 
 def _runner(model: Decoder, plan: Plan) -> Runner:

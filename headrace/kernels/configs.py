@@ -245,7 +245,7 @@ def int4_one_rule(k: int) -> Int4One:
     return Int4One(warps, max(2, min(8, power_of_two(-(-k // (64 * warps))))), 1 if warps == 8 else 2)
 
 
-def int4_few_rule(n: int, k: int, gated: bool) -> Int4Few:
+def int4_few_rule(k: int) -> Int4Few:
     """Two tiles per warp at a time, so that registers allow two programs per multiprocessor and more."""
     chunk = min(power_of_two(k), 1024)
     return Int4Few(chunk, max(1, chunk // 128), 3 if chunk < k else 1)
@@ -273,13 +273,13 @@ def int4(
     if tokens == 1:
         return int4_one_rule(k)
     if tokens <= INT4_FEW:
-        return int4_few_rule(n, k, gated)
+        return int4_few_rule(k)
     if tokens > INT4_TILED:
         return None
     return int4_tile_rule(tokens, n, k, gated, MULTIPROCESSORS.get(cap, 132))
 
 
-def gemv8_rule(n: int, k: int) -> Gemv8:
+def gemv8_rule(k: int) -> Gemv8:
     """A warp holds up to 128 inputs per thread, half as many where several share a row; a row's worth in flight."""
     split = 1 if k <= 4096 else min(16, power_of_two(-(-k // 2048)))
     warps = max(4, split)
@@ -288,7 +288,7 @@ def gemv8_rule(n: int, k: int) -> Gemv8:
 
 def gemv8(cap: Capability, n: int, k: int, gated: bool = False) -> Gemv8:
     """Configuration for one token times 8-bit weights [N, K] (or [2N, K] where gated)."""
-    return table(cap).gemv8.get((n, k, gated)) or gemv8_rule(n, k)
+    return table(cap).gemv8.get((n, k, gated)) or gemv8_rule(k)
 
 
 def skinny8_rule(tokens: int, n: int, k: int, multiprocessors: int = 132) -> Skinny:

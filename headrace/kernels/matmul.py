@@ -62,7 +62,7 @@ def linear_silu_mul(
 def norm_linear(
     x_TK: Tensor, residual_TK: Tensor | None, norm_weight_K: Tensor, eps: float, offset: float,
     weight_NK: Tensor, bias_N: Tensor | None = None, *,
-    gated: bool = False, out_dtype: torch.dtype | None = None, deterministic: bool = False,
+    gated: bool = False, deterministic: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(linear(rms_norm(x + residual)), x + residual); without a residual the second is x itself.
 
@@ -72,11 +72,10 @@ def norm_linear(
         from headrace.kernels.gpu.matmul import Fusion, product
 
         fusion = Fusion(bias_N, norm_weight_K, eps, offset, before=residual_TK, gated=gated)
-        return product(x_TK, weight_NK, fusion, out_dtype, deterministic)
+        return product(x_TK, weight_NK, fusion, None, deterministic)
     if residual_TK is None:
         normed, total = rms_norm(x_TK, norm_weight_K, eps, offset), x_TK
     else:
         normed, total = add_rms_norm(x_TK, residual_TK, norm_weight_K, eps, offset)
     out = plain(normed, weight_NK, bias_N, deterministic)
-    out = silu_mul(out, deterministic) if gated else out
-    return out if out_dtype is None else out.to(out_dtype), total
+    return silu_mul(out, deterministic) if gated else out, total

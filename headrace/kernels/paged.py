@@ -1,4 +1,4 @@
-"""Attention over a paged cache: what it reads, how scores are formed, and the plain definition of both kernels.
+"""Attention over a paged cache: what it reads, how scores are formed, the definition of both kernels, their work.
 
 T tokens in the step, R rows (sequences), H query heads, K kv heads, D head size, S keys of a row. Query i of a
 row stands at position p = context - (queries of the row) + i; it sees keys j <= p, with a window only p - j < window.
@@ -6,6 +6,7 @@ row stands at position p = context - (queries of the row) + i; it sees keys j <=
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,3 +85,15 @@ def attend(q_THD: Tensor, k_SKD: Tensor, v_SKD: Tensor, scores: Scores) -> Tenso
     hidden = (distance < 0) if scores.window is None else (distance < 0) | (distance >= scores.window)
     weight = torch.softmax(score_HTS.masked_fill(hidden, float("-inf")), dim=-1)
     return torch.einsum("hts,shd->thd", weight, v)
+
+
+def prefill_work(starts_np: np.ndarray, context_np: np.ndarray, span: int, least: int = 2) -> np.ndarray:
+    """Pieces of `span` queries of the rows with at least `least`: int32 [W, 2] (row, first query), longest first."""
+    queries = np.diff(starts_np)
+    rows = np.flatnonzero(queries >= least)
+    pieces = -(-queries[rows] // span)
+    row = np.repeat(rows, pieces)
+    first = (np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * span
+    keys = context_np[row] - queries[row] + np.minimum(first + span, queries[row])
+    order = np.argsort(-keys, kind="stable")
+    return np.stack([row[order], first[order]], axis=1).astype(np.int32)

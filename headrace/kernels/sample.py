@@ -79,8 +79,8 @@ class Knobs(NamedTuple):
         return Settings(scale, reach, top_k, top_p, seeds, positions_S)
 
 
-class Plan(NamedTuple):
-    """What the host knows of a batch before it launches kernels; they are chosen by it, never by device data.
+class Draws(NamedTuple):
+    """What the host knows of a batch's draws before it launches kernels; these are chosen by it, never by device data.
 
     greedy  every row takes its likeliest token     cuts    some row has top_k or top_p
     floors  some row has min_p
@@ -91,32 +91,32 @@ class Plan(NamedTuple):
     floors: bool
 
     @classmethod
-    def of(cls, scale: np.ndarray, reach: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> "Plan":
-        """The plan for rows whose settings are these host arrays of [S]."""
+    def of(cls, scale: np.ndarray, reach: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> "Draws":
+        """Of rows whose settings are these host arrays of [S]."""
         drawn = scale > 0
         cuts = ((top_k > 0) | (top_p < 1)) & drawn
         return cls(not drawn.any(), bool(cuts.any()), bool(((reach < np.inf) & drawn).any()))
 
 
-ANYTHING = Plan(greedy=False, cuts=True, floors=True)
+ANYTHING = Draws(greedy=False, cuts=True, floors=True)
 """Right for every batch, if not the fastest for most."""
 
 
-def draw(logits_SV: Tensor, settings: Settings | None, plan: Plan = ANYTHING) -> Tensor:
+def draw(logits_SV: Tensor, settings: Settings | None, draws: Draws = ANYTHING) -> Tensor:
     """Token ids int64 [S]. logits float32; -inf is never drawn unless a row has nothing else.
 
-    `settings` may be None where the plan is greedy.
+    `settings` may be None where all draws are greedy.
     """
     if on_gpu(logits_SV):
         from headrace.kernels.gpu import sample as gpu  # needs triton, which only GPU builds of torch bring
 
-        return gpu.draw(logits_SV, settings, plan)
-    return draw_ref(logits_SV, settings, plan)
+        return gpu.draw(logits_SV, settings, draws)
+    return draw_ref(logits_SV, settings, draws)
 
 
-def draw_ref(logits_SV: Tensor, settings: Settings | None, plan: Plan = ANYTHING) -> Tensor:
+def draw_ref(logits_SV: Tensor, settings: Settings | None, draws: Draws = ANYTHING) -> Tensor:
     """The definition of draw, which runs anywhere."""
-    if plan.greedy or settings is None:
+    if draws.greedy or settings is None:
         return _likeliest(logits_SV)
     drawn = settings.scale > 0
     ranked = drawn & ((settings.top_k > 0) | (settings.top_p < 1))

@@ -16,7 +16,6 @@ class Attention(nn.Module):
     heads, kv_heads, head_dim   H, K, D
     scale, softcap, window      of the scores; softcap and window None where there is none
     q_norm, k_norm, rope        applied to q and k by the step; None where there is none
-    index                       number of the layer
     group, cache_index          set by the engine: which block table, and which pair of cache tensors
     k_scale, v_scale            what an 8-bit cache is multiplied by
     """
@@ -27,7 +26,6 @@ class Attention(nn.Module):
         self.scale = shape.scale
         self.softcap = shape.softcap
         self.window = window
-        self.index = index
         self.group = 0
         self.cache_index = index
         self.k_scale = self.v_scale = 1.0

@@ -71,7 +71,7 @@ class Decoder(nn.Module):
     layers   one (window, rope) per block; ropes may be shared
     rename   prefix of a parameter's name here -> its prefix in a Hugging Face checkpoint
 
-    May be built on the meta device: `to_empty(device=...)`, fill the parameters (see `sources`), run.
+    May be built on the meta device: `allocate` its memory, fill the parameters (see `sources`), run.
     """
 
     def __init__(self, shape: Shape, layers: Sequence[tuple[int | None, Rope]], rename: Mapping[str, str]):
@@ -117,23 +117,26 @@ class Decoder(nn.Module):
             return logits_SV
         return (whole_rows(torch.tanh, logits_SV / cap) if exact else torch.tanh(logits_SV / cap)) * cap
 
-    def set_deterministic(self) -> None:
+    def set_deterministic(self, on: bool = True) -> None:
         """From now on a token's logits are the same bits whatever shares its step; back ends have a flag of their own.
 
-        The weights must be there. Raises Refused where this machine's matrix products do not allow it.
+        The weights must be there. Raises Refused where this machine's matrix products do not allow it. Or, with `on`
+        False, no more.
         """
-        self.deterministic = True
+        self.deterministic = on
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         linears = [module for module in self.modules() if isinstance(module, Linear)]
         prepacked = [module for module in self.modules() if isinstance(module, Prepacked)]
-        if any(isinstance(module.packed, PackedRows) for module in linears):
+        if on and any(isinstance(module.packed, PackedRows) for module in linears):
             raise Refused(
                 "products with quantized weights give a row other bits in other company",
                 param="schedule.deterministic",
                 hint="leave it out, or take the model as it was before quantization",
             )
         for module in (*linears, *prepacked):
-            module.deterministic = True
+            module.deterministic = on
+        if not on:
+            return
         plain = (*(m for m in linears if m.packed is None), *(() if self.tied_head else (head,)))
         weights = {m.weight.shape: m.weight for m in plain if not m.weight.is_cuda and m.weight.numel()}
         whole = {m.weight.shape: m for m in prepacked}

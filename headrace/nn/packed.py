@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from headrace.quant.scheme import Packed, Scheme, join, part
+from headrace.quant.scheme import Packed, Scheme, join
 
 
 class PackedWeight(nn.Module):
@@ -35,10 +35,6 @@ class PackedWeight(nn.Module):
         """[..., K] to [..., N]."""
         return self.scheme.apply(self.tensors, x, bias)
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
-        """[N, K]."""
-        return self.scheme.unpack(self.tensors, dtype)
-
     def extra_repr(self) -> str:
         """For printing a model."""
         return f"{self.columns} -> {self.rows}, {self.scheme.name}"
@@ -46,8 +42,6 @@ class PackedWeight(nn.Module):
 
 class PackedRows(nn.Module):
     """Packed weights on top of each other: one where they can be joined, else side by side, never rounded again."""
-
-    prepared = False
 
     def __init__(self, parts: Sequence[tuple[Scheme, Packed]]):
         super().__init__()
@@ -65,10 +59,9 @@ class PackedRows(nn.Module):
         return None if others else first
 
     def prepare(self) -> None:
-        """Let schemes lay out their tensors for their device's kernels; `rows` is not possible from then on."""
+        """Let schemes lay out their tensors for their device's kernels."""
         for each in self.weights:
             each.prepare()
-        self.prepared = True
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] to [..., all rows]."""
@@ -76,19 +69,6 @@ class PackedRows(nn.Module):
             return self.parts[0](x, bias)
         out = torch.cat([part(x) for part in self.parts], dim=-1)
         return out if bias is None else out + bias
-
-    def rows(self, start: int, stop: int) -> tuple[Scheme, Packed]:
-        """Rows start to stop as they are packed; all of one part, as those of a projection are."""
-        assert not self.prepared, "laid out for kernels; read the checkpoint again"
-        for each in self.weights:
-            if start < each.rows:
-                return each.scheme, part(each.scheme, each.tensors, start, stop, "out")
-            start, stop = start - each.rows, stop - each.rows
-        raise IndexError(f"{start} is beyond the last row")
-
-    def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """All rows, [N, K]."""
-        return torch.cat([part.unpack(dtype) for part in self.weights])
 
 
 def joined(parts: Sequence[tuple[Scheme, Packed]]) -> list[tuple[Scheme, Packed]]:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from headrace.kernels.fixed import place_is_free
-from headrace.kernels.hadamard import hadamard, largest, turned
+from headrace.kernels.hadamard import factors, largest, mixed
 from headrace.kernels.int8 import Int8Weight
 from headrace.quant.schemes.int8 import SCHEMES
 
-TURNED = 128
+MIXED = 128
 """Inputs that are turned with each other, at most."""
 ROWS = 19
 """Tokens that a product is tried with: more than its blocks have, and no whole number of them."""
@@ -19,15 +19,15 @@ ROWS = 19
 class Prepacked(nn.Module):
     """Stands in for the weight of a Linear. packed: "weight" int8 [N, K] and "scale" [N, 1], as of schemes/int8.py.
 
-    matrix   what inputs are turned by before they are rounded; the weight is for such inputs. None: they are not
+    factors  what inputs are mixed by before they are rounded; the weight is for such inputs. None: they are not
     With `deterministic` a token alone gets the bits that it gets among others.
     """
 
     deterministic = False
 
-    def __init__(self, packed: Mapping[str, Tensor], matrix: Tensor | None = None):
+    def __init__(self, packed: Mapping[str, Tensor], factors: tuple[Tensor, Tensor] | None = None):
         super().__init__()
-        self.matrix = matrix
+        self.factors = factors
         self.weight = Int8Weight(packed["weight"], packed["scale"].flatten())
 
     @classmethod
@@ -40,13 +40,13 @@ class Prepacked(nn.Module):
         """
         if not turns:
             return cls(SCHEMES["int8"].pack(weight_NK, made))
-        matrix = hadamard(largest(weight_NK.shape[1], TURNED))
-        return cls(SCHEMES["int8"].pack(weight_NK, lambda rows: turned(made(rows), matrix)), matrix)
+        both = factors(largest(weight_NK.shape[1], MIXED))
+        return cls(SCHEMES["int8"].pack(weight_NK, lambda rows: mixed(made(rows), *both)), both)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] to [..., N], in x's dtype."""
-        if self.matrix is not None:
-            x = turned(x, self.matrix, self.deterministic).to(x.dtype)
+        if self.factors is not None:
+            x = mixed(x, *self.factors, self.deterministic).to(x.dtype)
         # As the engine calls it: conversions to the same cost time, too.
         if x.dim() == 2 and x.dtype == torch.float32:
             out = self.weight.product(x, self.deterministic)
@@ -57,7 +57,7 @@ class Prepacked(nn.Module):
 
     def place_is_free(self) -> bool:
         """Whether this machine gives a token the same bits wherever it is among others, and alone."""
-        if self.matrix is not None and not place_is_free(self.matrix):
+        if not all(map(place_is_free, self.factors or ())):
             return False
         size = self.weight.shape[1]
         x = torch.randn(ROWS, size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
@@ -65,11 +65,6 @@ class Prepacked(nn.Module):
         return all(
             torch.equal(self.weight.product(x[n : n + 1], fixed=True)[0], together[n]) for n in range(ROWS)
         )
-
-    def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[N, K], for inputs as they are given to `forward`."""
-        weight = self.weight.unpack()
-        return (weight if self.matrix is None else turned(weight, self.matrix)).to(dtype)
 
     def extra_repr(self) -> str:
         """For printing a model."""

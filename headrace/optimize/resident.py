@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.base.memory import give_back
+from headrace.checkpoint.load import HEAD
 from headrace.checkpoint.rows import read_rows
 from headrace.optimize.job import Job, blocks_of, embedding_of
 from headrace.optimize.layer import unpack_into
@@ -52,11 +53,10 @@ class Resident:
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """(first row, some rows) of the embedding or the head, float32."""
-        there = name if name in self.source.names() else self.embedding
         for start in range(0, self.model.shape.vocab, ROWS):
             if start % (ROWS * OPEN) == 0:
                 self._reopen()
-            rows = read_rows(self.source, there, start, min(start + ROWS, self.model.shape.vocab))
+            rows = read_rows(self.source, self._there(name), start, min(start + ROWS, self.model.shape.vocab))
             yield start, rows if self._turned is None else self._turned.weight(name, rows)
         self._reopen()
 
@@ -78,7 +78,7 @@ class Resident:
             elif self._turned is None:
                 self.source.read(name, tensor)
             else:
-                tensor.copy_(self._turned.weight(name, self.source.read(name).float()))
+                tensor.copy_(self._turned.weight(name, self.source.read(self._there(name)).float()))
             self._filled.add(name)
         self._reopen()
 
@@ -90,6 +90,10 @@ class Resident:
                 setattr(each, name, nn.Parameter(memory, requires_grad=False))
         self._filled -= {name for name, tensor in self.model.sources() if tensor.is_meta}
         give_back()
+
+    def _there(self, name: str) -> str:
+        """Its name in the source: a head that turning untied is there as the embedding."""
+        return self.embedding if name == HEAD and name not in self.source.names() else name
 
     def _reopen(self) -> None:
         """Pages of files that were read count as ours until the files are closed."""

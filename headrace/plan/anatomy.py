@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from headrace.base.errors import BadCheckpoint, Refused
+from headrace.base.words import dtype_name
 from headrace.nn.shape import MOST_HEADS, MOST_LAYERS, count, flag
 from headrace.plan.layers import Attention, attention, views
 
@@ -184,7 +185,7 @@ def _first(config: dict[str, Any], *keys: str) -> str | None:
 def _layer(config: dict[str, Any], kind: str, seen: Attention, index: int) -> Layer:
     hidden = count(config, "hidden_size")
     norms = hidden * (4 if kind in ("gemma2", "gemma3_text") else 2)
-    if not _routes(config, kind, index):
+    if not _routes(config, index):
         width = count(config, "intermediate_size")
         bias = 2 * width + hidden if flag(config, "mlp_bias", False) else 0
         return Layer(seen, seen.linear + 3 * hidden * width, 0, 0, 0, seen.small + norms + bias)
@@ -208,7 +209,7 @@ def _layer(config: dict[str, Any], kind: str, seen: Attention, index: int) -> La
     return Layer(seen, seen.linear + 3 * hidden * shared, experts, active, 3 * hidden * width, small)
 
 
-def _routes(config: dict[str, Any], kind: str, index: int) -> bool:
+def _routes(config: dict[str, Any], index: int) -> bool:
     """Whether a layer's feed-forward is made of experts."""
     if (key := _first(config, *EXPERTS)) is None or config[key] in (0, 1):
         return False
@@ -224,8 +225,8 @@ def _routes(config: dict[str, Any], kind: str, index: int) -> bool:
 
 
 def _dtype(config: dict[str, Any]) -> str:
-    said = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
-    return DTYPES.get(said, "bf16")
+    said = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    return DTYPES.get(dtype_name(said), "bf16")
 
 
 def _quantized(config: dict[str, Any]) -> str | None:

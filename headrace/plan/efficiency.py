@@ -97,8 +97,8 @@ class Engine:
     on: Mapping[str, Efficiency]
 
 
-# Fitted by plan/calibrate.py to the rows of docs/plan.md, "How well it predicts", all of one H200. `attention` is not fitted but measured by itself. What no run of an engine could tell is
-# taken from the other one.
+# Fitted by plan/calibrate.py to the rows of docs/plan.md, "How well it predicts", all of one H200. `attention` is not
+# fitted but measured by itself. What no run of an engine could tell is taken from the other one.
 _HEADRACE = Efficiency(
     *_table({"bf16": (0.87, 0.75), "fp8": (0.77, 0.73), "w4a16": (0.56, 0.58)}),
     kv=0.88, attention=0.42, moves=0.33, step_us=137, layer_us=11, row_us=2.5,

@@ -4,13 +4,9 @@ from typing import Any, NamedTuple
 
 from headrace.base.errors import BadCheckpoint
 from headrace.nn.shape import MOST_HEADS, count, flag
+from headrace.nn.windows import FULL, SLIDING
 
-FULL, SLIDING, CHUNKED, LINEAR = (
-    "full_attention",
-    "sliding_attention",
-    "chunked_attention",
-    "linear_attention",
-)
+CHUNKED, LINEAR = "chunked_attention", "linear_attention"
 ALL_SLIDE = frozenset({"mistral", "mixtral", "phi3", "ministral", "starcoder2"})
 """Model types all of whose layers have the window, if the config gives one."""
 
@@ -58,7 +54,7 @@ def _grouped(config: dict[str, Any], window: int | None) -> Attention:
     q, kv = heads * size, kv_heads * size
     gated = 2 if kind == "qwen3_next" else 1  # as many numbers again gate the output
     small = 0
-    if kind == "qwen2" or kind == "qwen2_moe":
+    if kind in ("qwen2", "qwen2_moe"):
         small += q + 2 * kv
     elif flag(config, "attention_bias", kind == "gpt_oss"):
         small += q + 2 * kv + hidden

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
+from headrace.base.words import size
 from headrace.bench.chart import COLOURS, Line, bar, draw
 from headrace.bench.page import opening, table, tiles
 from headrace.plan import words
@@ -77,9 +78,9 @@ def _memory(option: Option) -> str:
     whole = max(float(made.total), sum(row.amount for row in rows[:-1]))
     fits = ", ".join(f"{number:,} of {length:,} tokens" for length, number in words.at_once(made))
     return (
-        f"<h2>Memory of each device: {words.size(made.total)}</h2>"
-        + bar([(row.name, row.amount, words.size(row.amount)) for row in rows[:-1]], whole)
-        + table((), ((row.name, words.size(row.amount), escape(row.said)) for row in rows), words=True)
+        f"<h2>Memory of each device: {size(made.total)}</h2>"
+        + bar([(row.name, row.amount, size(row.amount)) for row in rows[:-1]], whole)
+        + table((), ((row.name, size(row.amount), escape(row.said)) for row in rows), words=True)
         + (f"<p>Requests at once: {fits}.</p>" if fits else "")
     )
 

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from headrace.base.words import size
 from headrace.plan.advice import Advice
 from headrace.plan.anatomy import Anatomy
 from headrace.plan.forecast import Forecast
@@ -9,7 +10,6 @@ from headrace.plan.memory import Memory
 from headrace.plan.options import Option
 from headrace.plan.search import Choice
 
-GIB = 2**30
 ADVICE_HEADS = ("throughput", "per token", "first token", "cost")
 CHOICE_HEADS = ("configuration", "$/hour", "$/M tok", "req/s", "rows", "TTFT", "TPOT")
 LENGTHS = (512, 2048, 8192, 32768, 131072)
@@ -19,11 +19,6 @@ class Row(NamedTuple):
     name: str
     amount: float
     said: str
-
-
-def size(amount: float) -> str:
-    """Bytes for people."""
-    return f"{amount / GIB:,.2f} GiB" if abs(amount) >= GIB else f"{amount / 2**20:,.0f} MiB"
 
 
 def count(amount: float) -> str:

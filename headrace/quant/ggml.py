@@ -71,9 +71,9 @@ def _fifth_bits(blocks: Tensor, start: int) -> Tensor:
     return _bits(blocks[:, start : start + 4]).transpose(1, 2).reshape(-1, 32) << 4
 
 
-def _sixes(blocks: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """Eight 6-bit scales and eight 6-bit minima from the 12 bytes at `start`: float32 [N, 8] each."""
-    a, b, c = blocks[:, start : start + 12].unflatten(1, (3, 4)).unbind(1)
+def _sixes(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Eight 6-bit scales and eight 6-bit minima from bytes 4 to 15: float32 [N, 8] each."""
+    a, b, c = blocks[:, 4:16].unflatten(1, (3, 4)).unbind(1)
     scales = torch.cat([a & 63, (c & 15) | ((a >> 2) & 48)], dim=1)
     minima = torch.cat([b & 63, (c >> 4) | ((b >> 2) & 48)], dim=1)
     return scales.float(), minima.float()
@@ -145,12 +145,12 @@ def _q3_k(blocks: Tensor, out: Tensor) -> None:
 
 
 def _q4_k(blocks: Tensor, out: Tensor) -> None:
-    scales, minima = _sixes(blocks, 4)
+    scales, minima = _sixes(blocks)
     _affine(out, _nibbles(blocks[:, 16:], 32), _half(blocks, 0) * scales, _half(blocks, 2) * minima)
 
 
 def _q5_k(blocks: Tensor, out: Tensor) -> None:
-    scales, minima = _sixes(blocks, 4)
+    scales, minima = _sixes(blocks)
     q = _nibbles(blocks[:, 48:], 32).view(-1, 8, 32) | (_bits(blocks[:, 16:48]) << 4)
     _affine(out, q, _half(blocks, 0) * scales, _half(blocks, 2) * minima)
 

@@ -210,9 +210,3 @@ def join(scheme: Scheme, parts: Sequence[Packed]) -> dict[str, Tensor] | None:
             return None
         joined[name] = torch.cat([other.contiguous() for other in others])
     return joined
-
-
-def take(scheme: Scheme, packed: Packed, rows_R: Tensor, dtype: torch.dtype) -> Tensor:
-    """Some rows of a packed weight, unpacked: [R, K]. For embeddings; every row must be a step of its own."""
-    chosen = {name: t[rows_R] if scheme.axes[name].rows else t for name, t in packed.items()}
-    return scheme.unpack(chosen, dtype)

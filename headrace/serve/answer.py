@@ -13,7 +13,7 @@ from headrace.serve.queue import Load
 from headrace.serve.record import Record
 from headrace.text.tokenizer import Tokenizer
 
-WORST = ("stop", "length", "tool_calls", "abort", "timeout", "error")
+WORST = ("stop", "length", "abort", "timeout", "error")
 STATUS = {"abort": 499, "timeout": 408, "error": 500}
 
 

@@ -192,7 +192,7 @@ def _outcomes(totals: "memoryview[float]") -> Json:
     """How many requests ended how, since the start."""
     family = LAYOUT.family("headrace_requests_total")
     of = {
-        "finished": ("stop", "length", "tool_calls"),
+        "finished": ("stop", "length"),
         "cancelled": ("abort",),
         "failed": ("error", "timeout"),
     }

@@ -12,7 +12,7 @@ from headrace.serve.series import Family, Labels
 ENDINGS = ("stop", "length", "abort", "error")
 """vLLM's finished_reason."""
 
-CAUSES = ("stop", "length", "tool_calls", "abort", "timeout", "error", "busy", "refused", "unavailable")
+CAUSES = ("stop", "length", "abort", "timeout", "error", "busy", "refused", "unavailable")
 """How a request ended, or why it never began: more than vLLM tells."""
 
 KINDS = ("chat", "completion", "response", "other")
@@ -108,6 +108,11 @@ FAMILIES = (
         series=_labelled("source", "local_compute", "local_cache_hit", "external_kv_transfer"),
     ),
     _counter("vllm:prompt_tokens_cached_total", "Prompt tokens found in the prefix cache."),
+    _counter(
+        "vllm:prompt_tokens_cached_by_source_total",
+        "Prompt tokens found in the prefix cache, by where that is kept.",
+        series=_labelled("source", "device"),
+    ),
     _counter(
         "vllm:prefix_cache_queries_total",
         "Prompt tokens looked up in the prefix cache.",

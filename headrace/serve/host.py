@@ -111,11 +111,10 @@ def facts_of(started: Started, served: tuple[str, ...], tokenizer: str | None, s
         "prefix cache": "on" if plan.prefix_cache else "off",
         "overlap": "on" if plan.overlap else "off",
         "guesses": f"up to {plan.speculate} tokens ahead" if plan.speculate else "none",
+        "same bits": "whatever shares a step" if plan.deterministic else "not promised",
     }
     if plan.device.type == "cpu":
         rows["threads"] = str(plan.threads)
-    if plan.deterministic:
-        rows["deterministic"] = "logits do not depend on what shares a step"
     return Facts(
         model=plan.model,
         served=served,
@@ -167,7 +166,7 @@ def build(config: Config, served: tuple[str, ...], host: Host, folder: Path) -> 
             said = monotonic()
             host.say(doing, part)
 
-    started = start(config, notify)
+    started = start(config, notify, resumes=True)
     host.say("warming up", 1.0)
     seconds = warm_up(started.engine)
     return Hosted(started.engine), facts_of(started, served, tokenizer, seconds)

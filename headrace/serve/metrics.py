@@ -18,7 +18,7 @@ from headrace.base.errors import Busy, Fault
 from headrace.engine.request import Event
 from headrace.engine.stream import Update
 from headrace.serve.answer import Answer
-from headrace.serve.families import ENDINGS, FAMILIES, KINDS, METHODS, REJECTIONS, ROUTES, SPANS, STATUSES
+from headrace.serve.families import FAMILIES, KINDS, METHODS, REJECTIONS, ROUTES, SPANS, STATUSES
 from headrace.serve.record import Record
 from headrace.serve.series import Histogram, Layout, Page, Sheet, info, neighbours, totals
 from headrace.serve.wire import Facts, Stats
@@ -164,6 +164,7 @@ class Metrics:
             ("vllm:generation_tokens_total", (), 1),
             ("vllm:prompt_tokens_total", (), prompt),
             ("vllm:prompt_tokens_cached_total", (), event.cached),
+            ("vllm:prompt_tokens_cached_by_source_total", ("device",), event.cached),
             ("vllm:prompt_tokens_by_source_total", ("local_compute",), prompt - event.cached),
             ("vllm:prompt_tokens_by_source_total", ("local_cache_hit",), event.cached),
         ):
@@ -175,11 +176,11 @@ class Metrics:
         if opened is not None:
             self.sheet.add(LAYOUT.at("headrace_streams"), -len(opened.paces))
         self._ending(record.kind, record.cause)
-        ending = {"tool_calls": "stop", "timeout": "abort"}.get(record.cause, record.cause)
-        self.sheet.add(LAYOUT.at("vllm:request_success_total", ending if ending in ENDINGS else "error"))
+        ending = "abort" if record.cause == "timeout" else record.cause
+        self.sheet.add(LAYOUT.at("vllm:request_success_total", ending))
         if record.resumes:
             self.sheet.add(LAYOUT.at("headrace_resumed_requests_total"))
-        if record.cause not in ("stop", "length", "tool_calls"):
+        if record.cause not in ("stop", "length"):
             return
         spans = record.spans
         longest = max((pace.tokens for pace in opened.paces if pace), default=0) if opened else 0

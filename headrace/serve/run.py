@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from headrace.base.errors import Fault
+from headrace.base.loop import runner
 from headrace.serve.app import make_app
 from headrace.serve.frontend import Frontend
 from headrace.serve.observe import Observers, Scrape, make_router, observe
@@ -39,8 +40,8 @@ def serve(
         allow_files()
         sock = listen(config.serve)
         workers = Workers(config, supervisor.folder, sock)
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(first(config, supervisor, workers, sock, (said, notify)))
+        with runner() as loop:
+            loop.run(first(config, supervisor, workers, sock, (said, notify)))
     finally:
         if workers is not None:
             workers.stop()
@@ -125,12 +126,3 @@ def build(config: ServeConfig, front: Frontend, folder: Path) -> tuple[Server, O
     routers, told = [make_router(front, observers)], observers.metrics.http
     app = make_app(front, settings, routers=routers, told=told, shared=shared)
     return Server(uvicorn_config(Scrape(app, front, observers, app.state.door), settings)), observers
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

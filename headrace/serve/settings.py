@@ -1,6 +1,6 @@
 """All knobs of the server: the engine's tree and the branch `serve`; torch-free."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from headrace.base.config import Config, Knobs, Memory, Model, Schedule, knob
@@ -107,7 +107,10 @@ class ServeConfig:
     @property
     def engine(self) -> Config:
         """The part that the engine process is started with."""
-        return Config(model=self.model, memory=self.memory, schedule=self.schedule)
+        schedule = self.schedule
+        if not self.serve.restarts and schedule.deterministic is None:
+            schedule = replace(schedule, deterministic=False)  # its requests end with it
+        return Config(model=self.model, memory=self.memory, schedule=schedule)
 
     @property
     def served(self) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """A further front process: `python -m headrace.serve.worker`, started by workers.py, told all by standard input."""
 
-import asyncio
 import json
 import os
 import socket
@@ -10,8 +9,9 @@ from threading import Thread
 
 from headrace.base.config import replace_dotted
 from headrace.base.log import setup
+from headrace.base.loop import runner
 from headrace.serve.frontend import Frontend
-from headrace.serve.run import answer, loop_factory
+from headrace.serve.run import answer
 from headrace.serve.settings import ServeConfig
 
 
@@ -25,8 +25,8 @@ def main() -> None:
     setup("warning")
     Thread(target=_leave_with_parent, daemon=True).start()
     config = replace_dotted(ServeConfig(), words["knobs"])
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(work(config, Path(words["folder"]), words["number"], socket.socket(fileno=words["fd"])))
+    with runner() as loop:
+        loop.run(work(config, Path(words["folder"]), words["number"], socket.socket(fileno=words["fd"])))
 
 
 def _leave_with_parent() -> None:

@@ -1,6 +1,5 @@
 """Read a vocabulary and its special tokens from a checkpoint folder or from GGUF metadata."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import tokenizers
 from tokenizers import AddedToken, processors
 
 from headrace.base.errors import BadCheckpoint, Refused
+from headrace.base.json_file import read_json
 from headrace.text import byte_level, sentence_piece
 
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -122,15 +122,7 @@ def _load(file: Path) -> tokenizers.Tokenizer:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{file} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadCheckpoint(f"{file} should hold a JSON object, not {type(value).__name__}")
-    return cast(dict[str, Any], value)
+    return read_json(file) if file.is_file() else {}
 
 
 def _special_tokens(*files: Mapping[str, Any]) -> dict[str, str]:

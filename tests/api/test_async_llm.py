@@ -157,7 +157,7 @@ async def test_when_the_engine_fails_everybody_hears_of_it(
     folder: Path, overlap: str, caplog: pytest.LogCaptureFixture
 ):
     engine = AsyncLLM(str(folder), **tiny.SMALL, **{"schedule.overlap": overlap})
-    runner = engine._loop._engine.executor.runner
+    runner = engine._loop._engine.runner
     real, steps = runner.run, []
 
     def fail(step):
@@ -187,7 +187,7 @@ async def test_when_the_engine_fails_everybody_hears_of_it(
 @looped
 async def test_shutdown_ends_what_runs(folder: Path):
     engine = AsyncLLM(str(folder), **tiny.SMALL)
-    runner = engine._loop._engine.executor.runner
+    runner = engine._loop._engine.runner
     real, reached, going = runner.run, threading.Event(), threading.Event()
 
     def wait(step):

@@ -221,7 +221,7 @@ def test_a_stream_is_one_answer(llm: LLM):
 
 
 def break_third_step(llm: LLM, patch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
-    runner = llm.local.engine.executor.runner
+    runner = llm.local.engine.runner
     run, steps = runner.run, count(1)
 
     def fail(step):
@@ -252,7 +252,7 @@ def test_an_error_ends_an_open_stream(llm: LLM, monkeypatch: pytest.MonkeyPatch)
     stream = llm.stream("ab", GREEDY)
     next(stream)
     with monkeypatch.context() as patch:
-        patch.setattr(llm.local.engine.executor.runner, "run", lambda step: 1 / 0)
+        patch.setattr(llm.local.engine.runner, "run", lambda step: 1 / 0)
         (output,) = llm.generate("c", GREEDY, use_tqdm=False)
     assert output.outputs[0].finish_reason == "error"
     (last,) = stream

@@ -109,7 +109,7 @@ def test_describe_says_what_is_accepted():
     assert said["schedule.policy"] == "arrival or priority"
     assert said["memory.block"] == "a whole number from 1 to 1024"
     assert said["model.max_len"] == "a whole number of at least 1"
-    assert said["model.dummy_weights"] == "true or false"
+    assert said["model.dummy_weights"] == said["schedule.deterministic"] == "true or false"
     assert said["model.tokenizer"] == "text"
 
 
@@ -181,6 +181,8 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4}
         ("async_scheduling", False, "schedule.overlap", "off"),
         ("async_scheduling", "auto", "schedule.overlap", "auto"),
         ("deterministic", True, "schedule.deterministic", True),
+        ("deterministic", False, "schedule.deterministic", False),
+        ("deterministic", "auto", "schedule.deterministic", None),
         ("speculative_config", None, "schedule.speculate", None),
         ("speculative_config", NGRAM, "schedule.speculate", 5),
         ("speculative_config", {"model": "[ngram]", "num_speculative_tokens": 2}, "schedule.speculate", 2),

@@ -1,5 +1,7 @@
 """The tree of knobs as flags."""
 
+from typing import get_args
+
 import pytest
 
 from headrace.base.config import Config, flat, values
@@ -23,7 +25,7 @@ def test_each_knob_has_its_flag(name: str):
     sample = {"model.device": "cpu"}.get(name) or (
         knob.choices[-1] if knob.choices else knob.low if knob.low is not None else "x"
     )
-    if isinstance(knob.default, bool):
+    if bool in (knob.type, *get_args(knob.type)):
         head, dot, leaf = flag(name).removeprefix("--").rpartition(".")
         words = [f"--{head}{dot}no-{leaf}" if knob.default else flag(name)]
         sample = not knob.default

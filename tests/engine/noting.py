@@ -23,7 +23,6 @@ from triton.runtime import driver
 import headrace.kernels.gpu as kernels
 from headrace.engine import start
 from headrace.engine.engine import Engine
-from headrace.engine.executor import Executor
 from headrace.engine.graphs import Graphs
 from headrace.engine.intake import Intake
 from headrace.engine.rehearsal import rehearse
@@ -113,7 +112,7 @@ def engine_in(folder: Path) -> tuple[Engine, Intake, Graphs]:
     runner.script, runner.batch.staging.alias = None, False
     runner.graphs = Graphs(model, runner.batch, runner.sampler, plan.rows)
     intake = Intake(start.find_tokenizer(config, at), plan.max_len, VOCAB, frozenset())
-    return Engine(plan, Executor(runner), intake.compiler), intake, runner.graphs
+    return Engine(plan, runner, intake.compiler), intake, runner.graphs
 
 
 def serve(engine: Engine, intake: Intake, asked: Sequence[dict[str, Any]], random: Random) -> None:

@@ -87,7 +87,7 @@ class Stub:
 
 
 def engine(
-    executor: Stub,
+    runner: Stub,
     blocks: int = 200,
     tokens: int = 64,
     rows: int = 8,
@@ -107,7 +107,7 @@ def engine(
         policy="arrival",
         prefix_cache=True,
     )
-    return Engine(plan, executor, COMPILER)  # pyright: ignore[reportArgumentType]
+    return Engine(plan, runner, COMPILER)  # pyright: ignore[reportArgumentType]
 
 
 def ask(id: int, form: int, prompt: int, length: int) -> Request:

@@ -149,7 +149,7 @@ def test_an_interrupted_step_ends_every_request_and_leaves_a_working_engine(star
     engine.add(ask("a", [5, 6, 7]))
     engine.add(ask("b", [5, 6, 8]))
     engine.step()
-    runner = engine.executor.runner
+    runner = engine.runner
 
     def fail(step):
         raise KeyboardInterrupt

@@ -60,7 +60,7 @@ def test_masks_come_between_two_graphs(llama_folder: Path, without_gpu: None, mo
     found: list[list[tuple[list[int], str | None]]] = []
     for graphs in (False, True):
         started = start(tiny.config(llama_folder, **{"schedule.overlap": "on", "max_num_seqs": 16}))
-        recordings = recorded(started.engine.executor.runner, 16) if graphs else None
+        recordings = recorded(started.engine.runner, 16) if graphs else None
         streams: dict[str, Stream] = {}
         for n, wanted in enumerate(forms * 2):
             params = SamplingParams(
@@ -83,7 +83,7 @@ def test_masks_come_between_two_graphs(llama_folder: Path, without_gpu: None, mo
 def test_a_draw_by_masks_is_no_step_without_them(llama_folder: Path, without_gpu: None):
     """As many rows that draw in the same way, first without grammars: their recording is another one."""
     started = start(tiny.config(llama_folder, **{"schedule.overlap": "on", "max_num_seqs": 16}))
-    recordings = recorded(started.engine.executor.runner, 16)
+    recordings = recorded(started.engine.runner, 16)
     for wanted in (None, form(regex="[ab]{20}")):
         streams: dict[str, Stream] = {}
         for n in range(4):

@@ -47,7 +47,13 @@ FEW = [1] * 20
     ],
 )
 def test_where_a_step_is_cut(sizes: list[int], cut: int):
-    assert middle(np.array([0, *sizes]).cumsum(), QUERIES) == cut
+    """By the number of tokens, where keys are nothing to their products."""
+    assert middle(np.array([0, *sizes]).cumsum(), np.array(sizes), QUERIES, 1e9) == cut
+
+
+@pytest.mark.parametrize(("context", "cut"), [(512, 274), (8192, 259)])
+def test_the_first_part_of_a_prompt_is_longer_as_it_sees_fewer_keys(context: int, cut: int):
+    assert middle(np.array([0, 512]), np.array([context]), QUERIES, 1500.0) == cut
 
 
 def test_the_parts_of_a_row_see_what_the_row_sees():
@@ -78,7 +84,7 @@ def test_halves_say_what_the_layers_say(
 ):
     """Between two rows, in the middle of one, and where a half has but one token of it."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(script, "middle", lambda starts, few: at * (starts[-1] > at))
+    monkeypatch.setattr(script, "middle", lambda starts, *_: at * (starts[-1] > at))
     begun = started(tmp_path, llama.TINY, **threads)
     for n, length in enumerate((20, 30, 50, 32)):
         begun.engine.add(
@@ -94,7 +100,7 @@ def test_with_deterministic_halves_change_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: dict[str, Any]
 ):
     begun = started(tmp_path, llama.TINY, deterministic=True, **threads)
-    runner = begun.engine.executor.runner
+    runner = begun.engine.runner
     if runner.script is None:
         pytest.skip("this machine's products depend on company")
     for n, length in enumerate((40, 30, 70)):
@@ -103,7 +109,7 @@ def test_with_deterministic_halves_change_no_bit(
         )
     step, found = begun.engine.scheduler.plan(), []
     for at in (0, 1, 55, 70, 139):
-        monkeypatch.setattr(script, "middle", lambda starts, few, at=at: at)
+        monkeypatch.setattr(script, "middle", lambda *_, at=at: at)
         with torch.inference_mode():
             runner._admit(step)
             runner.batch.fill(step)
@@ -116,7 +122,7 @@ def test_a_half_that_fails_keeps_nobody_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: dict[str, Any]
 ):
     begun = started(tmp_path, llama.TINY, **threads)
-    made = begun.engine.executor.runner.script
+    made = begun.engine.runner.script
     assert made is not None
     run = made._step
 
@@ -129,7 +135,7 @@ def test_a_half_that_fails_keeps_nobody_waiting(
     begun.engine.add(ask("a", [5] * 136 + [6] * 4, SamplingParams(max_tokens=3)))
     step = begun.engine.scheduler.plan()
     made._batch.fill(step)
-    monkeypatch.setattr(script, "middle", lambda starts, few: 68)
+    monkeypatch.setattr(script, "middle", lambda *_: 68)
     with pytest.raises(MemoryError), torch.inference_mode():
         made()
     assert torch.get_num_threads() == 2

@@ -148,9 +148,9 @@ def test_rows_side_by_side_get_what_the_layers_say(
     monkeypatch.setattr(Drafter, "draft", lambda self, tokens, most, rows: tokens[:most])
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: least < 0.9999)
     begun = started(tmp_path, llama.TINY, **{"schedule.speculate": guesses, "model.threads": threads})
-    script = begun.engine.executor.runner.script
+    script = begun.engine.runner.script
     assert script is not None
-    begun.engine.executor.runner.pace = None
+    begun.engine.runner.pace = None
     assert len(script._lanes) == threads
     seen: list[Load] = []
     load = Lanes.load

@@ -21,7 +21,7 @@ class Poisoned:
 
     def __init__(self, engine: Engine, kind: str, at: int, monkeypatch: pytest.MonkeyPatch):
         self.kind, self.at, self.failures, self.attempts = kind, at, 0, 0
-        run, commit = engine.executor.run, engine.scheduler.commit
+        run, commit = engine.runner.run, engine.scheduler.commit
 
         def start(step: list[Row]) -> Any:
             if kind == "start":
@@ -40,7 +40,7 @@ class Poisoned:
                 self.check(step)
             return commit(step, *rest)
 
-        monkeypatch.setattr(engine.executor, "run", start)
+        monkeypatch.setattr(engine.runner, "run", start)
         monkeypatch.setattr(engine.scheduler, "commit", take)
 
     def check(self, step: list[Row]) -> None:
@@ -137,7 +137,7 @@ def test_a_device_beyond_repair_fails_whoever_asks(llama_folder: Path, monkeypat
     def gone() -> None:
         raise OSError("the device is gone")
 
-    monkeypatch.setattr(engine.executor, "check", gone)
+    monkeypatch.setattr(engine.runner, "check", gone)
     engine.add(ask("poison", [5, 6]))
     with pytest.raises(OSError, match="gone"):
         engine.step()

@@ -3,19 +3,24 @@
 import json
 import subprocess
 import sys
+from itertools import combinations, product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from headrace.base.errors import BadCheckpoint
 from headrace.engine import rehearsal
 from headrace.engine.graphs import Graphs
+from headrace.engine.request import SamplingParams
 from headrace.engine.runner import Runner
+from headrace.engine.sampler import Sampler
 from headrace.engine.start import start
 from headrace.models import gemma
 from headrace.nn.decoder import Decoder
 from tests import tiny
+from tests.engine.test_engine import ask
 
 TYPES = ["sliding_attention", "sliding_attention", "full_attention"] * 2
 
@@ -27,7 +32,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     at = tiny.folder(tmp_path / "model", gemma.TINY, num_hidden_layers=6, layer_types=TYPES)
-    runner = start(tiny.config(at)).engine.executor.runner
+    runner = start(tiny.config(at)).engine.runner
     monkeypatch.setattr(runner.batch.backend, "plan_recorded", runner.batch.backend.plan, raising=False)
     return runner
 
@@ -54,6 +59,17 @@ def test_every_padded_row_count_and_size_of_prompt_is_rehearsed(
     assert {blocks for *_, blocks in seen} == {4}, "two of each kind"
     assert list(runner.model.blocks) == every
     assert all(map(torch.equal, kept, [runner.batch.table, runner.batch.last]))
+
+
+def test_every_way_to_draw_that_requests_can_cause_is_rehearsed():
+    """By what each may ask for, alone and in the company of one or two others."""
+    values = {"temperature": (0, 1), "top_k": (0, -1, 5, 99), "top_p": (1, 0.9), "min_p": (0, 0.1)}
+    asked = [dict(zip(values, each, strict=True)) for each in product(*values.values())]
+    sampler = Sampler(len(asked), 99, "cpu")
+    for slot, params in enumerate(asked):
+        sampler.admit(slot, ask(slot, [3], SamplingParams(max_tokens=1, **params)), [3])
+    rows = [slots for n in (1, 2, 3) for slots in combinations(range(len(asked)), n)]
+    assert {sampler.draws(np.array(slots)) for slots in rows} == set(rehearsal.DRAWS)
 
 
 def test_steps_of_all_kinds_launch_what_was_rehearsed(monkeypatch: pytest.MonkeyPatch):

@@ -17,13 +17,14 @@ from headrace.engine.layout import lay_out
 from headrace.engine.resolve import (
     Plan,
     pick_attention,
+    pick_deterministic,
     pick_device,
     pick_dtype,
     pick_kv_dtype,
     pick_quantization,
     resolve,
 )
-from headrace.engine.room import gib, workspace
+from headrace.engine.room import workspace
 from headrace.models import gemma, llama
 
 MIB = 2**20
@@ -114,6 +115,16 @@ def test_deterministic_is_part_of_the_plan():
     assert not plan().deterministic
 
 
+@pytest.mark.parametrize("asked", ["auto", True, False])
+@pytest.mark.parametrize("resumes", [True, False])
+@pytest.mark.parametrize("quantization", ["int8", "none", "checkpoint"])
+def test_where_nobody_says_bits_are_kept_if_requests_outlive_the_engine_and_it_is_cheap(
+    asked: str | bool, resumes: bool, quantization: str
+):
+    wanted = (resumes and quantization == "int8") if asked == "auto" else asked
+    assert pick_deterministic(from_names(deterministic=asked), quantization, resumes) is wanted
+
+
 def test_rows_are_no_more_than_tokens():
     assert plan(max_num_batched_tokens=7).rows == 7
     assert plan(max_num_seqs=3).rows == 3
@@ -185,7 +196,7 @@ def refusal(free: int, names: dict[str, Any]) -> Refused | None:
 
 def test_too_small_names_a_share():
     with pytest.raises(
-        Refused, match=r"the model needs .* MiB .*memory.share 0.1 of 1.00 GiB free is 102 MiB"
+        Refused, match=r"the model needs .* MiB .*memory.share 0.1 of 1.00 GiB free is 102.4 MiB"
     ) as caught:
         plan(settings=BIG | {"vocab_size": 40_000}, **{"memory.share": 0.1})
     (share,) = hinted(caught.value).values()
@@ -298,11 +309,6 @@ def test_attention_back_ends():
         pick_attention(from_names(attention_backend="quantum"), cpu, 64)
     with pytest.raises(Refused, match=r"no attention back end fits .triton: "):
         pick_attention(from_names(attention_backend="triton"), cpu, 64)
-
-
-def test_sizes_for_people():
-    assert gib(3 * MIB) == "3 MiB"
-    assert gib(3 * 2**29) == "1.50 GiB"
 
 
 def test_a_plan_cannot_be_changed():

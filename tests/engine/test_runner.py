@@ -23,7 +23,7 @@ def started(llama_folder: Path) -> Started:
 def advance(started: Started) -> Outcome:
     engine = started.engine
     step = engine.scheduler.plan()
-    outcome = engine.executor.run(step)()
+    outcome = engine.runner.run(step)()
     engine.scheduler.commit(step, outcome)
     return outcome
 
@@ -40,7 +40,7 @@ def test_tokens_come_in_row_order_and_stay_where_the_next_step_finds_them(
     for i in range(3):
         started.engine.add(ask(i, [5, 6, i]))
     started.engine.add(ask("long", PROMPT))  # 7 of its 20 tokens go into the first step
-    runner, scheduler = started.engine.executor.runner, started.engine.scheduler
+    runner, scheduler = started.engine.runner, started.engine.scheduler
     runner.batch.last.fill_(-7)
     outcome = advance(started)
     expected = [int(tiny.logits(llama_decoder, [5, 6, i])[-1].argmax()) for i in range(3)]

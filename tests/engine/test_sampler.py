@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headrace.engine import sampler as module
 from headrace.engine.request import Logprobs, Request, SamplingParams
-from headrace.engine.sampler import Lanes, Sampler
+from headrace.engine.sampler import Sampler, Strips
 
 VOCAB = 24
 CPU = torch.device("cpu")
@@ -229,14 +229,14 @@ def test_what_the_draw_is_told():
     sampler.admit(0, make(temperature=1.0, top_k=VOCAB + 5, seed=2**62), (1, 2, 3))
     with mock.patch.object(module, "draw", wraps=module.draw) as draw:
         sampler.sample(torch.randn(2, VOCAB), np.array([2, 0]), np.array([3, 9]))
-    (_, told, plan), _ = draw.call_args
+    (_, told, draws), _ = draw.call_args
     assert told.scale.tolist() == [2.0, 1.0]
     assert told.reach.tolist() == [pytest.approx(math.log(4)), math.inf]
     assert told.top_k.tolist() == [5, 0]
     assert told.top_p.tolist() == [0.75, 1.0]
     assert told.seeds.tolist() == [-4, 2**62]
     assert told.positions.tolist() == [3, 9]
-    assert plan == (False, True, True)
+    assert draws == (False, True, True)
 
 
 def test_a_greedy_batch_costs_an_argmax():
@@ -247,10 +247,10 @@ def test_a_greedy_batch_costs_an_argmax():
     with mock.patch.object(module, "draw", wraps=module.draw) as draw:
         tokens = sampler.sample(logits, np.arange(3), np.full(3, 3)).tokens
     assert torch.equal(tokens, logits.argmax(-1))
-    (same, chosen, plan), _ = draw.call_args
+    (same, chosen, draws), _ = draw.call_args
     assert same is logits
     assert chosen is None
-    assert plan.greedy
+    assert draws.greedy
 
 
 def test_counts_are_kept_on_the_device_so_the_host_may_lag():
@@ -340,18 +340,18 @@ def test_log_probabilities_that_depend_on_no_other_row():
 
 
 def test_lanes_are_lent_grown_and_given_back():
-    lanes = Lanes(6, (1, 2), torch.int64, -1, CPU)
-    lanes.lend(3, (1, 2))[:] = 7
-    lanes.lend(5, (2, 3))[:] = 8
-    assert lanes.table[lanes.of[3]].tolist() == [[7, 7, -1], [-1, -1, -1]]
-    lanes.take_back(5)
-    lanes.take_back(5)
-    assert lanes.of.tolist() == [-1, -1, -1, int(lanes.of[3]), -1, -1]
+    strips = Strips(6, (1, 2), torch.int64, -1, CPU)
+    strips.lend(3, (1, 2))[:] = 7
+    strips.lend(5, (2, 3))[:] = 8
+    assert strips.table[strips.of[3]].tolist() == [[7, 7, -1], [-1, -1, -1]]
+    strips.take_back(5)
+    strips.take_back(5)
+    assert strips.of.tolist() == [-1, -1, -1, int(strips.of[3]), -1, -1]
     for slot in (0, 1, 2, 4, 5):
-        assert (lanes.lend(slot, (1, 1)) == -1).all()
-    assert len(lanes.table) == 6
-    assert sorted(lanes.of) == list(range(6))
-    assert lanes.table[lanes.of[3]][0].tolist() == [7, 7, -1]
+        assert (strips.lend(slot, (1, 1)) == -1).all()
+    assert len(strips.table) == 6
+    assert sorted(strips.of) == list(range(6))
+    assert strips.table[strips.of[3]][0].tolist() == [7, 7, -1]
 
 
 def test_an_empty_batch():
@@ -364,16 +364,16 @@ def test_a_plan_holds_until_a_slot_is_given_to_another():
     sampler, slots = Sampler(2, VOCAB, CPU), np.array([0, 1])
     for slot in (0, 1):
         sampler.admit(slot, Request(id="a", prompt=(1,), params=SamplingParams(temperature=0)), [1])
-    first = sampler.plan(slots)
+    first = sampler.draws(slots)
     assert first is not None
     assert first.greedy
-    assert sampler.plan(slots) is first
+    assert sampler.draws(slots) is first
     sampler.admit(1, Request(id="b", prompt=(1,), params=SamplingParams(temperature=1, top_k=2)), [1])
-    second = sampler.plan(slots)
+    second = sampler.draws(slots)
     assert second is not None
     assert not second.greedy
     sampler.admit(0, Request(id="c", prompt=(1,), params=SamplingParams(presence_penalty=1)), [1])
-    assert sampler.plan(slots) is None
-    assert sampler.plan(slots, module.PENALTY) is not None
+    assert sampler.draws(slots) is None
+    assert sampler.draws(slots, module.PENALTY) is not None
     sampler.release(0)
-    assert sampler.plan(slots) == second
+    assert sampler.draws(slots) == second

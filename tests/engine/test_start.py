@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 
 from headrace.api.llm import LLM
 from headrace.base.errors import BadCheckpoint, Fault, Refused, UnknownName
+from headrace.engine import script
 from headrace.engine.request import SamplingParams
 from headrace.engine.start import look, recommended, start
 from headrace.kernels import int8
 from headrace.models import gemma
+from headrace.nn import prepacked
 from headrace.text.template import ChatTemplate
 from tests import tiny
 from tests.checkpoint.files import LLAMA, write_gguf
@@ -47,7 +50,7 @@ def test_everything_fits_together(llama_folder: Path):
 
 def test_layers_know_their_place(tmp_path: Path):
     started = start(tiny.config(tiny.folder(tmp_path / "g", gemma.TINY)))
-    layers = started.engine.executor.runner.model.attentions
+    layers = started.engine.runner.model.attentions
     assert [(layer.group, layer.cache_index) for layer in layers] == [
         tuple(p) for p in started.plan.layout.places
     ]
@@ -273,3 +276,30 @@ def test_eight_bits_have_no_company(llama_folder: Path):
     for prompt, output in zip(prompts, together, strict=True):
         (alone,) = llm.generate([prompt], params, use_tqdm=False)
         assert alone.outputs[0].logprobs == output.outputs[0].logprobs
+
+
+def bits(at: Path, caplog: pytest.LogCaptureFixture, **more: Any) -> tuple[bool, int]:
+    """Whether a server's engine, as it comes, keeps a request's bits; how many lines the log has about it."""
+    caplog.clear()
+    started = start(tiny.config(at, **{"quantization": "int8", **more}), resumes=True)
+    model, runner = started.engine.runner.model, started.engine.runner
+    flags = {module.deterministic for module in model.modules() if hasattr(module, "deterministic")}
+    assert flags == {started.plan.deterministic}
+    assert not started.plan.deterministic or runner.script is not None
+    return started.plan.deterministic, sum("greedy text" in line for line in caplog.messages)
+
+
+@pytest.mark.skipif(int8.missing() is not None, reason="no 8-bit products on this processor")
+def test_a_server_keeps_bits_where_that_is_cheap(
+    llama_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    assert bits(llama_folder, caplog) == (True, 0)
+    assert bits(llama_folder, caplog, quantization="none") == (False, 0)
+    assert bits(llama_folder, caplog, deterministic=False) == (False, 0)
+    assert not start(tiny.config(llama_folder, quantization="int8")).plan.deterministic
+    assert bits(tiny.folder(tmp_path / "g", gemma.TINY), caplog) == (False, 1)
+    with monkeypatch.context() as machine:
+        machine.setattr(script, "keeps", lambda *given: False)
+        assert bits(llama_folder, caplog) == (False, 1)
+    monkeypatch.setattr(prepacked, "place_is_free", lambda weight: False)
+    assert bits(llama_folder, caplog) == (False, 1)

@@ -129,7 +129,9 @@ ahead.have(ahead.note_of("what an engine needs"))
 def early(tmp_path: Path, *words: str, **environment: str) -> list[str]:
     said = {"TRITON_CACHE_DIR": str(tmp_path), **environment}
     kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES")}
-    ran = subprocess.run([sys.executable, "-c", EARLY, *words], capture_output=True, text=True, env=kept | said)
+    ran = subprocess.run(
+        [sys.executable, "-c", EARLY, *words], capture_output=True, text=True, env=kept | said
+    )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
 

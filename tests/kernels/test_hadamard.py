@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headrace.kernels.fixed import place_is_free
-from headrace.kernels.hadamard import factors, hadamard, largest, turned
+from headrace.kernels.hadamard import factors, hadamard, largest, mixed, turned
 
 
 @pytest.mark.parametrize("size", [1, 8, 64])
@@ -31,16 +31,25 @@ def test_turning_spreads_what_stands_out_and_is_its_own_inverse():
 
 def test_a_row_has_its_bits_in_any_company():
     matrix = hadamard(32)
-    if not place_is_free(matrix):
+    both = factors(64)
+    if not all(map(place_is_free, (matrix, *both))):
         pytest.skip("products of this machine depend on the place")
     x = torch.randn(37, 64)
-    together = turned(x, matrix, deterministic=True)
+    together, spread = turned(x, matrix, deterministic=True), mixed(x, *both, deterministic=True)
     for n in (0, 9, 36):
         assert torch.equal(turned(x[n : n + 1], matrix, deterministic=True)[0], together[n])
+        assert torch.equal(mixed(x[n : n + 1], *both, deterministic=True)[0], spread[n])
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 128])
 def test_two_small_matrices_for_one_large(size: int):
-    left, right = factors(hadamard(size))
-    torch.testing.assert_close(torch.kron(left, right), hadamard(size))
-    assert len(right) <= 2 * len(left) or size < 4
+    """Each number goes, in equal parts, to `size` others, and comes back."""
+    far, near = factors(size)
+    assert len(far) * len(near) == size
+    x = torch.zeros(2, 3 * size)
+    x[1, -1] = 1.0
+    found = mixed(x, far, near)
+    assert not found[0].any()
+    assert int((found[1].abs() > size**-0.5 - 1e-6).sum()) == size
+    torch.testing.assert_close(found[1].norm(), torch.tensor(1.0))
+    torch.testing.assert_close(mixed(found, far, near), x)

@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from headrace.kernels import configs
 from headrace.kernels.choices import PagedDecode
 from headrace.kernels.paged import paged_attention
-from headrace.kernels.paged_decode import paged_decode
 from tests.kernels.closeness import assert_close
 from tests.kernels.pages import draw, hide, scores
 
@@ -70,17 +70,14 @@ def test_q_may_be_part_of_a_wider_tensor(device):
     assert torch.equal(run(part, pages, scores(32)), run(q, pages, scores(32)))
 
 
-def test_without_a_gpu_it_is_the_definition():
-    q, pages = draw([(1, 40), (2, 9)], (4, 2, 32), dtype=torch.float32)
-    assert torch.equal(paged_decode(q, pages, scores(32)), paged_attention(q, pages, scores(32), most=1))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(32, 8, 128), (16, 8, 128), (9, 3, 64), (8, 4, 256), (32, 32, 80)])
 def test_default_configuration_on_the_device(shape, dtype):
     rows = [(1, n) for n in (1, 5000, 0, 64, 333, 16, 1025)] + [(1, 100 + 7 * i) for i in range(60)]
     q, pages = draw(rows, shape, dtype=dtype, device="cuda", padding=2)
-    out = paged_decode(q, pages, scores(shape[2]))
+    config = configs.paged_decode(configs.capability(q.device), shape[2])
+    programs = configs.multiprocessors(q.device) * config.programs
+    out, again = (run(q, pages, scores(shape[2]), programs, config) for _ in range(2))
     assert_close(out, paged_attention(q, pages, scores(shape[2]), most=1))
-    assert torch.equal(out, paged_decode(q, pages, scores(shape[2])))
+    assert torch.equal(out, again)

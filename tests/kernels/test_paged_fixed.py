@@ -7,8 +7,7 @@ import torch
 
 from headrace.kernels import configs
 from headrace.kernels.choices import PagedFixed
-from headrace.kernels.paged import Pages, paged_attention
-from headrace.kernels.paged_prefill import prefill_work
+from headrace.kernels.paged import Pages, paged_attention, prefill_work
 from tests.kernels.closeness import assert_close
 from tests.kernels.pages import draw, scores
 

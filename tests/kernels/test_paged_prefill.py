@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from headrace.kernels import configs
 from headrace.kernels.choices import PagedPrefill
-from headrace.kernels.paged import paged_attention
-from headrace.kernels.paged_prefill import paged_prefill, prefill_work
+from headrace.kernels.paged import paged_attention, prefill_work
 from tests.kernels.closeness import assert_close
 from tests.kernels.pages import draw, hide, scores
 
@@ -90,18 +90,14 @@ def test_work_covers_every_query_once_and_is_longest_first():
     assert prefill_work(starts[1:2], context[:0], 16).shape == (0, 2)
 
 
-def test_without_a_gpu_it_is_the_definition():
-    q, pages = draw(ROWS, (4, 2, 32), dtype=torch.float32)
-    assert torch.equal(paged_prefill(q, pages, scores(32)), paged_attention(q, pages, scores(32), least=2))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(32, 8, 128), (16, 8, 128), (9, 3, 64), (8, 4, 256), (32, 32, 80)])
 def test_default_configuration_on_the_device(shape, dtype):
     q, pages = draw([(700, 700), (33, 1500), (2, 2), (129, 129)], shape, dtype=dtype, device="cuda")
+    config = configs.paged_prefill(configs.capability(q.device), shape[2])
     for rule in (scores(shape[2]), scores(shape[2], window=200)):
-        assert_close(paged_prefill(q, pages, rule), paged_attention(q, pages, rule))
+        check(q, pages, rule, config=config)
 
 
 FETCHED = PagedPrefill(rows=128, keys=64, warps=8, stages=2, fetched=True)

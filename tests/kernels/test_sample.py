@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.kernels import sample
-from headrace.kernels.sample import ANYTHING, Plan, Settings, draw, draw_ref, gumbel, random_bits, row_keys
+from headrace.kernels.sample import ANYTHING, Draws, Settings, draw, draw_ref, gumbel, random_bits, row_keys
 
 INF = float("inf")
 
@@ -200,20 +200,20 @@ def test_a_row_with_nothing_left_still_gives_a_token():
 
 
 @pytest.mark.parametrize(
-    ("cut", "plan"),
+    ("cut", "draws"),
     [
-        ({"temperature": 0.0, "top_k": 4}, Plan(True, False, False)),
-        ({}, Plan(False, False, False)),
-        ({"top_k": 4}, Plan(False, True, False)),
-        ({"top_p": 0.5}, Plan(False, True, False)),
-        ({"min_p": 0.5}, Plan(False, False, True)),
+        ({"temperature": 0.0, "top_k": 4}, Draws(True, False, False)),
+        ({}, Draws(False, False, False)),
+        ({"top_k": 4}, Draws(False, True, False)),
+        ({"top_p": 0.5}, Draws(False, True, False)),
+        ({"min_p": 0.5}, Draws(False, False, True)),
     ],
 )
-def test_plans(cut, plan):
+def test_draws(cut, draws):
     s = choose(2, **cut)
-    assert Plan.of(*(x.numpy() for x in (s.scale, s.reach, s.top_k, s.top_p))) == plan
+    assert Draws.of(*(x.numpy() for x in (s.scale, s.reach, s.top_k, s.top_p))) == draws
     mixed = choose(2, temperature=torch.tensor([0.0, 1.0]), top_p=torch.tensor([0.5, 1.0]))
-    assert not Plan.of(*(x.numpy() for x in (mixed.scale, mixed.reach, mixed.top_k, mixed.top_p))).cuts
+    assert not Draws.of(*(x.numpy() for x in (mixed.scale, mixed.reach, mixed.top_k, mixed.top_p))).cuts
 
 
 # -- kernels
@@ -267,12 +267,12 @@ def test_kernel_equals_definition_without_cuts(device, shape):
 
     logits = SHAPES[shape](torch.Generator().manual_seed(6)).to(device)
     free = on(device, choose(ROWS, temperature=torch.linspace(0, 2, ROWS)))
-    assert torch.equal(kernel(logits, free, Plan(False, False, False)), draw_ref(logits, free))
+    assert torch.equal(kernel(logits, free, Draws(False, False, False)), draw_ref(logits, free))
     floored = on(
         device, choose(ROWS, temperature=torch.linspace(0, 2, ROWS), min_p=torch.linspace(0, 1, ROWS))
     )
-    assert torch.equal(kernel(logits, floored, Plan(False, False, True)), draw_ref(logits, floored))
-    assert torch.equal(kernel(logits, None, Plan(True, False, False)), logits.argmax(-1))
+    assert torch.equal(kernel(logits, floored, Draws(False, False, True)), draw_ref(logits, floored))
+    assert torch.equal(kernel(logits, None, Draws(True, False, False)), logits.argmax(-1))
     assert torch.equal(kernel(logits, floored, ANYTHING), draw_ref(logits, floored))
 
 
@@ -291,7 +291,7 @@ def test_race_equals_definition(device, monkeypatch, shape, tile, span):
         seeds=torch.randint(-(2**63), 2**63 - 1, (ROWS,), generator=g),
     )
     s = on(device, s)
-    free = Plan(False, False, False)
+    free = Draws(False, False, False)
     assert torch.equal(gpu.draw(logits, s, free, span=span), draw_ref(logits, s))
     assert torch.equal(gpu.draw(logits * 1e4, s, free, span=span), draw_ref(logits * 1e4, s))
 
@@ -306,7 +306,7 @@ def test_race_ends_on_broken_rows(device):
     logits[2] = -INF
     logits[3, 5:9] = INF
     logits[4, :190] = -INF  # whole tiles without anything to draw come first
-    tokens = kernel(logits, on(device, choose(5)), Plan(False, False, False), span=64).tolist()
+    tokens = kernel(logits, on(device, choose(5)), Draws(False, False, False), span=64).tolist()
     assert all(0 <= token < 200 for token in tokens)
     assert 5 <= tokens[3] < 9
     assert tokens[4] == int(
@@ -391,5 +391,5 @@ def test_the_first_of_the_largest_is_found_in_any_piece(vocab: int):
     logits = torch.zeros(4, vocab)
     logits[1, vocab - 1] = logits[2, 7] = logits[2, vocab - 2] = 1.0
     logits[3] = -torch.inf
-    greedy = Plan(greedy=True, cuts=False, floors=False)
+    greedy = Draws(greedy=True, cuts=False, floors=False)
     assert draw_ref(logits, None, greedy).tolist() == [0, vocab - 1, 7, 0]

@@ -45,7 +45,7 @@ def test_projections_in_and_out():
 def test_what_a_step_may_ask():
     layer = made()
     assert (layer.heads, layer.kv_heads, layer.head_dim, layer.scale, layer.softcap) == (4, 2, 6, 0.4, 3.0)
-    assert (layer.window, layer.index, layer.group, layer.cache_index) == (7, 5, 0, 5)
+    assert (layer.window, layer.group, layer.cache_index) == (7, 0, 5)
     assert layer.q_norm is None
 
 

@@ -131,6 +131,6 @@ def test_tables_of_a_model_whose_weights_were_assigned():
 
 def test_attentions_in_order():
     model = made()
-    assert [layer.index for layer in model.attentions] == [0, 1]
+    assert [layer.cache_index for layer in model.attentions] == [0, 1]
     assert [layer.window for layer in model.attentions] == [None, 2]
     assert [block.attention for block in model.blocks] == model.attentions

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from headrace.nn.decoder import Decoder
 from headrace.nn.packed import PackedRows
 from headrace.quant.export import config as compressed
-from headrace.quant.scheme import Packed, Scheme
+from headrace.quant.scheme import Packed, Scheme, part
 from headrace.quant.schemes import known
 from tests.checkpoint.test_quantized import logits, written
 
@@ -36,7 +36,16 @@ def projections(model: Decoder) -> Iterator[tuple[str, Scheme, Packed]]:
         if isinstance(layer.packed, PackedRows):
             ends = list(accumulate(layer.outputs))
             for name, rows, end in zip(names, layer.outputs, ends, strict=True):
-                yield name, *layer.packed.rows(end - rows, end)
+                yield name, *rows_of(layer.packed, end - rows, end)
+
+
+def rows_of(packed: PackedRows, start: int, stop: int) -> tuple[Scheme, Packed]:
+    """As they are packed."""
+    for each in packed.weights:
+        if start < each.rows:
+            return each.scheme, part(each.scheme, each.tensors, start, stop, "out")
+        start, stop = start - each.rows, stop - each.rows
+    raise IndexError(start)
 
 
 @pytest.mark.parametrize("name", NAMES)

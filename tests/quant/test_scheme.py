@@ -8,7 +8,7 @@ from torch import Tensor
 from headrace.base.errors import Refused
 from headrace.kernels.activation import silu_mul_ref
 from headrace.kernels.norm import Norm, rms_norm_ref
-from headrace.quant.scheme import Scheme, join, part, take
+from headrace.quant.scheme import Scheme, join, part
 from headrace.quant.schemes import known, scheme_named
 
 SCHEMES = known()
@@ -120,14 +120,6 @@ def test_survives_a_file(scheme: Scheme, tmp_path):
 def test_a_zero_weight_stays_zero(scheme: Scheme):
     packed = scheme.pack(torch.zeros(128, COLUMNS))
     assert torch.equal(scheme.unpack(packed).abs(), torch.zeros(128, COLUMNS))
-
-
-def test_rows_are_taken_alone(scheme: Scheme):
-    if scheme.axes["scale" if "scale" in scheme.axes else "weight"].rows != 1:
-        pytest.skip("rows share a scale")
-    _, packed = packed_weight(scheme)
-    rows = torch.tensor([5, 0, 5, 200])
-    assert torch.equal(take(scheme, packed, rows, torch.float32), scheme.unpack(packed)[rows])
 
 
 def test_shapes_that_do_not_fit_are_said(scheme: Scheme):

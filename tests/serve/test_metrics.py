@@ -34,6 +34,7 @@ COUNTERS = {
     "vllm:generation_tokens",
     "vllm:prompt_tokens_by_source",
     "vllm:prompt_tokens_cached",
+    "vllm:prompt_tokens_cached_by_source",
     "vllm:prefix_cache_queries",
     "vllm:prefix_cache_hits",
     "vllm:gpu_prefix_cache_queries",
@@ -121,6 +122,7 @@ def test_every_series_of_vllm_has_its_labels(counted: Metrics):
     extra = {
         "vllm:request_success_total": "finished_reason",
         "vllm:prompt_tokens_by_source_total": "source",
+        "vllm:prompt_tokens_cached_by_source_total": "source",
         "vllm:num_requests_waiting_by_reason": "reason",
         "vllm:admission_rejections_total": "reason",
         "vllm:engine_sleep_state": "sleep_state",
@@ -166,6 +168,7 @@ def test_a_request_from_its_start_to_its_end(counted: Metrics, clock: list[float
     assert value(counted, "headrace_streams") == 0
     assert value(counted, "vllm:prompt_tokens_total") == 40
     assert value(counted, "vllm:prompt_tokens_cached_total") == 16
+    assert value(counted, "vllm:prompt_tokens_cached_by_source_total", source="device") == 16
     assert value(counted, "vllm:prompt_tokens_by_source_total", source="local_compute") == 24
     assert value(counted, "vllm:prompt_tokens_by_source_total", source="local_cache_hit") == 16
     assert value(counted, "vllm:generation_tokens_total") == 4
@@ -200,14 +203,14 @@ def test_several_answers_of_a_request_are_paced_each_for_itself(counted: Metrics
 
 @pytest.mark.parametrize(
     ("cause", "reason"),
-    [("stop", "stop"), ("tool_calls", "stop"), ("timeout", "abort"), ("abort", "abort"), ("error", "error")],
+    [("stop", "stop"), ("length", "length"), ("timeout", "abort"), ("abort", "abort"), ("error", "error")],
 )
 def test_every_ending_is_counted_once(counted: Metrics, cause: str, reason: str):
     counted.ended(record(cause=cause))
     for known in families.ENDINGS:
         assert value(counted, "vllm:request_success_total", finished_reason=known) == (known == reason)
     assert value(counted, "headrace_requests_total", kind="chat", cause=cause) == 1
-    whole = cause in ("stop", "tool_calls")
+    whole = cause in ("stop", "length")
     assert value(counted, "vllm:e2e_request_latency_seconds_count") == whole, "only of what ran to its end"
 
 

@@ -2,8 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from headrace.base.config import replace_dotted
+from headrace.kernels import int8
 from headrace.serve.settings import ServeConfig
 from headrace.serve.supervisor import HOST
 from tests import tiny
@@ -13,10 +17,15 @@ from tests.serve.scripted import ask, finish, running, until
 COUNT = 16
 
 
-def settings(folder: Path) -> ServeConfig:
+FLOATS = {"schedule.overlap": "on"}
+EIGHT_BITS = {"model.quantization": "int8"}
+"""What the default model's file asks for by itself; whether bits are kept is left to the plan."""
+
+
+def settings(folder: Path, **more: Any) -> ServeConfig:
     model = {"model.path": str(folder), "model.threads": 1, "model.device": "cpu", "memory.share": 0.1}
-    schedule = {"schedule.rows": 12, "schedule.tokens": 128, "schedule.overlap": "on"}
-    return replace_dotted(ServeConfig(), model | schedule | {"memory.kv_blocks": 1000})
+    schedule = {"schedule.rows": 12, "schedule.tokens": 128, "memory.kv_blocks": 1000}
+    return replace_dotted(ServeConfig(), model | schedule | more)
 
 
 def requests() -> list:
@@ -30,10 +39,20 @@ def requests() -> list:
     return [ask([9, 8, 7 + i], 60, **params[i % 4]) for i in range(COUNT)]
 
 
+@pytest.mark.parametrize(
+    ("more", "bits"),
+    [(FLOATS, "not promised"), (EIGHT_BITS, "whatever shares a step")],
+    ids=["floats", "int8"],
+)
 @looped
-async def test_streams_of_a_real_model_survive_the_death_of_the_engine(tmp_path: Path):
+async def test_streams_of_a_real_model_survive_the_death_of_the_engine(
+    tmp_path: Path, more: dict[str, Any], bits: str
+):
+    if more is EIGHT_BITS and (reason := int8.missing()):
+        pytest.skip(reason)
     folder = tiny.folder(tmp_path / "model")
-    async with running(settings(folder), HOST) as (front, supervisor):
+    async with running(settings(folder, **more), HOST) as (front, supervisor):
+        assert f"same bits      {bits}" in front.facts.plan
         calm = [front.submit([request]) for request in requests()]
         whole = [await finish(answer) for answer in calm]
         answers = [front.submit([request]) for request in requests()]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from headrace.base.config import Schedule
 from headrace.serve import settings
 
 
@@ -12,3 +13,13 @@ def test_front_processes_suit_the_cores_unless_their_number_is_given(
     monkeypatch.setattr(settings, "cores", lambda: cores)
     assert settings.Serve().fronts == fronts
     assert settings.Serve(workers=3).fronts == 3
+
+
+def test_what_is_never_restarted_need_not_keep_bits():
+    def engine(restarts: int, asked: bool | None) -> bool | None:
+        serve, schedule = settings.Serve(restarts=restarts), Schedule(deterministic=asked)
+        return settings.ServeConfig(serve=serve, schedule=schedule).engine.schedule.deterministic
+
+    assert engine(1, None) is None
+    assert engine(0, None) is False
+    assert engine(0, True) is True

@@ -68,7 +68,7 @@ def made(folder: Path, **names: Any) -> Engine:
     eight = folder.name == "int8"
     names |= {"quantization": "int8"} if eight else {}
     engine = start(tiny.config(folder, deterministic=True, **names)).engine
-    assert (engine.executor.runner.script is not None) == eight
+    assert (engine.runner.script is not None) == eight
     return engine
 
 

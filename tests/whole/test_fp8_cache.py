@@ -58,7 +58,7 @@ def test_a_scale_of_the_checkpoint_is_used(tmp_path: Path, device: str):
     layers = {name.removesuffix(".v_proj.weight") for name in tensors if name.endswith("v_proj.weight")}
     save_file(tensors | {f"{name}.v_scale": torch.tensor(40.0) for name in layers}, file)
     scaled, llm = told(folder, device, kv_cache_dtype="fp8")
-    assert {layer.v_scale for layer in llm.local.engine.executor.runner.model.attentions} == {40.0}
+    assert {layer.v_scale for layer in llm.local.engine.runner.model.attentions} == {40.0}
     off, near = ((prompt_scores(wide) - prompt_scores(found)).abs().mean() for found in (cut, scaled))
     assert near < 0.05 < off
 

@@ -14,7 +14,7 @@ from headrace.engine.constrain import Masks
 from headrace.engine.graphs import Graphs, Key
 from headrace.engine.request import SamplingParams
 from headrace.engine.structured import StructuredOutputsParams
-from headrace.kernels.sample import Plan
+from headrace.kernels.sample import Draws
 from headrace.models.gemma import TINY as GEMMA_TINY
 from headrace.models.llama import TINY as LLAMA_TINY
 from headrace.models.qwen import TINY as QWEN_TINY
@@ -109,13 +109,13 @@ def both_ways(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From now on every recorded step also runs without its graph first; row counts of the steps compared."""
     replay, compared = graphs.run, []
 
-    def run(plan: Plan | None) -> torch.Tensor:
+    def run(draws: Draws | None) -> torch.Tensor:
         graphs.batch.backend.plan(graphs.batch)
         eager = graphs.step(None).clone()
         assert torch.equal(eager, replay(None)), f"{graphs.batch.rows} rows"
         assert eager.isfinite().all()
         compared.append(graphs.batch.rows)
-        return replay(plan)
+        return replay(draws)
 
     monkeypatch.setattr(graphs, "run", run)
     return compared
@@ -125,7 +125,7 @@ def test_a_graph_of_a_step_with_prompts_gives_the_bits_of_the_step_it_records(
     shaped: Path, monkeypatch: pytest.MonkeyPatch
 ):
     llm = LLM(str(shaped), **{"memory.share": 0.1, "dtype": "bfloat16", "max_num_batched_tokens": 300})
-    graphs = llm.local.engine.executor.runner.graphs
+    graphs = llm.local.engine.runner.graphs
     assert graphs is not None
     graphs.most_tokens = 300  # as it would be of a model with more layers
     replay, compared = graphs.hidden, []
@@ -152,7 +152,7 @@ def test_a_graph_gives_the_bits_of_the_step_it_records(
     shaped: Path, deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ):
     llm = LLM(str(shaped), **{"memory.share": 0.1, "dtype": "bfloat16", "deterministic": deterministic})
-    runner = llm.local.engine.executor.runner
+    runner = llm.local.engine.runner
     assert runner.graphs is not None
     compared = both_ways(runner.graphs, monkeypatch)
     prompts, params = work()
@@ -250,15 +250,15 @@ def test_answers_follow_their_schemas(folder: Path, way: str):
 def test_a_recorded_draw_by_masks_is_what_the_sampler_draws(folder: Path, monkeypatch: pytest.MonkeyPatch):
     dice = Random(6)
     llm = LLM(str(folder), **{"memory.share": 0.1, "dtype": "bfloat16"})
-    runner = llm.local.engine.executor.runner
+    runner = llm.local.engine.runner
     assert runner.graphs is not None
     graphs, draw, same = runner.graphs, runner.graphs.draw, []
 
-    def both(plan: Plan, masks: Masks) -> torch.Tensor:
+    def both(draws: Draws, masks: Masks) -> torch.Tensor:
         slots, positions = graphs.batch.sample_slots_np, graphs.batch.sample_positions_np
         logits = graphs.captured[Key(graphs.batch.rows, None)].out[: len(slots)].clone()
         expected = runner.sampler.sample(logits, slots, positions, masks).tokens
-        found = draw(plan, masks)
+        found = draw(draws, masks)
         same.append(torch.equal(expected, found[: len(slots)]))
         return found
 

@@ -14,7 +14,7 @@ from itertools import islice
 from threading import Thread
 from typing import Any
 
-from headrace.bench.serve.worker import loop_factory
+from headrace.base.loop import runner
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"data: [DONE]\n\n"
@@ -250,8 +250,8 @@ def main() -> None:
         sys.stdout.flush()
 
     stub = Stub(given.interval, given.wait, given.trouble, given.every, given.slots)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(stub, given.port, said))
+    with runner() as loop:
+        loop.run(serve(stub, given.port, said))
 
 
 if __name__ == "__main__":

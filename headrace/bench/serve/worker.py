@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -11,6 +10,7 @@ from time import process_time
 
 import msgspec
 
+from headrace.base.loop import runner
 from headrace.bench.serve.arrivals import Load, times
 from headrace.bench.serve.client import Client, Conversation
 from headrace.bench.serve.connection import Target
@@ -98,17 +98,8 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(200_000, 100, 100)  # a pause of ours would be taken for the server's
     # the pipe breaks when whoever wanted to know has left
-    with suppress(BrokenPipeError), asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(play(job, Connection(sys.stdout.fileno(), readable=False)))
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+    with suppress(BrokenPipeError), runner() as loop:
+        loop.run(play(job, Connection(sys.stdout.fileno(), readable=False)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from headrace.base.errors import Refused
+from headrace.base.words import dtype_name
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
 from headrace.cli._print import tell
@@ -78,9 +79,9 @@ def run(
 def _facts(plan: "Plan", shape: str | None) -> dict[str, Any]:
     return {
         "model": shape or plan.model,
-        "dtype": str(plan.dtype).removeprefix("torch."),
+        "dtype": dtype_name(plan.dtype),
         "quantization": plan.quantization,
-        "kv_dtype": str(plan.kv_dtype).removeprefix("torch."),
+        "kv_dtype": dtype_name(plan.kv_dtype),
         "kv_tokens": plan.kv_tokens,
         "deterministic": plan.deterministic,
         "rows": plan.rows,

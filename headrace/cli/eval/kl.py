@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.base.errors import Refused
+from headrace.base.words import dtype_name
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import Meter
 from headrace.cli._print import table
@@ -124,5 +125,5 @@ def _result(
         )
         if value.value
     ]
-    settings = {**settings, "dtype": str(base.dtype).removeprefix("torch."), "device": str(base.device)}
+    settings = {**settings, "dtype": dtype_name(base.dtype), "device": str(base.device)}
     return result("kl", settings, measures, gpu=base.gpu)

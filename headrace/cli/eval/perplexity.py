@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from headrace.base.words import dtype_name
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._print import table
 from headrace.cli.bench._report import result
@@ -50,7 +51,7 @@ def run(
         return [perplexity.measure(llm, body, name, tokens, windows or None) for name, body in read.items()]
 
     names, plan, found = each_alone(model, engine.config, measure)
-    dtype = str(plan.dtype).removeprefix("torch.")
+    dtype = dtype_name(plan.dtype)
     if json:
         settings = {"dtype": dtype, "device": str(plan.device), "tokens": tokens, "windows": windows}
         shown = {"model": names[0]} if len(names) == 1 else {"models": names}

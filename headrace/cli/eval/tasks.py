@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.base.errors import Refused
+from headrace.base.words import dtype_name
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._print import table
 from headrace.cli.bench._checks import at_least
@@ -67,7 +68,7 @@ def run(
     names, plan, found = each_alone(models, engine.config, measure)
     gaps = [tasks.difference(*pair) for pair in zip(*found, strict=True)] if len(found) == 2 else []
     if json:
-        dtype = str(plan.dtype).removeprefix("torch.")
+        dtype = dtype_name(plan.dtype)
         settings = {"models": names, "dtype": dtype, "chat": chat, "limit": limit}
         write_rows(result("tasks", settings, [], plan), [*_records(names, found), *gaps])
         return

@@ -386,7 +386,7 @@ def race_span(rows: int, vocab: int, programs: int) -> int:
 
 
 def draw(
-    logits_SV: Tensor, settings: sample.Settings | None, plan: sample.Plan, cap: int = 1024, span: int = 0
+    logits_SV: Tensor, settings: sample.Settings | None, draws: sample.Draws, cap: int = 1024, span: int = 0
 ) -> Tensor:
     """sample.draw on a GPU: int64 [S]. `cap`: candidates a row may have before its whole row is searched.
 
@@ -402,8 +402,8 @@ def draw(
     block = block_for(vocab)
     widest = min(4096, max(16, power_of_two(vocab)))
     tile = min(1024, widest) if rows * vocab <= 1 << 19 else widest
-    peaked = plan.cuts or plan.floors
-    free = settings is not None and not plan.greedy and not peaked
+    peaked = draws.cuts or draws.floors
+    free = settings is not None and not draws.greedy and not peaked
     if free and not span and rows * vocab > RACE_LEAST and logits_SV.is_cuda:
         span = race_span(rows, vocab, RACE_PROGRAMS * configs.multiprocessors(device))
     span = max(span, 0) if free else 0
@@ -413,7 +413,7 @@ def draw(
     at = torch.empty(rows, parts, dtype=torch.int32, device=device)
     count = torch.empty(rows, dtype=torch.int32, device=device)
     total = torch.empty(rows, dtype=torch.int64, device=device)
-    candidates = torch.empty(rows, cap if plan.cuts else 1, dtype=torch.int32, device=device)
+    candidates = torch.empty(rows, cap if draws.cuts else 1, dtype=torch.int32, device=device)
     none = sample.Settings(best, best, total, best, total, total)
     knobs = none if settings is None else settings  # a greedy kernel reads none of them
     shared = {
@@ -437,13 +437,13 @@ def draw(
     else:
         score_kernel[(rows, parts)](
             logits_SV, stride, *knobs, peaks, count, total, candidates, best, at, vocab, blocks, parts,
-            GREEDY=plan.greedy, PEAKED=peaked, CUTS=plan.cuts, TILE=tile,
+            GREEDY=draws.greedy, PEAKED=peaked, CUTS=draws.cuts, TILE=tile,
             num_warps=4 if tile <= 1024 else 8, **shared, **exact,
         )  # fmt: skip
     most = max(parts, triton.cdiv(vocab, 1024))  # the same for nearly all sizes, and so is the kernel
     choose_kernel[(rows,)](
         logits_SV, stride, *knobs, peaks, count, total, candidates, best, at, tokens, vocab, blocks, parts,
-        CUTS=plan.cuts, PARTS=power_of_two(most), TILE=widest,
-        num_warps=8 if plan.cuts else 4, **shared, **exact,
+        CUTS=draws.cuts, PARTS=power_of_two(most), TILE=widest,
+        num_warps=8 if draws.cuts else 4, **shared, **exact,
     )  # fmt: skip
     return tokens

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, Refused
+from headrace.base.words import dtype_name
 from headrace.quant.bits import unpack_bits
 from headrace.quant.integers import Integers
 from headrace.quant.scheme import Scheme
@@ -83,9 +84,9 @@ def tensor(layer: Layer, suffix: str, dtypes: Sequence[torch.dtype], *shapes: tu
         raise BadCheckpoint(f"{layer.name} lacks {suffix}")
     found = layer.read(suffix)
     if found.dtype not in dtypes or (shapes and tuple(found.shape) not in shapes):
-        kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        kinds = " or ".join(dtype_name(dtype) for dtype in dtypes)
         sizes = " or ".join(str(list(shape)) for shape in shapes)
-        dtype = str(found.dtype).removeprefix("torch.")
+        dtype = dtype_name(found.dtype)
         raise BadCheckpoint(
             f"{layer.name}.{suffix} is {dtype} {list(found.shape)}; {kinds} {sizes} was expected"
         )
