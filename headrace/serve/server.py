@@ -136,7 +136,7 @@ def _http_tools(most: int) -> Any:
 def uvicorn_config(app: ASGIApp, settings: Serve) -> uvicorn.Config:
     """How uvicorn is run: quiet, HTTP only, with the fast protocol and loop where they are installed."""
     theirs = logging.getLogger("uvicorn")  # says what it has to say where we do
-    theirs.handlers, theirs.propagate = LOG.handlers, False
+    theirs.handlers, theirs.propagate = [*LOG.handlers], False
     theirs.setLevel(max(LOG.level, logging.WARNING))
     fast = HttpToolsProtocol is not None
     protocol = _http_tools(settings.max_header) if fast else _H11
