@@ -8,6 +8,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from headrace.base.errors import Refused, UnknownName
+from headrace.base.words import dtype_name
 
 C = TypeVar("C")
 
@@ -296,7 +297,7 @@ _RECOGNIZED = frozenset({"awq", "awq_marlin", "gptq", "gptq_marlin", "compressed
 _READ: dict[str, Callable[[Any], Any]] = {
     "model.path": str,
     "model.tokenizer": str,
-    "model.dtype": lambda v: _DTYPES.get(str(v), str(v).removeprefix("torch.")),
+    "model.dtype": lambda v: _DTYPES.get(str(v), dtype_name(v)),
     "quantization": lambda v: "auto" if v in _RECOGNIZED else v,
     "model.device": str,
     "model.dummy_weights": lambda v: {"dummy": True, "auto": False, "safetensors": False, "gguf": False}.get(

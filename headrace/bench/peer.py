@@ -42,6 +42,7 @@ def headrace(settings: dict[str, Any]) -> Started:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from headrace import LLM, SamplingParams, __version__
     from headrace.base.config import Config, replace_dotted
+    from headrace.base.words import dtype_name
 
     llm = LLM(config=replace_dotted(Config(), settings["knobs"]))
     gpu = None
@@ -51,7 +52,7 @@ def headrace(settings: dict[str, Any]) -> Started:
         gpu = torch.cuda.get_device_name(llm.plan.device)
 
     said = {"version": __version__, "vocab": llm.intake.vocab, "gpu": gpu, "kv_tokens": llm.plan.kv_tokens}
-    said |= {"dtype": str(llm.plan.dtype).removeprefix("torch."), "threads": llm.plan.threads}
+    said |= {"dtype": dtype_name(llm.plan.dtype), "threads": llm.plan.threads}
     return said, _generates(llm, SamplingParams, settings)
 
 

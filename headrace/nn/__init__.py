@@ -1,1 +1,1 @@
-"""Layers that know shapes, and not who asks."""
+"""Layers that know shapes and how they split, not how many ranks there are or who asks."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.base.json_file import read_json
+from headrace.base.words import dtype_name
 from headrace.checkpoint import shards
 from headrace.checkpoint.config import read_tokenizer
 from headrace.checkpoint.hub import SAMPLING
@@ -71,7 +72,7 @@ def config(job: Job) -> dict[str, Any]:
             found["rope_freq_factors"] = job.settings["rope_freq_factors"]
     for key in ("quantization_config", "torch_dtype", "dtype"):
         found.pop(key, None)
-    found["dtype"] = str(job.dtype).removeprefix("torch.")
+    found["dtype"] = dtype_name(job.dtype)
     found["tie_word_embeddings"] = job.tied
     layers = {name: assigned.scheme for name, assigned in job.plan.items() if assigned.scheme is not None}
     if layers:

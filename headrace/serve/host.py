@@ -12,10 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, time
 
-import torch
-
 from headrace.base.config import Config
 from headrace.base.errors import Broken
+from headrace.base.words import dtype_name
 from headrace.checkpoint.gguf import Gguf
 from headrace.checkpoint.hub import find
 from headrace.engine.engine import Engine
@@ -95,13 +94,13 @@ def warm_up(engine: Engine) -> float:
 def facts_of(started: Started, served: tuple[str, ...], tokenizer: str | None, seconds: float) -> Facts:
     """What the fronts are told."""
     plan, memory = started.plan, started.plan.memory
-    kept = "" if plan.kv_dtype == plan.dtype else f" in {_name(plan.kv_dtype)}"
+    kept = "" if plan.kv_dtype == plan.dtype else f" in {dtype_name(plan.kv_dtype)}"
     rows = {
         "model": plan.model,
         "architecture": plan.architecture,
         "parameters": f"{plan.parameters:,}",
         "device": str(plan.device),
-        "dtype": _name(plan.dtype),
+        "dtype": dtype_name(plan.dtype),
         "quantization": plan.quantization,
         "attention": plan.attention,
         "context": f"{plan.max_len} tokens",
@@ -133,15 +132,11 @@ def facts_of(started: Started, served: tuple[str, ...], tokenizer: str | None, s
         memory=asdict(memory),
         device=plan.device.type,
         dtype=rows["dtype"],
-        kv_dtype=_name(plan.kv_dtype),
+        kv_dtype=dtype_name(plan.kv_dtype),
         tokenizer=tokenizer,
         template=started.intake.tokenizer.template_source if started.intake.tokenizer else None,
         step_seconds=seconds,
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def tell_tokenizer(config: Config, folder: Path) -> str | None:
