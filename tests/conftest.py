@@ -27,8 +27,19 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+LONGEST = ("whole", "serve", "kernels", "engine")
+"""Folders in which some files take long, however few tests they have."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have xdist keep the order of files; its own is by numbers of tests, so that the longest ones came last."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """What takes longest comes first, or one worker would wait for the other in the end. Skip what needs a GPU."""
+    folders = [Path(__file__).with_name(name) for name in LONGEST]
+    items.sort(key=lambda item: [folder not in item.path.parents for folder in folders])
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

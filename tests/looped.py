@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120
+SECONDS = 240
 
 
 def looped(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -20,7 +20,7 @@ def looped(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None
     return run
 
 
-def wait_for(true: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(true: Callable[[], object], seconds: float = 120) -> None:
     """Until something is so."""
     end = time.monotonic() + seconds
     while not true():
@@ -28,9 +28,14 @@ def wait_for(true: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+def state(pid: int) -> str:
+    """The letter by which the system says what a process does: S sleeps, T is stopped, Z has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
 def gone(pid: int) -> bool:
     """Whether a process has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+    return state(pid) == "Z"

@@ -1,27 +1,23 @@
 """Judges what an optimizer's run made: quality against the base, speed of both, and the report beside the weights."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from headrace.api.llm import LLM
 from headrace.base.config import Config
 from headrace.base.words import dtype_name
 from headrace.bench import divergence, latency, texts
 from headrace.bench.files import write
-from headrace.bench.plain import as_judged, forget, open_plain
+from headrace.bench.plain import as_judged, forget, gpu_name, open_plain
 from headrace.bench.report_optimize import Point, Speed, Story, document, html
 from headrace.bench.result import Result
 from headrace.engine.resolve import pick_device
+from headrace.engine.start import Notify
 from headrace.optimize.outcome import REPORT, Outcome
 
 HTML = "report.html"
-
-Notify = Callable[[str, float], None]
-"""Told what is being done, and which part of it is done, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +66,8 @@ def judge(
 
 def save(story: Story, folder: Path) -> None:
     """Each file as a whole, JSON last: what it lacks has not been measured. Raises Refused."""
-    texts = {HTML: html(story), REPORT: json.dumps(document(story), indent=1, allow_nan=False) + "\n"}
-    for name, text in texts.items():
-        fresh = folder / f".{name}.new"
-        write(fresh, text)
-        fresh.replace(folder / name)
+    write(folder / HTML, html(story))
+    write(folder / REPORT, json.dumps(document(story), indent=1, allow_nan=False) + "\n")
 
 
 def _quality(outcome: Outcome, config: Config, trial: Trial, notify: Notify) -> list[divergence.Divergence]:
@@ -105,8 +98,7 @@ def _where(config: Config, outcome: Outcome, trial: Trial) -> Result:
         "texts judged by": ", ".join(trial.texts),
         "tokens per window": trial.tokens,
     }
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return Result.here("optimize", settings, [], gpu)
+    return Result.here("optimize", settings, [], gpu_name(device))
 
 
 def lines(story: Story) -> list[str]:

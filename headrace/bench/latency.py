@@ -17,9 +17,13 @@ PERCENTILES = (50, 90, 99)
 
 
 def measure(llm: LLM, tokens_in: int, tokens_out: int, repeats: int, temperature: float) -> list[Measure]:
-    """Percentiles of TTFT and ITL in milliseconds over `repeats` streams with fresh prompts, after one to warm up."""
+    """Percentiles of TTFT and ITL in milliseconds over `repeats` streams with fresh prompts, after one to warm up.
+
+    Raises TooLong for what the model cannot do in full.
+    """
     params = SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=tokens_out, detokenize=False)
     work = custom(1, tokens_in, tokens_out, llm.intake.vocab)
+    work.check(llm.plan.max_len)
     firsts: list[float] = []
     gaps: list[float] = []
     for repeat in range(repeats + 1):

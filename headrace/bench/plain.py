@@ -34,13 +34,14 @@ class Plain(NamedTuple):
         """Name, and how its weights are kept."""
         return label(self.name, self.kept)
 
-    @property
-    def gpu(self) -> str | None:
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
-
     def hidden(self, ids: list[int]) -> Tensor:
         """[T, hidden] after the last norm, of a sequence from its first token on."""
         return self.decoder(Whole(torch.tensor(ids, device=self.device)))
+
+
+def gpu_name(device: torch.device) -> str | None:
+    """None where it is no GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def label(model: str, kept: str) -> str:

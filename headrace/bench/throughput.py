@@ -33,7 +33,11 @@ class Timing(NamedTuple):
 def time_workload(
     llm: LLM, work: Workload, repeats: int, temperature: float, said: Callable[[str], None] = lambda _: None
 ) -> Timing:
-    """Run a workload `repeats` times, each with fresh token ids, after a short warm-up of the same shape."""
+    """Run a workload `repeats` times, each with fresh token ids, after a short warm-up of the same shape.
+
+    Raises TooLong for what the model cannot do in full.
+    """
+    work.check(llm.plan.max_len)
     warm = work.warm_up(llm.intake.vocab)
     _run(llm, warm, _params(warm, temperature))
     params = _params(work, temperature)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from headrace.base.errors import UnknownName
+from headrace.base.errors import TooLong, UnknownName
 from headrace.bench.result import Measure
 
 
@@ -22,6 +22,16 @@ class Workload(NamedTuple):
     @property
     def tokens_out(self) -> int:
         return sum(self.outputs)
+
+    def check(self, longest: int) -> None:
+        """Raises TooLong for a request that a model of so many tokens cannot answer in full."""
+        most = max(len(prompt) + out for prompt, out in zip(self.prompts, self.outputs, strict=True))
+        if most > longest:
+            raise TooLong(
+                f"{self.name} has a request of {most} tokens, prompt and answer; this model takes {longest}",
+                param="workload",
+                hint="ask for fewer tokens, or raise model.max_len",
+            )
 
     def again(self, repeat: int, vocab: int) -> "Workload":
         """The same lengths with other tokens, so that nothing of an earlier repeat is found in the prefix cache."""

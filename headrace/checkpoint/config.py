@@ -26,7 +26,7 @@ from headrace.base.words import dtype_name
 from headrace.checkpoint.gguf import Gguf, opened
 from headrace.checkpoint.translate import translate_metadata
 from headrace.nn.shape import MOST_LAYERS
-from headrace.nn.windows import FULL, SLIDING
+from headrace.nn.windows import FULL, SLIDING, layer_types
 from headrace.quant.formats import reader
 from headrace.text.tokenizer import Tokenizer
 
@@ -100,7 +100,7 @@ def regular(given: dict[str, Any], where: str) -> dict[str, Any]:
     config["hidden_act"] = config.get(acts[1]) or acts[0]
     config["head_dim"] = _first(config.get("head_dim"), config["hidden_size"] // heads)
     _check_counts(config, ("num_key_value_heads", "head_dim"), where)
-    config["layer_types"] = _layer_types(config, where)
+    config["layer_types"] = layer_types(config, config["num_hidden_layers"], where)
     if SLIDING not in config["layer_types"]:
         config["sliding_window"] = None
     elif not _is_count(config.get("sliding_window")):
@@ -158,29 +158,6 @@ def _scaling(given: Any, where: str) -> dict[str, Any] | None:
     if kind in ("default", "none"):
         return None
     return {"rope_type": kind, **scaling}
-
-
-def _layer_types(config: dict[str, Any], where: str) -> list[str]:
-    layers, kind, window = config["num_hidden_layers"], config["model_type"], config.get("sliding_window")
-    given = config.get("layer_types")
-    if isinstance(given, list):
-        if len(given) != layers or not set(map(str, given)) <= {FULL, SLIDING}:
-            kinds = ", ".join(sorted(set(map(str, given))))
-            raise BadCheckpoint(f"{where} has {len(given)} layer_types ({kinds}) for {layers} layers")
-        return given
-    if kind == "gemma2":
-        return [FULL if i % 2 else SLIDING for i in range(layers)]
-    if kind == "gemma3_text":
-        every = _first(config.get("sliding_window_pattern"), config.get("_sliding_window_pattern"), 6)
-        if not _is_count(every):
-            raise BadCheckpoint(f"{where} has sliding_window_pattern {every!r}; a whole number was expected")
-        return [SLIDING if (i + 1) % every else FULL for i in range(layers)]
-    if kind == "mistral" and window is not None:
-        return [SLIDING] * layers
-    if config.get("use_sliding_window") and window is not None:  # qwen: the first layers see all
-        first = _first(config.get("max_window_layers"), 28)
-        return [SLIDING if i >= first else FULL for i in range(layers)]
-    return [FULL] * layers
 
 
 def _check_counts(config: dict[str, Any], names: Iterable[str], where: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.base.errors import Refused, UnknownName
-from headrace.base.home import home
+from headrace.base.home import expanded, home
 from headrace.checkpoint import huggingface, wheel
 from headrace.checkpoint.bar import Report
 from headrace.checkpoint.wheel import Wheel
@@ -78,7 +78,7 @@ def _is_whole(file: Path, known: Wheel) -> bool:
 
 
 def _existing(model: str) -> Path | None:
-    path = Path(model).expanduser() if model else None
+    path = expanded(model) if model else None
     try:
         return path if path is not None and path.exists() else None
     except OSError:  # longer than any name can be
@@ -110,7 +110,7 @@ def _model_in(path: Path) -> Path:
 
 def _neighbours(model: str) -> list[str]:
     """Paths that exist and read much like this one."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     try:
         there = [entry.name for entry in path.parent.iterdir()]
     except OSError:

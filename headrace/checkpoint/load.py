@@ -4,19 +4,22 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint
-from headrace.checkpoint.quantized import Packable
 from headrace.checkpoint.quantized import open_source as open_source
 from headrace.checkpoint.source import GgufSource as GgufSource
 from headrace.checkpoint.source import SafetensorsSource as SafetensorsSource
 from headrace.checkpoint.source import Source as Source
 from headrace.checkpoint.source import check_shape
 from headrace.nn.turn import Pending
+
+if TYPE_CHECKING:
+    from headrace.nn.attention import Attention
+    from headrace.nn.decoder import Decoder
 
 Progress = Callable[[int, int], None]  # bytes filled so far, bytes in all
 # What old checkpoints carry and every implementation computes for itself; and scales of cached keys and values, which
@@ -28,19 +31,7 @@ IN_FLIGHT = 1 << 28
 """Bytes of weights that are made into something else at once, at the most, if there are several."""
 
 
-class Fillable(Packable, Protocol):
-    """A model as far as its weights go; see nn.decoder.Decoder."""
-
-    def sources(self) -> Iterator[tuple[str, Tensor]]:
-        """(name in a Hugging Face checkpoint, the tensor or the rows that it fills) for all weights."""
-        ...
-
-    def pending(self) -> Iterable[Pending]:
-        """Weights on the meta device that are to be read and handed over, once all others are there."""
-        ...
-
-
-def load(model: Fillable, source: Source, progress: Progress | None = None) -> None:
+def load(model: "Decoder", source: Source, progress: Progress | None = None) -> None:
     """Fill every weight of `model` (already on its device) in place, converting to its dtype.
 
     Raises BadCheckpoint for a tensor that is unreadable, and what `check` does, before the first byte is read.
@@ -60,7 +51,7 @@ def load(model: Fillable, source: Source, progress: Progress | None = None) -> N
             progress(done, total)
 
 
-def check(model: Fillable, source: Source) -> dict[str, Tensor]:
+def check(model: "Decoder", source: Source) -> dict[str, Tensor]:
     """All weights of a model by name, once a checkpoint is known to have them; nothing is read.
 
     A tied model takes its head from the embedding: an lm_head.weight in the checkpoint is then left alone.
@@ -109,14 +100,7 @@ def _hand_over(pending: list[Pending], source: Source) -> Iterator[list[str]]:
         torch.set_num_threads(threads)
 
 
-class Cached(Protocol):
-    """An attention layer as far as its 8-bit cache goes."""
-
-    k_scale: float
-    v_scale: float
-
-
-def load_cache_scales(layers: Iterable[tuple[str, Cached]], source: Source) -> None:
+def load_cache_scales(layers: Iterable[tuple[str, "Attention"]], source: Source) -> None:
     """Set k_scale and v_scale of layers, given with their names in the checkpoint, where it has them.
 
     Raises BadCheckpoint for a scale that is no positive number.
@@ -159,7 +143,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def dummy(model: Fillable, seed: int = 0) -> None:
+def dummy(model: "Decoder", seed: int = 0) -> None:
     """Random weights, the same for the same seed and device: norms near one, the rest small and normal.
 
     Matrices have standard deviation 1 / sqrt(inputs), so that activations neither vanish nor explode.

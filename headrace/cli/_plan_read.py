@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.base.errors import Refused
+from headrace.cli.bench._checks import at_least
 from headrace.cli.plan import Setup, Wanted
 from headrace.plan import calibrate, find, search
 from headrace.plan.anatomy import dissect
@@ -35,7 +35,9 @@ class Planned(NamedTuple):
 
 def read(model: str, setup: Setup, wanted: Wanted, results: Sequence[Path]) -> Planned:
     """What to plan. Raises a Fault for flags that make no sense, or not together."""
-    _check_numbers(setup.price, wanted.qps, setup.max_len)
+    at_least(0, price=setup.price)
+    at_least(0.001, qps=wanted.qps)
+    at_least(2, max_len=setup.max_len)
     known = GPUS if setup.gpus_file is None else read_table(setup.gpus_file)
     devices = _devices(setup.gpu, known, wanted.anything)
     anatomy = dissect(_short(model), _settings(model))
@@ -57,12 +59,6 @@ def read(model: str, setup: Setup, wanted: Wanted, results: Sequence[Path]) -> P
     option = choices[0].option if choices else option
     check(option)
     return Planned(option, choices, fit)
-
-
-def _check_numbers(price: float | None, qps: float | None, max_len: int | None) -> None:
-    for name, value, low in (("price", price, 0.0), ("qps", qps, 1e-9), ("max-len", max_len, 2)):
-        if value is not None and not low <= value < inf:
-            raise Refused(f"--{name} is {value}; expected a number of {low:g} or more", param=name)
 
 
 def _devices(names: str | None, known: dict[str, Gpu], several: bool) -> list[Gpu]:
@@ -132,5 +128,5 @@ def _fit(option: Option, results: Sequence[Path], known: dict[str, Gpu]) -> Fit 
 def _choices(option: Option, devices: list[Gpu], setup: Setup, wanted: Wanted) -> list[search.Choice]:
     schemes = [option.scheme] if setup.scheme else list(dict.fromkeys([option.scheme, "fp8", "w4a16"]))
     counts = search.COUNTS if setup.gpus is None else (setup.gpus,)
-    asked = search.Wanted(limits(wanted.slo) if wanted.slo else [], wanted.qps, counts)
-    return search.cheapest(option, devices, schemes, asked)
+    found = limits(wanted.slo) if wanted.slo else []
+    return search.cheapest(option, devices, schemes, found, wanted.qps, counts)

@@ -1,7 +1,6 @@
 """The tables of `headrace plan`."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -57,18 +56,10 @@ def _settings(option: Option, made: Forecast | None) -> Table:
 def _memory(option: Option) -> Table:
     made = option.memory
     fits = ", ".join(f"{number:,} of {length:,}" for length, number in words.at_once(made))
-    rows = [(row.name, size(row.amount), row.said) for row in words.memory_rows(made)]
+    rows = [(name, size(amount), said) for name, amount, said in words.memory_rows(made)]
     caption = f"requests at once: {fits} tokens" if fits else None
-    return _said([*rows, ("all", size(made.total), "")], title="memory of each device", caption=caption)
-
-
-def _said(rows: Iterable[tuple[str, str, str]], **style: Any) -> Table:
-    """Names, numbers, and what is said of them."""
-    made = table(("", ""), (), **style)
-    made.add_column("", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+    rows.append(("all", size(made.total), ""))
+    return table(("", "", ""), rows, words=(0, 2), title="memory of each device", caption=caption)
 
 
 def _forecast(option: Option, made: Forecast) -> Table:
@@ -84,7 +75,8 @@ def _forecast(option: Option, made: Forecast) -> Table:
         ("limited by", "", words.limited(made)),
     )
     caption = f"prices of {PRICES_OF}, rough: give yours with --price" if option.price is None else None
-    return _said(rows, title="expected", show_header=False, caption=caption)
+    style = {"title": "expected", "show_header": False, "caption": caption}
+    return table(("", "", ""), rows, words=(0, 2), **style)
 
 
 def _advice(found: Sequence[Advice], goal: str) -> Table:

@@ -2,17 +2,22 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
 
 
-def table(heads: Sequence[str], rows: Iterable[Iterable[str]], *, words: int = 1, **style: Any) -> Table:
-    """A table whose first `words` columns are words and the others numbers; `style` is rich's."""
+def table(
+    heads: Sequence[str], rows: Iterable[Iterable[str]], *, words: Container[int] = (0,), **style: Any
+) -> Table:
+    """A table in which columns number `words` are words and the others numbers; `style` is rich's.
+
+    Where a terminal is too narrow, cells go on in the next line: no digit is left out.
+    """
     made = Table(**style)
     for n, head in enumerate(heads):
-        made.add_column(head, justify="left" if n < words else "right")
+        made.add_column(head, justify="left" if n in words else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made
@@ -20,12 +25,7 @@ def table(heads: Sequence[str], rows: Iterable[Iterable[str]], *, words: int = 1
 
 def sheet(title: str, rows: Iterable[Iterable[str]], **style: Any) -> Table:
     """Names and what is said of each, in lines as long as they must be."""
-    made = Table(title=title, show_header=False, **style)
-    made.add_column()
-    made.add_column(overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+    return table(("", ""), rows, words=(0, 1), title=title, show_header=False, **style)
 
 
 def write_json(value: Any) -> None:

@@ -10,10 +10,10 @@ from headrace.cli._answer import answer, write_out
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
 from headrace.cli._sampling import Sampling, SamplingFlags
+from headrace.engine.request import SamplingParams
 
 if TYPE_CHECKING:
     from headrace.api.llm import LLM
-    from headrace.engine.request import SamplingParams
 
 HELP = """\
   /system TEXT   set the system message; without TEXT: show it
@@ -41,6 +41,7 @@ def run(
     system
         the system message
     """
+    sampling.params(SamplingParams())  # what cannot be is refused before a model is loaded
     llm = load(engine.config)
     llm.intake.text_tokenizer.chat_template()  # refused here, not at the first message, where there is none
     talk = Conversation(llm, sampling.params(llm.defaults), system)
@@ -89,8 +90,9 @@ class Conversation:
         """Token ids of all that still fits, oldest turns dropped for good."""
         longest = self.llm.plan.max_len
         room = longest - min(ROOM, longest // 4)
+        opening = [{"role": "system", "content": self.system}] if self.system else []
         dropped = 0
-        while len(ids := self.llm.render([*self._opening(), *self.turns])) > room and len(self.turns) > 1:
+        while len(ids := self.llm.render([*opening, *self.turns])) > room and len(self.turns) > 1:
             del self.turns[:2]  # a question and its answer: templates want them to alternate
             dropped += 2
         if dropped:
@@ -98,9 +100,6 @@ class Conversation:
                 f"[the conversation is longer than the context: its oldest {dropped} messages are forgotten]"
             )
         return ids
-
-    def _opening(self) -> list[Message]:
-        return [{"role": "system", "content": self.system}] if self.system else []
 
 
 def _obey(talk: Conversation, said: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -17,7 +17,7 @@ from headrace.base.config import Config, Model
 from headrace.base.errors import Fault
 from headrace.base.hardware import Hardware, probe
 from headrace.base.words import dtype_name, size
-from headrace.cli._print import table, write_json
+from headrace.cli._print import sheet, table, write_json
 
 PACKAGES = (
     "torch", "triton", "numpy", "safetensors", "pyyaml", "tokenizers", "huggingface-hub", "jinja2", "msgspec",
@@ -40,11 +40,8 @@ HEAD_DIM = 64
 """That of the default model; what an attention back end is asked about."""
 
 
-class Finding(NamedTuple):
-    """Something to mend, and how."""
-
-    problem: str
-    remedy: str
+Findings = dict[str, str]
+"""What is to be mended, and how."""
 
 
 def run(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
@@ -69,8 +66,8 @@ def run(*, json: Annotated[bool, Parameter(negative=())] = False) -> int:
 def examine() -> dict[str, Any]:
     """All there is to say, in plain values; sizes in bytes."""
     hardware = probe()
-    missing: list[Finding] = []
-    wishes: list[Finding] = []
+    missing: Findings = {}
+    wishes: Findings = {}
     report: dict[str, Any] = {
         "headrace": __version__,
         "python": platform.python_version(),
@@ -84,12 +81,12 @@ def examine() -> dict[str, Any]:
     if find_spec("torch") is not None:
         report |= _torch(missing, wishes)
     report["cache"] = _cache(wishes)
-    report["missing"] = [finding._asdict() for finding in missing]
-    report["better"] = [finding._asdict() for finding in wishes]
+    for name, found in (("missing", missing), ("better", wishes)):
+        report[name] = [{"problem": problem, "remedy": remedy} for problem, remedy in found.items()]
     return report
 
 
-def _packages(missing: list[Finding]) -> dict[str, str | None]:
+def _packages(missing: Findings) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -97,7 +94,7 @@ def _packages(missing: list[Finding]) -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
             if name not in OPTIONAL:
-                missing.append(Finding(f"the package {name} is not installed", f"pip install {name}"))
+                missing[f"the package {name} is not installed"] = f"pip install {name}"
     return found
 
 
@@ -112,27 +109,19 @@ def _cpu(hardware: Hardware) -> dict[str, Any]:
     }
 
 
-def _torch(missing: list[Finding], wishes: list[Finding]) -> dict[str, Any]:
+def _torch(missing: Findings, wishes: Findings) -> dict[str, Any]:
     """What torch sees, and what the engine will take. A torch that cannot be loaded is a finding."""
     try:
         import torch
     except (ImportError, OSError) as fault:
-        missing.append(
-            Finding(
-                f"torch cannot be loaded: {fault}", "install it again: pip install --force-reinstall torch"
-            )
-        )
+        missing[f"torch cannot be loaded: {fault}"] = "install it again: pip install --force-reinstall torch"
         return {}
     from headrace.engine.resolve import pick_attention, pick_device, pick_dtype
 
     gpus = list(_gpus(wishes))
     if not gpus and Path("/proc/driver/nvidia/version").exists():
-        wishes.append(
-            Finding(
-                f"there is an NVIDIA driver, and torch {torch.__version__} cannot use it",
-                "install a CUDA build of torch that the driver is new enough for",
-            )
-        )
+        problem = f"there is an NVIDIA driver, and torch {torch.__version__} cannot use it"
+        wishes[problem] = "install a CUDA build of torch that the driver is new enough for"
     use: dict[str, Any] = {}
     config = Config()
     try:
@@ -143,11 +132,11 @@ def _torch(missing: list[Finding], wishes: list[Finding]) -> dict[str, Any]:
             "attention": pick_attention(config, device, HEAD_DIM),
         }
     except Fault as fault:
-        missing.append(Finding(fault.message, fault.hint))
+        missing[fault.message] = fault.hint
     return {"gpus": gpus, "will_use": use | {"threads": probe().cores}}
 
 
-def _gpus(wishes: list[Finding]) -> Iterator[dict[str, Any]]:
+def _gpus(wishes: Findings) -> Iterator[dict[str, Any]]:
     import torch
 
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -156,12 +145,10 @@ def _gpus(wishes: list[Finding]) -> Iterator[dict[str, Any]]:
         name = torch.cuda.get_device_name(index)
         yield {"index": index, "name": name, "capability": f"{major}.{minor}", "total": total, "free": free}
     if torch.cuda.is_available() and find_spec("triton") is None:
-        wishes.append(
-            Finding("there is a GPU and no triton, so our kernels for it cannot run", "pip install triton")
-        )
+        wishes["there is a GPU and no triton, so our kernels for it cannot run"] = "pip install triton"
 
 
-def _cache(wishes: list[Finding]) -> dict[str, Any]:
+def _cache(wishes: Findings) -> dict[str, Any]:
     from headrace.base.home import home
     from headrace.checkpoint.hub import place
 
@@ -169,9 +156,7 @@ def _cache(wishes: list[Finding]) -> dict[str, Any]:
     files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
     there = place(model).is_file()
     if not there:
-        wishes.append(
-            Finding(f"the default model {model} is not here yet", f"headrace pull {model}, or just use it")
-        )
+        wishes[f"the default model {model} is not here yet"] = f"headrace pull {model}, or just use it"
     return {"folder": str(folder), "size": sum(file.stat().st_size for file in files), "default_model": there}
 
 
@@ -184,16 +169,14 @@ def _show(report: dict[str, Any]) -> None:
     for title, findings in (("missing", report["missing"]), ("could be better", report["better"])):
         if findings:
             rows = [(finding["problem"], finding["remedy"]) for finding in findings]
-            console.print(table(("what", "what to do"), rows, words=2, title=title))
+            console.print(table(("what", "what to do"), rows, words=(0, 1), title=title))
     if not report["missing"]:
         console.print("nothing that is needed is missing")
 
 
 def _machine(report: dict[str, Any]) -> Table:
     cpu, cache, use = report["cpu"], report["cache"], report["will_use"]
-    made = Table(title=f"headrace {report['headrace']}", show_header=False)
-    made.add_row("system", report["system"])
-    made.add_row("python", report["python"])
+    made = sheet(f"headrace {report['headrace']}", ((name, report[name]) for name in ("system", "python")))
     installed = [f"{name} {number or '-'}" for name, number in report["packages"].items()]
     made.add_row("packages", ", ".join(installed), end_section=True)
     made.add_row("CPU", cpu["name"])

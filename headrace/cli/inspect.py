@@ -158,4 +158,4 @@ def _requests(plan: "Plan") -> Table:
         for length, count in at_once(plan)
     ]
     caption = f"the KV cache holds {plan.kv_tokens} tokens"
-    return table(("tokens, prompt and answer", "at once"), rows, words=0, title="requests", caption=caption)
+    return table(("tokens, prompt and answer", "at once"), rows, words=(), title="requests", caption=caption)

@@ -1,5 +1,6 @@
 """The `headrace` command: finds the commands, parses the words, turns faults into messages and exit codes."""
 
+import errno
 import os
 import sys
 from inspect import cleandoc
@@ -7,6 +8,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from pkgutil import iter_modules
 from types import TracebackType
+from typing import Literal, TextIO
 
 from cyclopts import App
 from cyclopts.exceptions import CycloptsError
@@ -30,6 +32,10 @@ def main(words: list[str] | None = None) -> None:
         words.remove(DEBUG)
     else:
         sys.excepthook = _one_line
+    sys.stdin, sys.stdout = sys.stdin or _nowhere("r"), sys.stdout or _nowhere("w")
+    sys.stderr = sys.stderr or _nowhere("w")
+    if os.environ.get("COLUMNS") == "0":  # what some terminals that do not know say
+        del os.environ["COLUMNS"]
     setup("debug" if debug else "warning")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a character shows another one
@@ -45,16 +51,29 @@ def run(words: list[str], debug: bool = False) -> int:
         return answer if isinstance(answer, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read it has left; what is still in the buffer must not be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read it has left
+        _write_no_more()
         return PIPE_CLOSED
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # what rich makes of it
+            return PIPE_CLOSED
+        raise
     except CycloptsError as error:
         return _say(str(error), _hint(error), 2)
     except Fault as fault:
         if debug:
             raise
         return _say(fault.message, fault.hint, fault.exit_code)
+
+
+def _nowhere(mode: Literal["r", "w"]) -> TextIO:
+    """In place of a stream that was closed before we began."""
+    return Path(os.devnull).open(mode, encoding="utf-8")
+
+
+def _write_no_more() -> None:
+    """What is still in the buffer of standard output must not be written at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _hint(error: CycloptsError) -> str:
@@ -68,7 +87,12 @@ def _say(message: str, hint: str, code: int) -> int:
 
 
 def _one_line(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-    """What is said of an error that nobody foresaw. The interpreter exits with 1 after it."""
+    """What is said of an error that is no Fault. The interpreter exits with 1 after it."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        _write_no_more()
+        said = f"{error.filename or 'all that there is to say'} cannot be written: {error.strerror}"
+        _say(said, "make room, or write to another disk", 1)
+        return
     said = f"{kind.__name__}: {error}" if str(error) else kind.__name__
     _say(f"unexpected {said}", f"this is a bug in headrace; run it again with {DEBUG} for the traceback", 1)
 

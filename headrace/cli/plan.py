@@ -136,5 +136,5 @@ def _facts(planned: "Planned", advice: "list[Advice]") -> dict[str, Any]:
             {"name": s.name, "seconds": s.seconds, "error_before": s.error(fit.before), "error": s.error(fit.after)}
             for s in fit.samples
         ]  # fmt: skip
-        found["calibration"] = {"efficiency": fit.after.values(), "samples": samples}
+        found["calibration"] = {"efficiency": dict(fit.after.values), "samples": samples}
     return found

@@ -11,6 +11,7 @@ from headrace.cli._answer import answer, write_out
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
 from headrace.cli._sampling import Sampling, SamplingFlags
+from headrace.engine.request import SamplingParams
 
 if TYPE_CHECKING:
     from headrace.api.llm import LLM
@@ -45,6 +46,7 @@ def run(
     if raw and system is not None:
         raise Refused("--system needs the chat template that --raw leaves out", hint="leave one of them out")
     text = _prompt(prompt)
+    sampling.params(SamplingParams())  # what cannot be is refused before a model is loaded
     began = perf_counter()
     llm = load(engine.config)
     loaded = perf_counter() - began
@@ -58,7 +60,7 @@ def run(
 def _prompt(given: str | None) -> str:
     """The prompt, from the argument or standard input. Raises Refused if there is none."""
     if given is None:
-        if sys.stdin is None or sys.stdin.isatty():
+        if sys.stdin.isatty():
             raise Refused(
                 "there is no prompt",
                 param="prompt",

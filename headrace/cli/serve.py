@@ -2,7 +2,6 @@
 
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
@@ -25,22 +24,14 @@ MEMORY = {
     "free": "free before",
 }
 """What the rows of the memory table are called."""
-
-ServeFlags = Annotated[Serve, Parameter(name="*", group=Group("Server", sort_key=1))]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """The flags of the server."""
-
-    serve: ServeFlags = field(default_factory=Serve)
+USUAL = Serve()
 
 
 def run(
     path: Annotated[str | None, Parameter(name="MODEL")] = None,
     /,
     *,
-    offer: Annotated[Offer, Parameter(name="*")] = Offer(),
+    flags: Annotated[Serve, Parameter(name="*", group=Group("Server", sort_key=1))] = USUAL,
     engine: EngineFlags = Engine(),
 ) -> None:
     """Offer a model over HTTP, as OpenAI and vLLM do.
@@ -55,9 +46,7 @@ def run(
     """
     began = _began()
     engine = engine.of(path)
-    config = ServeConfig(
-        model=engine.model, memory=engine.memory, schedule=engine.schedule, serve=offer.serve
-    )
+    config = ServeConfig(model=engine.model, memory=engine.memory, schedule=engine.schedule, serve=flags)
     supervisor = Supervisor(config)  # first of all: the engine starts while everything else is imported
     try:
         from headrace.cli._load import Meter

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.base.errors import Fault, Refused
+from headrace.base.errors import Refused
 from headrace.engine.grammar import Compiler, Matcher, mask_of
 from headrace.engine.request import Request
 from headrace.engine.scheduler import Row
@@ -65,13 +65,11 @@ class Constraints:
     # -- until the grammar is there
 
     def order(self, request: Request) -> None:
-        """Have the request's grammar compiled. Raises Refused if there can be none, or the id is in use."""
+        """Have the request's grammar compiled. Raises Refused if there can be none."""
         if self.compiler is None or request.grammar is None:
             raise Refused(
                 "structured output needs a tokenizer, and this model has none", param="structured_outputs"
             )
-        if request.id in self.waiting:
-            raise Refused(f"request id {request.id!r} is in use", param="request_id")
         self.waiting[request.id] = request, self.compiler.start(request.grammar.source)
         self.used = True
 
@@ -85,8 +83,8 @@ class Constraints:
             del self.waiting[id]
             try:
                 found.append((request, self.matcher(request, future.result())))
-            except Fault as fault:
-                log.warning("request %s: %s", id, fault.message)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it ends one request and not all
+                log.warning("request %s: %s", id, error)
                 failed.append(id)
         return found, failed
 

@@ -140,8 +140,10 @@ class Engine:
             return None
         while self.flight:
             self._commit()
-        self._blamed, _ = self._open
+        self._blamed, ahead = self._open
         masks, ends = self.constraints.masks(self._blamed)
+        if ends and ahead.prompt:  # who ends now hears nothing of the step later
+            self._events += self.scheduler.score(self._blamed, ahead.prompt)
         self._end_all(ends)
         return masks
 

@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 from time import thread_time
 from typing import TYPE_CHECKING, Any
@@ -85,22 +85,12 @@ def compiled(source: str, words: "LLTokenizer") -> "LLMatcher":
             raise refused(look.get_error())
         if thread_time() - began > MASK_SECONDS:
             raise refused("it is too ambiguous: finding out which tokens may come takes too long")
-        token = _first(mask, words.eos_tokens)
+        allowed = bits_of(np.frombuffer(mask, np.uint8))
+        token = next((int(id) for id in allowed if id not in words.eos_tokens), None)
         if token is None or look.is_stopped():
             break
         look.consume_token(token)
     return matcher
-
-
-def _first(mask: bytes, ends: Collection[int]) -> int | None:
-    """The lowest id that a mask allows and that is no end."""
-    bits = int.from_bytes(mask, "little")
-    while bits:
-        lowest = bits & -bits
-        if (id := lowest.bit_length() - 1) not in ends:
-            return id
-        bits ^= lowest
-    return None
 
 
 def bits_of(mask: np.ndarray) -> np.ndarray:

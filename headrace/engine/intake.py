@@ -33,10 +33,12 @@ class Intake:
         guarded: bool = False,
         max_logprobs: int = 20,
     ):
-        self.tokenizer, self.max_len, self.vocab, self.eos_ids = tokenizer, max_len, vocab, eos_ids
+        self.tokenizer, self.max_len, self.vocab = tokenizer, max_len, vocab
+        # A tokenizer may know more tokens than the model.
+        self.eos_ids = frozenset(id for id in eos_ids if id < vocab)
         self.max_logprobs = max_logprobs
         self.compiler = (
-            Compiler(tokenizer, vocab, eos_ids, guarded=guarded) if tokenizer is not None else None
+            Compiler(tokenizer, vocab, self.eos_ids, guarded=guarded) if tokenizer is not None else None
         )
 
     def ids(self, prompt: Prompt) -> list[int]:
@@ -49,7 +51,7 @@ class Intake:
                 )
             return self.ids(given)
         if isinstance(prompt, str):
-            ids = self.encode(prompt)
+            ids = self._checked(self.encode(prompt))
         elif hasattr(prompt, "__getitem__") and not isinstance(prompt, bytes | bytearray):
             ids = self._checked(prompt)
         else:
@@ -155,7 +157,8 @@ class Intake:
         if not params.bad_words:
             return ()
         tokenizer = self.text_tokenizer
-        return tuple(tuple(ids) for word in params.bad_words for ids in tokenizer.word_ids(word))
+        spelled = (ids for word in params.bad_words for ids in tokenizer.word_ids(word))
+        return tuple(tuple(ids) for ids in spelled if max(ids) < self.vocab)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         self._room(len(ids))  # before anybody looks at millions of them

@@ -51,14 +51,6 @@ class Bunch(NamedTuple):
     bias: Tensor
 
 
-class Stretch(NamedTuple):
-    """One row with the queries start to before stop, the last of its keys."""
-
-    start: int
-    stop: int
-    keys: Keys
-
-
 NONE = torch.empty(0, dtype=torch.int64, device="cpu")
 NO_BIAS = torch.empty(0, device="cpu")
 
@@ -99,12 +91,6 @@ def bunches(
     return found, np.flatnonzero(left)
 
 
-def alone(starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, row: int, block_size: int) -> Bunch:
-    """One row: its keys need no padding, hence no copy where they lie one behind the other."""
-    query = torch.from_numpy(starts[row : row + 1].astype(np.int64))
-    return Bunch(query, Keys.of(table_RB[row], int(context[row]), block_size), NONE, NO_BIAS)
-
-
 def _families(
     sizes: np.ndarray, context: np.ndarray, table_RB: np.ndarray, block_size: int, whole: int
 ) -> Iterator[tuple[np.ndarray, int]]:
@@ -135,11 +121,3 @@ def _own(
     cells = slots[None] * kv_heads + np.arange(kv_heads)[:, None, None]
     bias = np.where(hidden, np.float32("-inf"), np.float32(0))
     return torch.from_numpy(cells.reshape(-1)), torch.from_numpy(bias).unsqueeze(2)
-
-
-def stretch(
-    starts: np.ndarray, context: np.ndarray, table_RB: np.ndarray, row: int, block_size: int
-) -> Stretch:
-    """A row with several queries."""
-    keys = Keys.of(table_RB[row], int(context[row]), block_size)
-    return Stretch(int(starts[row]), int(starts[row + 1]), keys)

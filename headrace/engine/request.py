@@ -12,6 +12,8 @@ from headrace.engine.structured import Grammar, StructuredOutputsParams
 
 COLDEST = 0.01
 """Lowest temperature above 0; smaller ones are raised to it, because logits divided by them overflow."""
+STRONGEST = 1e4
+"""Repetition penalties above it, or below its inverse, become these: logits times larger ones overflow, too."""
 
 MOST_BAD_WORDS = 128
 MOST_STOPS = 64
@@ -90,6 +92,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             msgspec.structs.force_setattr(self, "guided_decoding", None)
         if 0 < self.temperature < COLDEST:
             msgspec.structs.force_setattr(self, "temperature", COLDEST)
+        penalty = min(max(self.repetition_penalty, 1 / STRONGEST), STRONGEST)
+        msgspec.structs.force_setattr(self, "repetition_penalty", penalty)
         if self.n > 1 and self.temperature == 0:
             raise Refused(
                 f"n is {self.n} with temperature 0; expected n = 1, because every answer would be the same",

@@ -1,5 +1,6 @@
 """Memory by arithmetic: what weights and a step take, and how much KV cache is left."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ class Room:
         blocks = asked if asked is not None else min(fit, enough)
         if one <= blocks:
             return max_len, blocks
-        longest = self._longest(layout, max_len, blocks, tokens)
+        lengths = range(1, max_len + 1)
+        longest = bisect_right(lengths, blocks, key=lambda n: blocks_for(layout.groups, n, block, tokens))
         if longest < 2:  # one token of prompt, one of answer
             raise Refused(
                 f"memory.kv_blocks {blocks} cannot hold a single request of two tokens",
@@ -111,14 +113,6 @@ class Room:
                 hint=f"use --max-len {longest} or less, or {more}",
             )
         return longest, blocks
-
-    def _longest(self, layout: Layout, max_len: int, blocks: int, tokens: int) -> int:
-        low, high = 0, max_len
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = blocks_for(layout.groups, middle, self.config.memory.block, tokens) <= blocks
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
 
     def _too_small(self, layout: Layout, max_len: int, tokens: int) -> Refused:
         """What would fit: a larger share, with less KV cache where what was asked for is too much for any share."""

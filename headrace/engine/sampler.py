@@ -196,7 +196,7 @@ class Sampler:
             logits_SV = logits_SV.contiguous()
             self._edit(logits_SV, features, slots, positions)
             if masks is not None:
-                forbid(logits_SV, self._send(masks.rows), self._upload(masks.bits))
+                forbid(logits_SV, self._send(masks.rows), masks.bits.to(self.device, non_blocking=True))
         draws = self._draws_of(slots)
         settings = None
         if not draws.greedy:
@@ -350,10 +350,6 @@ class Sampler:
             for table, mirror in ((self._floats, self._floats_PR), (self._ints, self._ints_PR)):
                 mirror.copy_(torch.from_numpy(table).pin_memory(), non_blocking=True)
         self._stale = False
-
-    def _upload(self, bits: Tensor) -> Tensor:
-        """Masks on the device, without waiting for it where they lie in pinned memory."""
-        return bits.to(self.device, non_blocking=True)
 
     def _send(self, numbers: np.ndarray | Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         """Whole numbers as an int64 tensor on the device, without waiting for the device."""

@@ -1,7 +1,7 @@
 """Who runs next, and how far. No torch, no clock, no I/O: the same calls give the same answers."""
 
 from bisect import insort
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import NamedTuple
 
 import msgspec
@@ -141,13 +141,13 @@ class Scheduler:
         """
         events = [] if events is None else events
         tokens, logprobs, scores = outcome
+        if scores:
+            events += self.score(step, scores)
         at = 0
-        for n, row in enumerate(step):
+        for row in step:
             seq, draft = row.seq, row.draft
             if row.epoch == seq.epoch:  # else its memory was taken away meanwhile
                 self._confirm(seq, row.stop - len(draft))
-            if scores and n in scores and not seq.finished:
-                events += self._score(seq, row.start, scores[n])
             if not row.samples:
                 continue
             seq.owed -= 1
@@ -158,6 +158,15 @@ class Scheduler:
                     self._take_guessed(row, tokens[behind], logprobs and logprobs[behind], events)
             at += 1 + len(draft)
         return events
+
+    def score(self, step: list[Row], scores: dict[int, PromptLogprobs]) -> Iterator[Event]:
+        """What rows learned of their prompts, less what was told before: by an earlier call, or before an eviction."""
+        for n, found in scores.items():
+            seq = step[n].seq
+            new = found[max(0, seq.scored - step[n].start) :]
+            if new and not seq.finished:
+                seq.scored += len(new)
+                yield Event(seq.request.id, None, prompt_logprobs=new, scheduled=self._first_time(seq))
 
     def rewind(self, seqs: Iterable[Sequence]) -> None:
         """Steps in flight that these were part of are lost: go back to what was confirmed."""
@@ -210,14 +219,6 @@ class Scheduler:
         self.counts.accept(right)
         if row.epoch == seq.epoch:  # what was computed for wrong guesses is written over
             seq.issued, seq.fed = seq.computed, False
-
-    def _score(self, seq: Sequence, start: int, found: PromptLogprobs) -> list[Event]:
-        """Tell what a row learned of the prompt, less what was told before an eviction."""
-        new = found[max(0, seq.scored - start) :]
-        seq.scored += len(new)
-        if not new:
-            return []
-        return [Event(seq.request.id, None, prompt_logprobs=new, scheduled=self._first_time(seq))]
 
     @staticmethod
     def _first_time(seq: Sequence) -> float | None:

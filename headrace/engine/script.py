@@ -19,7 +19,8 @@ from headrace.engine.batch import Batch
 from headrace.engine.halves import Part, halfway, middle
 from headrace.engine.lanes import QUERIES, Lanes, Load, narrow
 from headrace.engine.program import KEYS, hidden, program
-from headrace.engine.reach import alone, bunches, stretch
+from headrace.engine.reach import NO_BIAS, NONE, Keys, bunches
+from headrace.engine.resolve import Plan
 from headrace.engine.same_bits import keeps
 from headrace.kernels.activation import silu_mul
 from headrace.kernels.int8 import LIFT
@@ -140,21 +141,25 @@ class Script:
 
     def _keys(self, part: Part) -> tuple[list[Tensor], list[Tensor], list[int], list[int]]:
         """What `attend` takes after the caches."""
-        where = part.starts_np, part.context_np, part.tables_np
+        starts, context, tables, size = part.starts_np, part.context_np, part.tables_np, part.block_size
         tensors: list[Tensor] = []
         one: list[int] = []
         several: list[int] = []
-        found, rows = bunches(*where, part.block_size, *self._sizes, self._whole)
+        found, rows = bunches(starts, context, tables, size, *self._sizes, self._whole)
         loads, rows = self._load(part, rows)
-        single = part.starts_np[rows + 1] - part.starts_np[rows] == 1
-        found += [alone(*where, row, part.block_size) for row in rows[single].tolist()]
         for bunch in found:
             tensors += (bunch.queries, bunch.common.slots, bunch.cells, bunch.bias)
             one += (bunch.common.first, bunch.common.last)
-        for n in rows[~single].tolist():
-            row = stretch(*where, n, part.block_size)
-            tensors.append(row.keys.slots)
-            several += (row.start, row.stop, row.keys.first, row.keys.last)
+        single = starts[rows + 1] - starts[rows] == 1
+        for row in rows[single].tolist():
+            # Its keys need no padding, hence no copy where they lie one behind the other.
+            slots, first, last = Keys.of(tables[row], int(context[row]), size)
+            tensors += (torch.from_numpy(starts[row : row + 1].astype(np.int64)), slots, NONE, NO_BIAS)
+            one += (first, last)
+        for row in rows[~single].tolist():
+            slots, first, last = Keys.of(tables[row], int(context[row]), size)
+            tensors.append(slots)
+            several += (int(starts[row]), int(starts[row + 1]), first, last)
         return [tensor for load in loads for tensor in load], tensors, one, several
 
     def _load(self, part: Part, rows: np.ndarray) -> tuple[list[Load], np.ndarray]:
@@ -176,26 +181,24 @@ class Script:
         return layer.kv_heads, layer.head_dim
 
 
-def unfit(model: Decoder, batch: Batch) -> str | None:
+def unfit(model: Decoder, plan: Plan) -> str | None:
     """Why the program does not say what this model's layers say; None where it does."""
+    if plan.device.type != "cpu":
+        return f"runs on {plan.device}"
     blocks = _blocks(model)
     layers = [block.self_attn for block in blocks]
-    kinds = {
-        (layer.rope, layer.window, layer.softcap, layer.group, layer.k_scale, layer.v_scale)
-        for layer in layers
-    }
+    kinds = {(layer.rope, layer.window, layer.softcap, layer.k_scale, layer.v_scale) for layer in layers}
     rope, *others = kinds.pop() if len(kinds) == 1 else (None,)
-    caches = (*batch.cache.k, *batch.cache.v)
     reasons = {
         "has layers of several kinds": any(type(block) is not Block for block in model.blocks) or kinds,
         "rotates nothing, or only parts of heads": rope is None or rope.table.shape[1] != layers[0].head_dim,
-        "has a window, a cap on scores or several caches": others != [None, None, 0, 1.0, 1.0],
+        "has a window or a cap on scores": others != [None, None, 1.0, 1.0],
         "activates by another function": any(ACTIVATIONS[block.mlp.act] is not silu_mul for block in blocks),
         "is not prepacked": not all(_prepacked(block) for block in blocks),
         "has norms with weights": any(
             bool((n.weight + n.offset != 1).any()) for b in blocks for n in _norms(b)
         ),
-        "has another cache": any(cache.dtype != torch.float32 or cache.is_cuda for cache in caches),
+        "has another cache": plan.kv_dtype != torch.float32,
     }
     if model.deterministic and not any(reasons.values()):
         reasons["gives a row other bits in other company"] = not _keeps(blocks[0], model.shape.hidden)

@@ -92,7 +92,7 @@ def start(config: Config, notify: Notify | None = None, resumes: bool = False) -
     filled = plan.deterministic or not kernels.ours  # only what is there can be made deterministic
     if filled:
         fill()
-    plan, runner = _settled(model, plan, config.schedule.deterministic is not None)
+    plan, runner = _runner(model, plan, config.schedule.deterministic is not None)
     if kernels.ours and runner.graphs is not None:
         kernels.prepare(runner.graphs, (lambda: None) if filled else fill, notify)
     intake = Intake(
@@ -194,29 +194,12 @@ def _eos_ids(settings: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset
     return own | frozenset(settings.get("eos_token_id") or ())
 
 
-def _settled(model: Decoder, plan: Plan, insisted: bool) -> tuple[Plan, Runner]:
-    """The plan and its runner, without the same bits where nobody insists on them and they would cost much."""
-    if plan.deterministic:
-        try:
-            model.set_deterministic()
-            runner = _runner(model, plan)
-            if insisted or runner.script is not None:
-                return plan, runner
-            reason = unfit(model, runner.batch)
-        except Refused as fault:
-            if insisted:
-                raise
-            reason = fault.message
-        log.warning("greedy text is not kept if the engine is restarted, which would cost much: %s", reason)
-        model.set_deterministic(False)
-        plan = replace(plan, deterministic=False)
-    return plan, _runner(model, plan)
-
-
-def _runner(model: Decoder, plan: Plan) -> Runner:
+def _runner(model: Decoder, plan: Plan, insisted: bool) -> tuple[Plan, Runner]:
+    """The plan as `_settled`, and its runner."""
     layers = model.attentions
     for layer, place in zip(layers, plan.layout.places, strict=True):
         layer.group, layer.cache_index = place
+    plan, unscripted = _settled(model, plan, insisted)
     cache = KVCache(
         plan.layout,
         plan.kv_blocks,
@@ -230,6 +213,24 @@ def _runner(model: Decoder, plan: Plan) -> Runner:
     batch = Batch(plan.rows, plan.tokens, -(-plan.max_len // plan.block), cache, backend)
     sampler = Sampler(plan.rows, model.shape.vocab, plan.device, plan.seed, plan.deterministic)
     graphs = Graphs(model, batch, sampler, plan.rows) if plan.device.type == "cuda" and plan.graphs else None
-    script = Script(model, batch) if plan.device.type == "cpu" and unfit(model, batch) is None else None
+    script = Script(model, batch) if unscripted is None else None
     pace = Pace(plan.threads) if script is not None and plan.threads > 1 else None
-    return Runner(model, batch, sampler, graphs, script, pace)
+    return plan, Runner(model, batch, sampler, graphs, script, pace)
+
+
+def _settled(model: Decoder, plan: Plan, insisted: bool) -> tuple[Plan, str | None]:
+    """(plan, why there is no script). Without the same bits where nobody insists on them and they would cost much."""
+    if plan.deterministic:
+        try:
+            model.set_deterministic()
+            reason = unfit(model, plan)
+        except Refused as fault:
+            if insisted:
+                raise
+            reason = fault.message
+        if insisted or reason is None:
+            return plan, reason
+        log.warning("greedy text is not kept if the engine is restarted, which would cost much: %s", reason)
+        model.set_deterministic(False)
+        plan = replace(plan, deterministic=False)
+    return plan, unfit(model, plan)

@@ -88,10 +88,11 @@ class Stream:
             more, matched = self._text(event)
             text += more
         finish, stop = event.finish, event.stop
-        if matched is not None:
+        if finish and matched is None:
+            more, matched = self._rest()
+            text += more
+        if matched is not None and finish not in ("abort", "error"):
             finish, stop = "stop", matched
-        elif finish:
-            text += self._rest()
         self.text += text
         if ids and not self.whole:
             self.ends.append(len(self.text))
@@ -128,12 +129,12 @@ class Stream:
             return text, None
         return self._stops.push(text)
 
-    def _rest(self) -> str:
+    def _rest(self) -> tuple[str, str | None]:
         """What was held back in case a character or a stop string went on."""
         if self._pieces is None:
-            return ""
+            return "", None
         text = self._pieces.finish()
-        if self._stops is not None:
-            text, _ = self._stops.push(text)
-            text += self._stops.flush()
-        return text
+        if self._stops is None:
+            return text, None
+        text, matched = self._stops.push(text)
+        return text + self._stops.flush(), matched

@@ -111,11 +111,7 @@ def to_grammar(params: StructuredOutputsParams, is_special: IsSpecial) -> Gramma
 
 
 def _json(params: StructuredOutputsParams, _: IsSpecial) -> str:
-    return _schema_source(read_schema(params.json, "json"), params)
-
-
-def _json_object(params: StructuredOutputsParams, _: IsSpecial) -> str:
-    return _schema_source({"type": "object"}, params)
+    return json.dumps({"grammars": [{"json_schema": embedded(params)}]}, ensure_ascii=False)
 
 
 def _regex(params: StructuredOutputsParams, _: IsSpecial) -> str:
@@ -184,21 +180,13 @@ def _tag_rules(
     else:
         opening = f"{name}_open"
         yield f"{opening}[lazy]: TEXT {_quoted(trigger)}"
-    rest = begin[len(trigger) :]
-    yield " ".join(
-        (
-            f"{name}:",
-            opening,
-            *map(_quoted, filter(None, [rest])),
-            f"%json {schema}",
-            *map(_quoted, filter(None, [end])),
-        )
-    )
+    rest, end = (_quoted(text) if text else "" for text in (begin[len(trigger) :], end))
+    yield f"{name}: {opening} {rest} %json {schema} {end}"
 
 
 _READ: dict[Kind, Callable[[StructuredOutputsParams, IsSpecial], str]] = {
     "json": _json,
-    "json_object": _json_object,
+    "json_object": _json,
     "regex": _regex,
     "choice": _choice,
     "grammar": _grammar,
@@ -218,10 +206,6 @@ def embedded(params: StructuredOutputsParams) -> Schema | None:
         return None
     given = params.json if params.kind == "json" else {"type": "object"}
     return _with_options(read_schema(given, "json"), params)
-
-
-def _schema_source(schema: Schema, params: StructuredOutputsParams) -> str:
-    return json.dumps({"grammars": [{"json_schema": _with_options(schema, params)}]}, ensure_ascii=False)
 
 
 def _with_options(schema: Schema, params: StructuredOutputsParams) -> Schema:

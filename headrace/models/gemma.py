@@ -7,6 +7,7 @@ rope base of their own, unscaled (Gemma 2 and Gemma 3 reports, section 2).
 from typing import Any
 
 from headrace.base.errors import BadCheckpoint
+from headrace.models import llama
 from headrace.models.llama import RENAME as RENAME
 from headrace.nn.decoder import Decoder
 from headrace.nn.rope import Rope
@@ -15,22 +16,14 @@ from headrace.nn.windows import windows
 
 HANDLES = ("gemma2", "gemma3_text")
 TINY: dict[str, Any] = {
+    **llama.TINY,
     "model_type": "gemma2",
-    "vocab_size": 199,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 16,
     "hidden_activation": "gelu_pytorch_tanh",
     "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
     "rope_local_base_freq": 500.0,
-    "rope_scaling": None,
-    "max_position_embeddings": 256,
     "query_pre_attn_scalar": 24,
-    "sliding_window": 7,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "attn_logit_softcapping": 5.0,
     "final_logit_softcapping": 3.0,
@@ -62,6 +55,5 @@ def build(config: dict[str, Any], max_len: int) -> Decoder:
     if third:
         base = number(config, "rope_local_base_freq", 10_000.0)
         near = Rope(shape.head_dim, base, None, max_len, count(config, "max_position_embeddings"))
-    period = count(config, "sliding_window_pattern", 6) if third else 2
-    slides = windows(config, shape.layers, lambda i: (i + 1) % period != 0)
-    return Decoder(shape, [(window, far if window is None else near) for window in slides], RENAME)
+    layers = [(window, far if window is None else near) for window in windows(config, shape.layers)]
+    return Decoder(shape, layers, RENAME)

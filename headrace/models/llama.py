@@ -4,7 +4,8 @@ from typing import Any
 
 from headrace.nn.decoder import Decoder
 from headrace.nn.rope import Rope
-from headrace.nn.shape import Shape, count, flag
+from headrace.nn.shape import Shape, flag
+from headrace.nn.windows import windows
 
 HANDLES = ("llama", "mistral")
 RENAME = {"blocks.": "model.layers.", "embed_tokens.": "model.embed_tokens.", "norm.": "model.norm."}
@@ -29,12 +30,10 @@ TINY: dict[str, Any] = {
 
 def build(config: dict[str, Any], max_len: int) -> Decoder:
     """See models.build."""
-    window, biases = None, {}
+    biases = {}
     if config["model_type"] == "llama":
         bias = flag(config, "attention_bias", False)
         biases = {"qkv_bias": bias, "out_bias": bias, "mlp_bias": flag(config, "mlp_bias", False)}
-    elif config.get("sliding_window") is not None:
-        window = count(config, "sliding_window")
     shape = Shape.of(config, **biases)
     rope = Rope.of(config, shape.head_dim, max_len)
-    return Decoder(shape, [(window, rope)] * shape.layers, RENAME)
+    return Decoder(shape, [(window, rope) for window in windows(config, shape.layers)], RENAME)

@@ -178,7 +178,7 @@ class Decoder(nn.Module):
         """
         turn, table = Turn(self), self.embed_tokens.weight
         if table.is_meta:
-            names = [self._renamed("embed_tokens.weight")]
+            names = [self.renamed("embed_tokens.weight")]
             yield Pending(names, tuple(table.shape), torch.float16, turn.table)
         for names, layer in self.linears():
             if layer.weight.is_meta:
@@ -205,12 +205,12 @@ class Decoder(nn.Module):
                 if own == "weight" and isinstance(module, Linear) and module.packed is not None:
                     continue
                 if not (isinstance(module, Linear) and module.fused):
-                    yield self._renamed(f"{path}.{own}"), parameter.data
+                    yield self.renamed(f"{path}.{own}"), parameter.data
                     continue
                 parent = path.rpartition(".")[0]
                 ends = [sum(module.outputs[:i]) for i in range(len(module.outputs) + 1)]
                 for name, (start, stop) in zip(module.fused, pairwise(ends), strict=True):
-                    yield self._renamed(f"{parent}.{name}.{own}"), parameter.data[start:stop]
+                    yield self.renamed(f"{parent}.{name}.{own}"), parameter.data[start:stop]
 
     def linears(self) -> Iterator[tuple[list[str], Linear]]:
         """(names in a Hugging Face checkpoint of what its rows are, layer) of every linear layer, in order."""
@@ -218,15 +218,16 @@ class Decoder(nn.Module):
             if isinstance(module, Linear):
                 parent = path.rpartition(".")[0]
                 names = [f"{parent}.{name}" for name in module.fused] if module.fused else [path]
-                yield [self._renamed(name) for name in names], module
+                yield [self.renamed(name) for name in names], module
 
     def named_attentions(self) -> Iterator[tuple[str, Attention]]:
         """(name in a Hugging Face checkpoint, layer) of every attention layer, in order."""
         for path, module in self.named_modules():
             if isinstance(module, Attention):
-                yield self._renamed(path), module
+                yield self.renamed(path), module
 
-    def _renamed(self, name: str) -> str:
+    def renamed(self, name: str) -> str:
+        """What a parameter or module is called in a Hugging Face checkpoint."""
         for ours, theirs in self.rename.items():
             if name.startswith(ours):
                 return theirs + name.removeprefix(ours)

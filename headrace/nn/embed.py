@@ -32,7 +32,3 @@ class Embedding(nn.Module):
             return embed(ids_T, self.weight, scale)
         rows = embed(ids_T, self.weight).to(dtype)
         return rows if scale == 1.0 else rows.mul_(scale)
-
-    def extra_repr(self) -> str:
-        """For printing a model."""
-        return f"{tuple(self.weight.shape)}, scale={self.scale}"

@@ -111,8 +111,3 @@ class Linear(nn.Module):
         assert self.packed.whole is not None
         packed = self.packed.whole
         return packed.scheme.apply_gated(packed.tensors, gate_up_TF, self.bias)
-
-    def extra_repr(self) -> str:
-        """For printing a model."""
-        names = f" = {' + '.join(self.fused)}" if self.fused else ""
-        return f"{self.inputs} -> {' + '.join(map(str, self.outputs))}{names}, bias={self.bias is not None}"

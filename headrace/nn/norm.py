@@ -27,7 +27,3 @@ class RMSNorm(nn.Module):
         if residual is None:
             return self(x), x
         return add_rms_norm(x, residual, self.weight, self.eps, self.offset)
-
-    def extra_repr(self) -> str:
-        """For printing a model."""
-        return f"{self.weight.numel()}, eps={self.eps}, offset={self.offset}"

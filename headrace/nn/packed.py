@@ -35,10 +35,6 @@ class PackedWeight(nn.Module):
         """[..., K] to [..., N]."""
         return self.scheme.apply(self.tensors, x, bias)
 
-    def extra_repr(self) -> str:
-        """For printing a model."""
-        return f"{self.columns} -> {self.rows}, {self.scheme.name}"
-
 
 class PackedRows(nn.Module):
     """Packed weights on top of each other: one where they can be joined, else side by side, never rounded again."""

@@ -65,8 +65,3 @@ class Prepacked(nn.Module):
         return all(
             torch.equal(self.weight.product(x[n : n + 1], fixed=True)[0], together[n]) for n in range(ROWS)
         )
-
-    def extra_repr(self) -> str:
-        """For printing a model."""
-        rows, columns = self.weight.shape
-        return f"{columns} -> {rows}, int8"

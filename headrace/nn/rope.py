@@ -167,10 +167,6 @@ class Rope(nn.Module):
             angles[self.original_max :] = late[:, None] * scaled
         return torch.cat([angles.cos(), angles.sin()], dim=1) * self.attention_factor
 
-    def extra_repr(self) -> str:
-        """For printing a model."""
-        return f"{self.kind}, base={self.base}, table={tuple(self.table.shape)}"
-
 
 def _divisors(factors: Sequence[float] | None, pairs: int) -> Tensor:
     if factors is None:

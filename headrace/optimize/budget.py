@@ -4,10 +4,11 @@ Losses of layers rounded alone are added up; what they make together is measured
 """
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from headrace.optimize.work import folder_of
 from headrace.quant.schemes import scheme_named
 
 BUDGET = "budget.json"
+MOST = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Budget:
                 hint="give one of --target-bits, --max-kl, --max-latency-ms",
             )
         value = found[self.kind]
-        if isinstance(value, bool) or not (isfinite(value) and value > 0):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
             raise Refused(f"{self.param} is {value}; expected a number above 0", param=self.param)
 
     def as_object(self) -> dict[str, float]:

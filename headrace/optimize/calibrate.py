@@ -104,7 +104,7 @@ class Calibration:
         start = [tokenizer.bos_id] if tokenizer.bos_id in tokenizer.encode("a")[:1] else []
         found = [
             _shuffled(
-                tokenizer.encode(texts.read(name, KNOWN)[:CHARACTERS], add_special_tokens=False),
+                tokenizer.encode(texts.read(name, KNOWN, CHARACTERS)[:CHARACTERS], add_special_tokens=False),
                 self.tokens - len(start),
                 f"{self.seed} {number}",
             )

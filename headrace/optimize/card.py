@@ -1,6 +1,9 @@
 """The model card: what was done to a model, and the command that does it again."""
 
 from collections import Counter
+from shlex import quote
+
+import yaml
 
 from headrace import __version__
 from headrace.optimize.calibrate import KNOWN
@@ -15,12 +18,15 @@ def card(job: Job, outcome: Outcome) -> str:
     """README.md, with nothing in it that differs between two runs of the same recipe."""
     name, recipe = job.path.stem if job.path.suffix else job.path.name, job.recipe
     rounded = [layer for layer in outcome.layers if layer.scheme != NONE]
+    about = {
+        "library_name": "headrace",
+        "base_model": job.model,
+        "tags": ["quantized", "compressed-tensors"],
+    }
     kinds = Counter(each.scheme.name if each.scheme else "as it is" for each in job.plan.values())
     lines = [
         "---",
-        "library_name: headrace",
-        f"base_model: {job.model}",
-        "tags: [quantized, compressed-tensors]",
+        yaml.safe_dump(about, sort_keys=False, allow_unicode=True).strip(),
         "---",
         "",
         f"# {name}, optimized",
@@ -42,7 +48,7 @@ def card(job: Job, outcome: Outcome) -> str:
         *_calibration(job),
         "## Doing it again",
         "",
-        f"    headrace optimize {job.model} -o OUT --recipe recipe.yaml",
+        f"    headrace optimize {quote(job.model)} -o OUT --recipe recipe.yaml",
         "",
         "with `recipe.yaml` from this folder gives the same files on a like machine with as many threads.",
         "",

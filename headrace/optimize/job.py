@@ -1,5 +1,6 @@
 """A run decided: the model's files and shapes, what each layer gets, and the calibration windows; nothing is done."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from headrace import __version__, models
 from headrace.base.errors import Refused
+from headrace.base.home import expanded
 from headrace.checkpoint.config import read_config, read_tokenizer
 from headrace.checkpoint.hub import find
 from headrace.checkpoint.load import check, open_source
@@ -17,6 +19,7 @@ from headrace.checkpoint.source import Source
 from headrace.nn.decoder import Block, Decoder
 from headrace.optimize.calibrate import fingerprint
 from headrace.optimize.recipe import DTYPES, Assigned, Recipe
+from headrace.optimize.work import check_free, folder_of
 from headrace.quant.scheme import Scheme
 
 
@@ -83,11 +86,8 @@ def look(
 
     `tell` is told what takes a while.
     """
-    out = Path(out).expanduser().absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise Refused(
-            f"{out} exists already", param="out", hint="give the path of a folder that does not exist yet"
-        )
+    out = _place(out)
+    _check_words(model, str(out), *recipe.calibration.texts)
     where = device_named(device)
     path = find(model)
     settings = read_config(path)
@@ -111,14 +111,37 @@ def look(
     return Job(model, path, out, settings, recipe, plan, ids_ST, untied, _dtype(recipe, settings), where)
 
 
+def _place(out: str | Path) -> Path:
+    """Where the result will be. Raises Refused where a folder could not move to in the end."""
+    try:
+        given = expanded(out)
+        fixed = given.is_symlink() or os.path.ismount(given)
+        place = given.resolve()
+        check_free(place)
+        folder_of(place).exists()  # its name may be too long
+    except (OSError, RuntimeError, ValueError) as fault:
+        raise Refused(f"{out} cannot be written: {fault}", param="out") from fault
+    if fixed:
+        raise Refused(
+            f"{out} is a link, or where a disk is mounted, and cannot be replaced",
+            param="out",
+            hint="give the path of a new folder in it",
+        )
+    return place
+
+
+def _check_words(*words: str) -> None:
+    """Raises Refused for a path that the files of the result could not name."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as fault:
+            raise Refused(f"{word!r} is not UTF-8", hint="give it another name") from fault
+
+
 def files_of(path: Path) -> list[Path]:
     """That hold a model's weights."""
     return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-
-
-def embedding_of(model: Decoder) -> str:
-    """What it is called in checkpoints."""
-    return next(name for name, _ in model.sources() if name.endswith("embed_tokens.weight"))
 
 
 def schemes_of(plan: dict[str, Assigned], names: list[str]) -> list[Scheme]:

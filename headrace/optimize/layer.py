@@ -100,10 +100,9 @@ def round_layer(
         if scheme is not None:
             begun = perf_counter()
             packed = pack(weight_NK, plan[name], inputs, dtype)
-            wanted = None if inputs.sample_TK is None else inputs.sample_TK @ weight_NK.T
-            change = _replace(weight_NK, scheme, packed)
-            error = change if wanted is None else product_error(wanted, weight_NK, scheme, packed, inputs)
-            check_finite(name, error)
+            pieces = ((first, weight_NK[first:stop]) for first, stop in _spans(*weight_NK.shape))
+            error = output_change(pieces, scheme, packed, inputs.sample_TK)
+            unpack_into(weight_NK, scheme, packed)
             done.packed[name] = scheme, packed
             seconds = perf_counter() - begun
             done.layers.append(described(name, plan[name], weight_NK.shape, packed, error, seconds))
@@ -124,15 +123,9 @@ def pack(weight_NK: Tensor, assigned: Assigned, inputs: Inputs, dtype: torch.dty
 
 
 def unpack_into(weight_NK: Tensor, scheme: Scheme, packed: Packed) -> None:
-    """Put the numbers that packed rows stand for into a weight."""
-    for rows, found in _unpacked(weight_NK, scheme, packed):
-        rows.copy_(found)
-
-
-def _unpacked(weight_NK: Tensor, scheme: Scheme, packed: Packed) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows of a weight, what the same packed rows stand for), some at a time."""
+    """Put the numbers that packed rows stand for into a weight, some rows at a time."""
     for start, stop in _spans(*weight_NK.shape):
-        yield weight_NK[start:stop], scheme.unpack(part(scheme, packed, start, stop, "out"))
+        weight_NK[start:stop] = scheme.unpack(part(scheme, packed, start, stop, "out"))
 
 
 def _spans(rows: int, columns: int) -> Iterator[tuple[int, int]]:
@@ -141,39 +134,36 @@ def _spans(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _replace(weight_NK: Tensor, scheme: Scheme, packed: Packed) -> float:
-    """As unpack_into; how far the weight moved: ||W' - W|| / ||W||."""
-    moved = total = 0.0
-    for rows, found in _unpacked(weight_NK, scheme, packed):
-        total += float(rows.square().sum())
-        moved += float((found - rows).square().sum())
-        rows.copy_(found)
-    return (moved / total) ** 0.5 if total else 0.0
-
-
-def product_error(
-    wanted_SN: Tensor, weight_NK: Tensor, scheme: Scheme, packed: Packed, inputs: Inputs
+def output_change(
+    pieces: Iterable[tuple[int, Tensor]], scheme: Scheme, packed: Packed, sample_SK: Tensor | None
 ) -> float:
-    """||W'x' - Wx|| / ||Wx|| over the sample, x' being x as the scheme rounds it."""
-    assert inputs.sample_TK is not None
-    found_SN = scheme.seen(packed, inputs.sample_TK) @ weight_NK.T
-    size = float(wanted_SN.norm())
-    return float((found_SN - wanted_SN).norm()) / size if size else 0.0
+    """||W'x' - Wx|| / ||Wx|| over a sample, x' being x as the scheme rounds it; without one ||W' - W|| / ||W||.
 
-
-def check_finite(name: str, error: float) -> None:
-    """Raises BadCheckpoint where an error is no number: weights, or what goes into them, then hold what is none."""
-    if not isfinite(error):
-        raise BadCheckpoint(
-            f"{name}: weights, or what goes into them, are not finite",
-            hint="the checkpoint may be damaged: get it again",
-        )
+    pieces   (first row, some rows of the weight as it was), which together are all
+    """
+    seen_SK = None if sample_SK is None else scheme.seen(packed, sample_SK)
+    moved = total = 0.0
+    for start, rows in pieces:
+        wanted, found = rows, scheme.unpack(part(scheme, packed, start, start + len(rows), "out"))
+        if sample_SK is not None and seen_SK is not None:
+            wanted, found = sample_SK @ wanted.T, seen_SK @ found.T
+        moved += float((found - wanted).square().sum())
+        total += float(wanted.square().sum())
+    return (moved / total) ** 0.5 if total else 0.0
 
 
 def described(
     name: str, assigned: Assigned, shape: Iterable[int], packed: Packed, error: float, seconds: float
 ) -> Layer:
-    """What is to be said of a rounded projection, but for what it was in the source."""
+    """What is to be said of a rounded projection, but for what it was in the source.
+
+    Raises BadCheckpoint where the error is no number: weights, or what goes into them, then hold what is none.
+    """
+    if not isfinite(error):
+        raise BadCheckpoint(
+            f"{name}: weights, or what goes into them, are not finite",
+            hint="the checkpoint may be damaged: get it again",
+        )
     rows, columns = shape
     after = sum(tensor.nbytes for tensor in packed.values())
     assert assigned.scheme is not None

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, ValidationError, convert
 
 from headrace.base.errors import BadCheckpoint, Refused
 from headrace.base.json_file import read_json
@@ -16,11 +18,16 @@ FORMAT = 1
 @dataclass(frozen=True, slots=True)
 class Loss:
     """Of a layer in one scheme: bytes, scales included; mean KL in nats of the model's predictions from its own when
-    nothing else is rounded, and that mean's standard error over windows (nan where there is one)."""
+    nothing else is rounded, and that mean's standard error over windows."""
 
-    bytes: int
-    kl: float
+    bytes: Annotated[int, Meta(ge=0, lt=1 << 53)]
+    kl: Annotated[float, Meta(ge=0)]
     error: float
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number that cannot be."""
+        if not isfinite(self.kl):
+            raise ValueError(f"{self} cannot be")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +39,9 @@ class Group:
     losses   by scheme, "none" for staying as they are among them
     """
 
-    names: tuple[str, ...]
-    weights: int
-    losses: Mapping[str, Loss]
+    names: Annotated[tuple[str, ...], Meta(min_length=1)]
+    weights: Annotated[int, Meta(ge=1)]
+    losses: Annotated[Mapping[str, Loss], Meta(min_length=1)]
 
     @property
     def label(self) -> str:
@@ -50,7 +57,7 @@ class Sensitivity:
     model: str
     tokens: int
     seconds: float
-    groups: tuple[Group, ...]
+    groups: Annotated[tuple[Group, ...], Meta(min_length=1)]
 
     @property
     def weights(self) -> int:
@@ -59,20 +66,7 @@ class Sensitivity:
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
-        groups = [
-            {
-                "names": list(group.names),
-                "weights": group.weights,
-                "losses": {
-                    name: {**asdict(loss), "error": loss.error if isfinite(loss.error) else None}
-                    for name, loss in group.losses.items()
-                },
-            }
-            for group in self.groups
-        ]
-        return {
-            "format": FORMAT, "model": self.model, "tokens": self.tokens, "seconds": self.seconds, "groups": groups,
-        }  # fmt: skip
+        return {"format": FORMAT, **asdict(self)}
 
     def table(self) -> dict[str, dict[str, float]]:
         """Group -> scheme -> loss, without what stays as it is."""
@@ -91,6 +85,8 @@ class Sensitivity:
                     param="schemes",
                     hint="measure again: leave --sensitivity out",
                 )
+        if set(schemes) <= {"none"}:
+            raise Refused("there is no scheme to choose", param="schemes")
         groups = []
         for group in self.groups:
             losses = {name: group.losses[name] for name in group.losses if name in schemes}
@@ -107,26 +103,10 @@ def read(path: Path) -> Sensitivity:
         found = read_json(file)
         if found["format"] != FORMAT:
             raise Refused(f"{file} was written by another version", param="sensitivity", hint="measure again")
-        groups = [
-            Group(
-                tuple(each["names"]),
-                int(each["weights"]),
-                {name: _loss(loss) for name, loss in each["losses"].items()},
-            )
-            for each in found["groups"]
-        ]
-        return Sensitivity(str(found["model"]), int(found["tokens"]), float(found["seconds"]), tuple(groups))
-    except (BadCheckpoint, OSError, KeyError, TypeError, ValueError, AttributeError) as fault:
+        return convert(found, Sensitivity)
+    except (BadCheckpoint, OSError, KeyError, ValidationError) as fault:
         raise Refused(
             f"{file} holds no measured sensitivity",
             param="sensitivity",
             hint=f"give the {FILE} that a search wrote, or the folder of its result",
         ) from fault
-
-
-def _loss(given: Mapping[str, Any]) -> Loss:
-    error = given["error"]
-    found = Loss(int(given["bytes"]), float(given["kl"]), float("nan") if error is None else float(error))
-    if found.bytes < 0 or not (isfinite(found.kl) and found.kl >= 0):
-        raise ValueError(f"{found} cannot be")
-    return found

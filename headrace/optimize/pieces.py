@@ -14,7 +14,7 @@ ON_GPU = 128
 def pieces(weight_NK: Tensor, elements: int = PIECE) -> Iterator[Tensor]:
     """Some rows after the other, about so many elements at a time."""
     elements *= ON_GPU if weight_NK.is_cuda else 1
-    yield from weight_NK.split(max(1, elements // weight_NK.shape[1]))
+    yield from weight_NK.split(max(1, elements * len(weight_NK) // weight_NK.numel()))
 
 
 def stacked(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

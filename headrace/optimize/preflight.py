@@ -11,7 +11,7 @@ from headrace.base.hardware import probe
 from headrace.checkpoint.rows import stored_bytes
 from headrace.nn.decoder import Decoder
 from headrace.optimize.cost import Cost, cost, size_after
-from headrace.optimize.job import Job, embedding_of, files_of
+from headrace.optimize.job import Job, files_of
 from headrace.optimize.work import check_disk
 from headrace.quant.export import HEAD
 
@@ -70,7 +70,7 @@ def _rows(job: Job, model: Decoder) -> Iterator[Row]:
     shape = model.shape
     table = shape.vocab * shape.hidden
     source = job.open()
-    embedding = embedding_of(model)
+    embedding = model.renamed("embed_tokens.weight")
     width = job.dtype.itemsize
     yield Row(
         embedding.removesuffix(".weight"),

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from headrace.base.errors import Refused, UnknownName
+from headrace.base.home import expanded
 from headrace.nn.decoder import Decoder
 from headrace.optimize import passes
 from headrace.optimize.calibrate import Calibration
@@ -24,6 +25,8 @@ from headrace.quant.schemes import known, scheme_named
 
 NONE = "none"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+NO_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError)
+"""What the library raises for texts that are none; the last three for tags with values that are not theirs."""
 LARGEST = 1 << 22  # characters of a recipe: one with a line for every layer of a large model has a tenth
 
 
@@ -65,7 +68,8 @@ class Recipe:
         if self.dtype not in ("auto", *DTYPES):
             raise UnknownName.among("dtype", self.dtype, ["auto", *DTYPES], param="dtype")
         _check_order(self.passes)
-        needy = [each.name for each in self.passes if isinstance(each, Change) or _needs(each)]
+        every = [*self.passes, *(choice.rounding for _, choice in self.layers if choice.rounding is not None)]
+        needy = [each.name for each in every if isinstance(each, Change) or _needs(each)]
         if needy and not self.calibration.samples:
             raise Refused(
                 f"{needy[0]} needs calibration, and there are no samples",
@@ -78,15 +82,14 @@ class Recipe:
         """From YAML, or the object that it holds. Raises Refused naming what is not understood."""
         if isinstance(given, str):
             given = _loaded(given)
-        if strange := sorted(set(given) - set(READ)):
-            raise UnknownName.among("key of a recipe", str(strange[0]), list(READ), param="recipe")
+        _check_keys(given, list(READ), "key of a recipe", "recipe")
         return cls(**{key: READ[key](value, key) for key, value in given.items() if value is not None})
 
     @classmethod
     def read(cls, file: str | Path) -> "Recipe":
         """From a YAML file. Raises Refused where it cannot be read, and what `parse` does."""
         try:
-            text = Path(file).expanduser().read_text(encoding="utf-8")
+            text = expanded(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as fault:
             what = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
             raise Refused(f"recipe {file} cannot be read: {what}", param="recipe") from fault
@@ -270,9 +273,15 @@ def _loaded(text: str) -> Mapping[str, Any]:
         raise Refused(f"the recipe has {len(text)} characters, too many to be one", param="recipe")
     try:
         found: object = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as fault:
+    except NO_YAML as fault:
         raise Refused(f"the recipe is no YAML: {fault}", param="recipe") from fault
     return _mapping({} if found is None else found, "recipe")
+
+
+def _check_keys(given: Mapping[Any, object], known: list[str], what: str, param: str) -> None:
+    for key in given:
+        if key not in known:
+            raise UnknownName.among(what, str(key), known, param=param)
 
 
 def _word(value: object, where: str) -> str:
@@ -307,8 +316,7 @@ def _choice(given: object) -> Choice:
     """A scheme's name, or {scheme: name, rounding: pass}."""
     if not isinstance(given, Mapping):
         return Choice(_word(given, "layers"))
-    if strange := sorted(set(given) - {"scheme", "rounding"}):
-        raise UnknownName.among("key of a layer", str(strange[0]), ["rounding", "scheme"], param="layers")
+    _check_keys(given, ["scheme", "rounding"], "key of a layer", "layers")
     scheme = _word(given.get("scheme"), "layers")
     if given.get("rounding") is None:
         return Choice(scheme)
@@ -327,9 +335,8 @@ def _said(choice: Choice) -> Any:
 
 
 def _calibration(value: object, where: str) -> Calibration:
-    given, names = _mapping(value, where), [each.name for each in fields(Calibration)]
-    if strange := sorted(set(given) - set(names)):
-        raise UnknownName.among("key of calibration", str(strange[0]), names, param=where)
+    given = _mapping(value, where)
+    _check_keys(given, [each.name for each in fields(Calibration)], "key of calibration", where)
     if "texts" in given:
         words = tuple(_word(each, "texts") for each in _list(given["texts"], "texts"))
         given = {**given, "texts": words}

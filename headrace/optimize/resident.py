@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from headrace.base.memory import give_back
 from headrace.checkpoint.load import HEAD
 from headrace.checkpoint.rows import read_rows
-from headrace.optimize.job import Job, blocks_of, embedding_of
+from headrace.optimize.job import Job, blocks_of
 from headrace.optimize.layer import unpack_into
 from headrace.quant.scheme import Packed, Scheme
 
@@ -36,7 +36,7 @@ class Resident:
     @property
     def embedding(self) -> str:
         """Its name in checkpoints."""
-        return embedding_of(self.model)
+        return self.model.renamed("embed_tokens.weight")
 
     def embedded(self, ids_ST: Tensor) -> Iterator[Tensor]:
         """Hidden states before the first block, window by window."""

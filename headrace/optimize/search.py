@@ -111,25 +111,7 @@ def best(groups: Sequence[Group], limit: float) -> Pick | None:
     points = [pick for pick in sweep(groups) if pick.cost <= most]
     if not points:
         return None
-    good = _filled(groups, points[-1], most)
-    return _searched(groups, most, good)
-
-
-def _filled(groups: Sequence[Group], pick: Pick, most: float) -> Pick:
-    """What is left of the limit is spent where it saves most, as long as something fits."""
-    chosen, left = list(pick.chosen), most - pick.cost
-    while True:
-        better = [
-            (group[chosen[g]].loss - option.loss, g, n)
-            for g, group in enumerate(groups)
-            for n, option in enumerate(group)
-            if option.loss < group[chosen[g]].loss and option.cost - group[chosen[g]].cost <= left
-        ]
-        if not better:
-            return Pick.of(groups, chosen)
-        _, g, n = max(better)
-        left -= groups[g][n].cost - groups[g][chosen[g]].cost
-        chosen[g] = n
+    return _searched(groups, most, points[-1])
 
 
 class _Rest(NamedTuple):

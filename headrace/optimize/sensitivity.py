@@ -291,9 +291,8 @@ class _Measuring:
 
     def _summed(self, losses_SC: Tensor) -> Sensitivity:
         asked, dtype = self._asked, self._asked.job.dtype
-        count = len(losses_SC)
         means = losses_SC.mean(0).clamp_min(0).tolist()
-        errors = (losses_SC.std(0) / math.sqrt(count)).tolist() if count > 1 else [math.nan] * len(means)
+        errors = (losses_SC.std(0) / math.sqrt(len(losses_SC))).tolist()
         groups = []
         for place in asked.places:
             found = {NONE: Loss(place.weights * dtype.itemsize, 0.0, 0.0)}

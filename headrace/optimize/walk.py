@@ -23,10 +23,10 @@ from headrace.optimize.inputs import Collector, Inputs, Need
 from headrace.optimize.job import Job, schemes_of
 from headrace.optimize.layer import (
     Done,
-    check_finite,
     collect,
     described,
     joined,
+    output_change,
     outputs,
     pack,
     round_layer,
@@ -34,11 +34,12 @@ from headrace.optimize.layer import (
 )
 from headrace.optimize.outcome import Layer
 from headrace.optimize.passes import Rounding
+from headrace.optimize.pieces import pieces
 from headrace.optimize.resident import Resident
 from headrace.optimize.watch import Rounded, linears
 from headrace.optimize.work import Hidden, Work
 from headrace.quant.export import HEAD
-from headrace.quant.scheme import Scheme, part
+from headrace.quant.scheme import Scheme
 
 Report = Callable[[str, float, float], None]
 """Told what is being done, and of how many expected seconds of work how many are done."""
@@ -220,8 +221,10 @@ class Walk:
             whole = torch.cat([rows for _, rows in self.parts.rows(WEIGHT)])
             packed = pack(whole.to(self.job.device), assigned, inputs, self.job.dtype)
         shape = (self.model.shape.vocab, self.model.shape.hidden)
-        error = self._head_error(scheme, packed, inputs)
-        check_finite(HEAD, error)
+        device = self.job.device
+        placed = {name: tensor.to(device) for name, tensor in packed.items()}
+        as_it_was = ((start, rows.to(device)) for start, rows in self.parts.rows(WEIGHT))
+        error = output_change(as_it_was, scheme, placed, inputs.sample_TK)
         self.layers.append(described(HEAD, assigned, shape, packed, error, perf_counter() - begun))
         return [entry(f"{HEAD}.{suffix}", each) for suffix, each in tensors_of(scheme, packed).items()]
 
@@ -233,21 +236,6 @@ class Walk:
             collector.see(self.model.norm(x_TE.to(self.job.device)))
         return collector.finished()
 
-    def _head_error(self, scheme: Scheme, packed: dict[str, Tensor], inputs: Inputs) -> float:
-        """As Layer.error, piece by piece."""
-        moved = total = 0.0
-        device = inputs.peak_K.device
-        placed = {name: tensor.to(device) for name, tensor in packed.items()}
-        sample = inputs.sample_TK
-        for start, rows in self.parts.rows(WEIGHT):
-            rows = rows.to(device)
-            found = scheme.unpack(part(scheme, placed, start, start + len(rows), "out"))
-            if sample is not None:
-                rows, found = sample @ rows.T, scheme.seen(placed, sample) @ found.T
-            moved += float((found - rows).square().sum())
-            total += float(rows.square().sum())
-        return (moved / total) ** 0.5 if total else 0.0
-
     # -- to disk --------------------------------------------------------------------------------------------------
 
     def _hidden(self, index: int) -> Hidden:
@@ -256,7 +244,7 @@ class Walk:
 
     def _write(self, name: str, block: Block, done: Done) -> None:
         entries = [
-            streamed(own, self.job.dtype, tuple(tensor.shape), partial(_pieces, tensor))
+            streamed(own, self.job.dtype, tuple(tensor.shape), partial(pieces, tensor))
             for own, tensor in self.model.sources()
             if not tensor.is_meta and own.removesuffix(".weight") not in done.packed
         ]
@@ -280,8 +268,3 @@ class Walk:
     def _add(self, seconds: float) -> None:
         self._done = min(self._done + seconds, self.cost.seconds)
         self._say(self._what)
-
-
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """Some rows after the other."""
-    return iter(tensor.split(max(1, (1 << 20) * len(tensor) // tensor.numel())))

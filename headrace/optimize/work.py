@@ -55,6 +55,7 @@ class Work(contextlib.AbstractContextManager["Work"]):
             ) from fault
         try:
             self._take()
+            check_free(out)  # another run may have finished since it was looked at
             self.journal = self._opened(identity, fresh)
         except BaseException:
             self._lock.close()
@@ -172,6 +173,14 @@ def sync(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def check_free(out: Path) -> None:
+    """Raises Refused where something lies already; an empty folder does not count."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise Refused(
+            f"{out} exists already", param="out", hint="give the path of a folder that does not exist yet"
+        )
 
 
 def check_disk(out: Path, need: int, hint: str) -> None:

@@ -142,13 +142,13 @@ def fit(samples: Sequence[Sample], reach: Efficiency) -> Efficiency:
     method of Levenberg and Marquardt (Marquardt, 1963). Parts of a speed stay below 1.
     """
     schemes = {s.setup.scheme.name for s in samples}
-    values = reach.values()
-    names = [n for n in values if n not in KEPT and ("." not in n or n.partition(".")[2] in schemes)]
-    start = np.log([values[name] for name in names])
+    names = [n for n in reach.values if n not in KEPT and ("." not in n or n.partition(".")[2] in schemes)]
+    start = np.log([reach[name] for name in names])
     top = np.log([1e6 if name.endswith("_us") else 0.98 for name in names])
 
     def at(x: NDArray[np.float64]) -> Efficiency:
-        return reach.changed({name: float(np.exp(v)) for name, v in zip(names, x, strict=True)})
+        fitted = {name: float(np.exp(v)) for name, v in zip(names, x, strict=True)}
+        return replace(reach, values={**reach.values, **fitted})
 
     def residuals(x: NDArray[np.float64]) -> NDArray[np.float64]:
         made = at(x)

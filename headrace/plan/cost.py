@@ -89,8 +89,8 @@ def parts(setup: Setup, work: Work) -> Parts:
     """The seconds of a step."""
     model, reach, n = setup.anatomy, setup.reach, setup.gpus
     name = setup.scheme.name
-    read = setup.gpu.bandwidth * reach.of_weights(name) * n
-    multiply = setup.gpu.speed(setup.scheme.arithmetic) * reach.of_matmul(name) * n
+    read = setup.gpu.bandwidth * reach.of("weights", name) * n
+    multiply = setup.gpu.speed(setup.scheme.arithmetic) * reach.of("matmul", name) * n
     weights = _touched_bytes(setup, work.tokens) / read
     updates = sum(kind.update * layers for kind, layers in model.kinds)
     arithmetic = 2 * (model.linear + model.chosen + updates) * work.tokens / multiply
@@ -103,10 +103,15 @@ def parts(setup: Setup, work: Work) -> Parts:
         head=_head(setup, work.rows),
         kv=kv,
         attention=attention,
-        moves=work.tokens * width * setup.scheme.rest / 8 / (setup.gpu.bandwidth * reach.moves * n),
+        moves=work.tokens * width * setup.scheme.rest / 8 / (setup.gpu.bandwidth * reach["moves"] * n),
         reduce=_reduce(setup, work.tokens),
-        overhead=(reach.step_us + reach.layer_us * len(model.layers) + reach.row_us * work.rows) * 1e-6,
+        overhead=_overhead_us(setup, work.rows) * 1e-6,
     )
+
+
+def _overhead_us(setup: Setup, rows: Number) -> Number:
+    reach = setup.reach
+    return reach["step_us"] + reach["layer_us"] * len(setup.anatomy.layers) + reach["row_us"] * rows
 
 
 def joined(one: Number, other: Number) -> Number:
@@ -138,16 +143,16 @@ def _head(setup: Setup, rows: Number) -> Number:
     """Logits of the rows that get a token."""
     own = setup.scheme.name if setup.scheme.head else "bf16"
     reach, n = setup.reach, setup.gpus
-    read = setup.bytes_of_head() / (setup.gpu.bandwidth * reach.of_weights(own) * n)
+    read = setup.bytes_of_head() / (setup.gpu.bandwidth * reach.of("weights", own) * n)
     kind = setup.scheme.arithmetic if setup.scheme.head else "bf16"
-    multiply = 2 * setup.anatomy.head * rows / (setup.gpu.speed(kind) * reach.of_matmul(own) * n)
+    multiply = 2 * setup.anatomy.head * rows / (setup.gpu.speed(kind) * reach.of("matmul", own) * n)
     return joined(read, multiply)
 
 
 def _attend(setup: Setup, work: Work) -> tuple[Number, Number]:
     """(reading the cache for rows with one token, attention of prompts)."""
     gpu, reach = setup.gpu, setup.reach
-    read, multiply = gpu.bandwidth * reach.kv, gpu.bf16 * reach.attention * setup.gpus
+    read, multiply = gpu.bandwidth * reach["kv"], gpu.bf16 * reach["attention"] * setup.gpus
     kv: Number = 0.0
     attention: Number = 0.0
     for (kind, layers), keys, near, pairs in zip(

@@ -1,8 +1,7 @@
 """What part of a data sheet's speeds an engine reaches: one table per engine, fitted to measured runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass
 
 from headrace.base.errors import UnknownName
 
@@ -22,61 +21,36 @@ LIKE = {
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
-    """Parts of a device's speeds (0 to 1), and times that do not depend on sizes (microseconds)."""
+    """Parts of a device's speeds (0 to 1), and times that do not depend on sizes (microseconds), by these names.
 
-    weights: Mapping[str, float]
-    """Of the bandwidth, when weights are read: by scheme."""
-    matmul: Mapping[str, float]
-    """Of the arithmetic, when they are multiplied with many tokens: by scheme."""
-    kv: float
-    """Of the bandwidth, when the KV cache is read."""
-    attention: float
-    """Of the bf16 arithmetic, in the attention of a prompt."""
-    moves: float
-    """Of the bandwidth, when activations go from one operation to the next."""
-    step_us: float
-    """Per step: what the host does while the device waits."""
-    layer_us: float
-    """Per layer of a step: launches, and operations too small to be limited by anything else."""
-    row_us: float
-    """Per row of a step: scheduling, sampling, bookkeeping."""
+    weights.SCHEME  of the bandwidth, when weights are read
+    matmul.SCHEME   of the arithmetic, when they are multiplied with many tokens
+    kv              of the bandwidth, when the KV cache is read
+    attention       of the bf16 arithmetic, in the attention of a prompt
+    moves           of the bandwidth, when activations go from one operation to the next
+    step_us         per step: what the host does while the device waits
+    layer_us        per layer of a step: launches, and operations too small to be limited by anything else
+    row_us          per row of a step: scheduling, sampling, bookkeeping
+    """
+
+    values: Mapping[str, float]
     measured: frozenset[str] = frozenset()
     """Schemes whose numbers come from runs of this engine; the others are borrowed."""
 
-    def of_weights(self, scheme: str) -> float:
-        return _own_or_like(self.weights, scheme)
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
 
-    def of_matmul(self, scheme: str) -> float:
-        return _own_or_like(self.matmul, scheme)
-
-    def values(self) -> dict[str, float]:
-        """Every number by its name, such as `kv` or `weights.fp8`."""
-        plain = ("kv", "attention", "moves", "step_us", "layer_us", "row_us")
-        found = {name: float(getattr(self, name)) for name in plain}
-        found |= {f"weights.{name}": value for name, value in self.weights.items()}
-        return found | {f"matmul.{name}": value for name, value in self.matmul.items()}
-
-    def changed(self, values: Mapping[str, float]) -> "Efficiency":
-        """The same with other numbers, named as in `values()`."""
-        plain = {name: value for name, value in values.items() if "." not in name}
-        weights, matmul = dict(self.weights), dict(self.matmul)
-        for name, value in values.items():
-            table, _, scheme = name.partition(".")
-            if scheme:
-                (weights if table == "weights" else matmul)[scheme] = value
-        return replace(self, weights=MappingProxyType(weights), matmul=MappingProxyType(matmul), **plain)
+    def of(self, table: str, scheme: str) -> float:
+        """A number of a scheme, or of the one that stands in for it; `table` is weights or matmul."""
+        tried = (f"{table}.{name}" for name in (scheme, LIKE.get(scheme, "bf16"), "bf16"))
+        return next(self.values[name] for name in tried if name in self.values)
 
 
-def _own_or_like(table: Mapping[str, float], scheme: str) -> float:
-    return table[scheme] if scheme in table else table.get(LIKE.get(scheme, "bf16"), table["bf16"])
-
-
-def _table(rows: dict[str, tuple[float, float]]) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """(weights, matmul) from scheme: (weights, matmul)."""
-    return (
-        MappingProxyType({name: row[0] for name, row in rows.items()}),
-        MappingProxyType({name: row[1] for name, row in rows.items()}),
-    )
+def _table(schemes: dict[str, tuple[float, float]], measured: bool, **numbers: float) -> Efficiency:
+    """From scheme: (weights, matmul), and the other numbers."""
+    for name, (weights, matmul) in schemes.items():
+        numbers |= {f"weights.{name}": weights, f"matmul.{name}": matmul}
+    return Efficiency(numbers, frozenset(schemes if measured else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +73,16 @@ class Engine:
 
 # Fitted by plan/calibrate.py to the rows of docs/plan.md, "How well it predicts", all of one H200. `attention` is not
 # fitted but measured by itself. What no run of an engine could tell is taken from the other one.
-_HEADRACE = Efficiency(
-    *_table({"bf16": (0.87, 0.75), "fp8": (0.77, 0.73), "w4a16": (0.56, 0.58)}),
+_HEADRACE = _table(
+    {"bf16": (0.87, 0.75), "fp8": (0.77, 0.73), "w4a16": (0.56, 0.58)}, measured=True,
     kv=0.88, attention=0.42, moves=0.33, step_us=137, layer_us=11, row_us=2.5,
-    measured=frozenset({"bf16", "fp8", "w4a16"}),
 )  # fmt: skip
-_VLLM = Efficiency(
-    *_table({"bf16": (0.95, 0.77), "fp8": (0.88, 0.72), "w4a16": (0.40, 0.70)}),
+_VLLM = _table(
+    {"bf16": (0.95, 0.77), "fp8": (0.88, 0.72), "w4a16": (0.40, 0.70)}, measured=True,
     kv=0.65, attention=0.50, moves=0.26, step_us=1050, layer_us=20, row_us=8.5,
-    measured=frozenset({"bf16", "fp8", "w4a16"}),
 )  # fmt: skip
-_CPU = Efficiency(  # fitted to vLLM's rows on two cores
-    *_table({"bf16": (0.85, 0.25), "fp8": (0.8, 0.20), "w4a16": (0.6, 0.20)}),
+_CPU = _table(  # fitted to vLLM's rows on two cores
+    {"bf16": (0.85, 0.25), "fp8": (0.8, 0.20), "w4a16": (0.6, 0.20)}, measured=False,
     kv=0.5, attention=0.15, moves=0.3, step_us=15_000, layer_us=80, row_us=80.0,
 )  # fmt: skip
 
@@ -118,9 +90,9 @@ ENGINES = {
     engine.name: engine
     for engine in (
         Engine("headrace", "this engine", 0.92, True, 552_402_944, 8192, 1024, 256,
-               MappingProxyType({"gpu": _HEADRACE, "cpu": _CPU})),
+               {"gpu": _HEADRACE, "cpu": _CPU}),
         Engine("vllm", "vLLM 0.25.1, its defaults", 0.90, False, 620_000_000, 8192, 1024, 256,
-               MappingProxyType({"gpu": _VLLM, "cpu": _CPU})),
+               {"gpu": _VLLM, "cpu": _CPU}),
     )
 }  # fmt: skip
 

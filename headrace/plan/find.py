@@ -24,16 +24,12 @@ def settings(model: str) -> dict[str, Any]:
         return read_json(path)
     reference = Reference.parse(model)
     if reference is None or (path.parent.is_dir() and str(path.parent) != "."):
-        raise _unknown(model)
+        near = get_close_matches(model.lower(), list(KNOWN), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownName(
+            f"unknown model {model!r}",
+            param="model",
+            hint=f"{hint}give a folder with config.json, a config.json, org/name of the hub, or one of:"
+            f" {', '.join(sorted(KNOWN))}",
+        )
     return read_json(fetch_config(reference))
-
-
-def _unknown(model: str) -> UnknownName:
-    near = get_close_matches(model.lower(), list(KNOWN), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return UnknownName(
-        f"unknown model {model!r}",
-        param="model",
-        hint=f"{hint}give a folder with config.json, a config.json, org/name of the hub, or one of:"
-        f" {', '.join(sorted(KNOWN))}",
-    )

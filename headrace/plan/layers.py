@@ -14,23 +14,23 @@ ALL_SLIDE = frozenset({"mistral", "mixtral", "phi3", "ministral", "starcoder2"})
 class Attention(NamedTuple):
     """One layer's attention. Numbers of elements, of weights, or of multiply-adds."""
 
-    window: int | None
-    kv: int
-    """Elements kept per token; 0 where a state is kept instead."""
     split: int
     """Over how many devices the cache can be divided: KV heads. A latent is kept whole by each (1)."""
-    state: int
-    """Bytes kept per sequence, however long it is."""
     linear: int
     small: int
-    score: int
-    """Multiply-adds per query and key of a prompt: scores, then values."""
-    lookup: int
-    """The same for a token to be generated, which may attend in the latent's own space."""
-    update: int
-    """Multiply-adds per token to bring a state up to date and read it."""
     attended: int
-    rotary: int
+    rotary: int = 0
+    window: int | None = None
+    kv: int = 0
+    """Elements kept per token; 0 where a state is kept instead."""
+    state: int = 0
+    """Bytes kept per sequence, however long it is."""
+    score: int = 0
+    """Multiply-adds per query and key of a prompt: scores, then values."""
+    lookup: int = 0
+    """The same for a token to be generated, which may attend in the latent's own space."""
+    update: int = 0
+    """Multiply-adds per token to bring a state up to date and read it."""
 
 
 def attention(config: dict[str, Any], view: "View") -> Attention:
@@ -66,12 +66,10 @@ def _grouped(config: dict[str, Any], window: int | None) -> Attention:
         window=window,
         kv=2 * kv,
         split=kv_heads,
-        state=0,
         linear=hidden * (gated * q + 2 * kv) + q * hidden,
         small=small,
         score=2 * q,
         lookup=2 * q,
-        update=0,
         attended=q,
         rotary=size,
     )
@@ -90,15 +88,12 @@ def _latent(config: dict[str, Any]) -> Attention:
         queries, norms = hidden * low + low * wide, rank + low
     keys = hidden * (rank + rope) + rank * heads * (plain + value)
     return Attention(
-        window=None,
         kv=rank + rope,
         split=1,
-        state=0,
         linear=queries + keys + heads * value * hidden,
         small=norms,
         score=heads * (plain + rope + value),
         lookup=heads * (2 * rank + rope),
-        update=0,
         attended=wide,
         rotary=rope,
     )
@@ -113,17 +108,12 @@ def _recurrent(config: dict[str, Any]) -> Attention:
     mixed = 2 * keys * key + values * value  # q, k and v go through a short convolution
     out = values * value
     return Attention(
-        window=None,
-        kv=0,
         split=keys,
         state=4 * values * key * value + 2 * mixed * (kernel - 1),  # the matrix in float32
         linear=hidden * (mixed + out) + hidden * 2 * values + out * hidden,
         small=mixed * kernel + 2 * values + value,
-        score=0,
-        lookup=0,
         update=4 * values * key * value,
         attended=out,
-        rotary=0,
     )
 
 

@@ -95,11 +95,7 @@ def memory(setup: Setup, engine: Engine, max_len: int | None = None) -> Memory:
         total, context, allowed, weights, work, graphs, _per_block(setup, layout), layout, int(state), rows,
         tokens, 0,
     )  # fmt: skip
-    return _with_longest(made, wanted)
-
-
-def _with_longest(made: Memory, wanted: int) -> Memory:
-    """The longest request, up to `wanted`, that fits alone."""
+    # the longest request, up to what is wanted, that fits alone
     lengths = range(1, wanted + 1)
     return replace(made, longest=bisect_left(lengths, True, key=lambda length: made.each(length) > made.pool))
 

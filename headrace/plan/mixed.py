@@ -33,8 +33,8 @@ class Mixed:
         """
         name = like(scheme)
         setup, kept = self.setup, SCHEMES[name]
-        read = size / (setup.gpu.bandwidth * setup.reach.of_weights(name) * setup.gpus)
-        speed = setup.gpu.speed(kept.arithmetic) * setup.reach.of_matmul(name) * setup.gpus
+        read = size / (setup.gpu.bandwidth * setup.reach.of("weights", name) * setup.gpus)
+        speed = setup.gpu.speed(kept.arithmetic) * setup.reach.of("matmul", name) * setup.gpus
         return float(joined(read, 2 * weights / speed))
 
 

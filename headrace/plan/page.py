@@ -1,8 +1,9 @@
 """One HTML file about a plan: nothing is loaded from outside, nothing runs in it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import escape
+from typing import NamedTuple
 
 from headrace.base.words import size
 from headrace.bench.chart import COLOURS, Line, bar, draw
@@ -20,13 +21,11 @@ MOST = 6
 """Lines of one picture: more cannot be told apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A configuration's points: (requests at once, what is expected of them)."""
+class Curve(NamedTuple):
+    """An option with its points: (requests at once, what is expected of them)."""
 
-    name: str
     option: Option
-    points: tuple[tuple[int, Forecast], ...]
+    points: list[tuple[int, Forecast]]
 
 
 def page(option: Option, advice: Sequence[Advice], choices: Sequence[Choice], goal: str) -> str:
@@ -75,12 +74,12 @@ def _time(made: Forecast) -> str:
 def _memory(option: Option) -> str:
     made = option.memory
     rows = words.memory_rows(made)
-    whole = max(float(made.total), sum(row.amount for row in rows[:-1]))
+    whole = max(float(made.total), sum(amount for _, amount, _ in rows[:-1]))
     fits = ", ".join(f"{number:,} of {length:,} tokens" for length, number in words.at_once(made))
     return (
         f"<h2>Memory of each device: {size(made.total)}</h2>"
-        + bar([(row.name, row.amount, size(row.amount)) for row in rows[:-1]], whole)
-        + table((), ((row.name, size(row.amount), escape(row.said)) for row in rows), words=True)
+        + bar([(name, amount, size(amount)) for name, amount, _ in rows[:-1]], whole)
+        + table((), ((name, size(amount), escape(said)) for name, amount, said in rows), words=True)
         + (f"<p>Requests at once: {fits}.</p>" if fits else "")
     )
 
@@ -110,7 +109,7 @@ def _line(curve: Curve, option: Option, time: Measure, height: Measure) -> Line:
     drawn = [(n, made) for n, made in curve.points if time(made) > 0 and height(made) > 0]
     counts = [n for n, _ in drawn]
     return Line(
-        curve.name,
+        curve.option.name,
         [(time(made), height(made)) for _, made in drawn],
         said=[
             f"{n} at once: {time(made):.3g} ms, {made.output_per_s:,.0f} tok/s, ${made.cost:.3g} per million"
@@ -177,4 +176,4 @@ def _curve(option: Option) -> Curve:
         if made is None or made.rows < count:
             break  # from here on requests wait for each other: more of them make nothing faster
         points.append((count, made))
-    return Curve(option.name, option, tuple(points))
+    return Curve(option, points)

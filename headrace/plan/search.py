@@ -4,7 +4,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import NamedTuple
 
 from headrace.base.errors import Refused
 from headrace.plan.forecast import Forecast
@@ -14,14 +13,7 @@ from headrace.plan.scheme import SCHEMES
 from headrace.plan.workload import Limit, holds
 
 COUNTS = (1, 2, 4, 8)
-
-
-class Wanted(NamedTuple):
-    """What must hold: limits, requests per second of all copies together; and the numbers of devices to try."""
-
-    limits: list[Limit]
-    qps: float | None = None
-    counts: Sequence[int] = COUNTS
+"""Numbers of devices that are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +36,26 @@ class Choice:
         return self.per_hour / 3600 / (self.qps * self.option.work.tokens_out) * 1e6
 
 
-def cheapest(option: Option, gpus: Iterable[Gpu], schemes: Sequence[str], wanted: Wanted) -> list[Choice]:
-    """What holds, cheapest first. Raises Refused with the nearest miss where nothing does."""
+def cheapest(
+    option: Option,
+    gpus: Iterable[Gpu],
+    schemes: Sequence[str],
+    found: list[Limit],
+    qps: float | None = None,
+    counts: Sequence[int] = COUNTS,
+) -> list[Choice]:
+    """What holds the limits `found` and all copies together make `qps`, cheapest first.
+
+    Raises Refused with the nearest miss where nothing does.
+    """
     choices: list[Choice] = []
     misses: list[tuple[float, Option, Forecast]] = []
-    found, qps = wanted.limits, wanted.qps
-    for tried in _options(option, gpus, schemes, wanted.counts):
+    for tried in _options(option, gpus, schemes, counts):
         if (made := _most(tried, found)) is not None:
             choices.append(_choice(*made, qps))
         elif (alone := tried.asked(concurrency=1).forecast) is not None:
-            misses.append((_excess(alone, found), tried, alone))
+            excess = max((alone.measure(limit.measure) / limit.below for limit in found), default=1.0)
+            misses.append((excess, tried, alone))
     if not choices:
         raise _nothing(misses, found)
     return sorted(choices, key=lambda c: (c.cost if qps is None else c.per_hour, c.option.gpus))
@@ -103,10 +105,6 @@ def _at_rate(option: Option, most: Forecast, qps: float) -> tuple[Option, Foreca
     fewer = option.asked(concurrency=1 + bisect_left(range(1, option.work.concurrency), True, key=enough))
     made = fewer.forecast
     return (fewer, made) if made is not None else (option, most)
-
-
-def _excess(made: Forecast, found: list[Limit]) -> float:
-    return max(made.measure(limit.measure) / limit.below for limit in found) if found else 1.0
 
 
 def _nothing(misses: list[tuple[float, Option, Forecast]], found: list[Limit]) -> Refused:

@@ -1,6 +1,6 @@
 """A plan in words and rows: what the terminal, the page and the JSON all say."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from headrace.base.words import size
 from headrace.plan.advice import Advice
@@ -13,12 +13,6 @@ from headrace.plan.search import Choice
 ADVICE_HEADS = ("throughput", "per token", "first token", "cost")
 CHOICE_HEADS = ("configuration", "$/hour", "$/M tok", "req/s", "rows", "TTFT", "TPOT")
 LENGTHS = (512, 2048, 8192, 32768, 131072)
-
-
-class Row(NamedTuple):
-    name: str
-    amount: float
-    said: str
 
 
 def count(amount: float) -> str:
@@ -41,23 +35,19 @@ def seconds(amount: float) -> str:
     return f"{amount:.3g} s" if amount >= 1 else f"{amount * 1000:.3g} ms"
 
 
-def memory_rows(made: Memory) -> list[Row]:
-    """Where each device's memory goes; adds up to all of it."""
+def memory_rows(made: Memory) -> list[tuple[str, float, str]]:
+    """Where each device's memory goes, as (name, bytes, what is said of it); adds up to all of it."""
     pool = max(0, made.pool)
     used = made.kv_blocks * made.per_block if made.layout and not made.state else pool
     rows = [
-        Row("weights", made.weights, "with the tables of rotations"),
-        Row(
-            "workspace",
-            made.workspace,
-            f"activations of {made.tokens:,} tokens, logits of {made.rows:,} rows",
-        ),
-        Row("KV cache" + (" and states" if made.state else ""), used, _kv_words(made)),
-        Row("device context", made.context, "what the driver takes"),
-        Row("recorded steps", made.graphs, "CUDA graphs, roughly"),
+        ("weights", made.weights, "with the tables of rotations"),
+        ("workspace", made.workspace, f"activations of {made.tokens:,} tokens, logits of {made.rows:,} rows"),
+        ("KV cache" + (" and states" if made.state else ""), used, _kv_words(made)),
+        ("device context", made.context, "what the driver takes"),
+        ("recorded steps", made.graphs, "CUDA graphs, roughly"),
     ]
-    rest = made.total - sum(row.amount for row in rows)
-    return [*rows, Row("left free", rest, "")]
+    rest = made.total - sum(amount for _, amount, _ in rows)
+    return [*rows, ("left free", rest, "")]
 
 
 def _kv_words(made: Memory) -> str:

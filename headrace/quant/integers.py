@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from headrace.quant.grid import Grid, numbers
-from headrace.quant.scheme import Axes, Packed, Scheme
+from headrace.quant.scheme import Axes, Packed, Scheme, Spec
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,27 @@ class Integers(Scheme):
     order    int32 [K], where columns were sorted by group: column i of the values is column order[i] of the weight
     """
 
+    bits: ClassVar[int]
+    usual: ClassVar[int]
+    """Columns in a group where a scheme's name says nothing."""
     columns_per_step: ClassVar[int] = 1
     """Columns in one element of the kept values."""
+
+    @classmethod
+    def of(cls, group: int, symmetric: bool) -> Self:
+        """The scheme with groups of so many columns; 0 for whole rows."""
+        size = "" if group == cls.usual else f"_g{group}" if group else "_row"
+        name = f"w{cls.bits}a16{size}{'' if symmetric else '_asym'}"
+        spec = Spec(cls.bits, "int", "group" if group else "channel", group, symmetric)
+        # Half a step and the clipped half step at the far end; asymmetric, the span is up to twice the largest number
+        # and the zero point is rounded, too. A scale in 8 bits of mantissa adds 1/256 of the number.
+        return cls(name, spec, (1 if symmetric else 2) / ((1 << cls.bits) - 1) + 1 / 256)
+
+    @classmethod
+    def named(cls) -> dict[str, Self]:
+        """All that go by a name."""
+        made = (cls.of(group, symmetric) for group in (128, 64, 32, 0) for symmetric in (True, False))
+        return {scheme.name: scheme for scheme in made}
 
     def store(self, values_NK: Tensor) -> Tensor:
         """Signed values (int8) as they are kept."""

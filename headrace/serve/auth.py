@@ -6,6 +6,7 @@ import os
 from base64 import b64decode
 from binascii import Error as NotBase64
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@lru_cache(64)  # it is asked for every request, and few names are used
 def _is_ip(name: str) -> bool:
     try:
         ipaddress.ip_address(name)

@@ -38,6 +38,7 @@ class Hosted:
     def __init__(self, engine: Engine):
         self.engine = engine
         self.tally = Tally()
+        self._tokens = 0  # of the latest step
 
     @property
     def busy(self) -> bool:
@@ -70,8 +71,6 @@ class Hosted:
         stats.step_rows, stats.step_tokens = len(self.engine.latest), self._tokens
         stats.faults = self.engine.faults
         stats.rows_total, stats.sizes = self.tally.rows, self.tally.sizes
-
-    _tokens = 0
 
 
 def warm_up(engine: Engine) -> float:

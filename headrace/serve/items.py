@@ -119,7 +119,7 @@ def _tools(body: Mapping[str, Any], chat: Json) -> frozenset[str]:
             case "function" | "custom":
                 choice = {"type": "function", "function": {"name": choice.get("name")}}
             case "allowed_tools":
-                names = {tool.get("name") for tool in _list(choice, "tools") if isinstance(tool, Mapping)}
+                names = [tool.get("name") for tool in _list(choice, "tools") if isinstance(tool, Mapping)]
                 specs = [spec for spec in specs if spec["function"].get("name") in names]
                 choice = choice.get("mode", "auto")
             case kind:

@@ -39,7 +39,7 @@ class Link:
         self._socket.bind(wire.address(folder, front))
         self._loop.add_reader(self._socket.fileno(), self._read)
         self._loop.add_reader(self._monitor.fileno(), self._notice)
-        self._read()
+        self._loop.call_soon(self._read)  # not now: whoever makes this is not whole yet
 
     def send(self, engine: int, message: ToEngine) -> None:
         """Queue a message for that engine process; it is dropped where there is none of that number."""

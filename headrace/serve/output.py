@@ -2,16 +2,19 @@
 
 import json
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, assert_never
 
-from headrace.engine.reply import Spelling, chat_logprob
+from headrace.engine.request import Logprobs
 from headrace.engine.stream import Update
 from headrace.serve.sse import encode
 from headrace.text.parts import CallArguments, CallStart, Content, Part, Thought
 from headrace.text.speech import Speech, parts_of
 
 Json = dict[str, Any]
+
+Score = Callable[[int, Logprobs], Json]
+"""How a token and its log-probability are shown."""
 
 
 class EventWriter:
@@ -52,23 +55,23 @@ class Output:
         speech: Speech | None,
         events: EventWriter,
         custom: Collection[str] = (),
-        spell: Spelling | None = None,
+        score: Score | None = None,
     ):
-        """`spell`: log-probabilities are shown."""
+        """`score`: log-probabilities are shown."""
         self.items: list[Json] = []
-        self._speech, self._events, self._custom, self._spell = speech, events, custom, spell
+        self._speech, self._events, self._custom, self._score = speech, events, custom, score
+        self._held: list[tuple[str, Json]] = []  # texts and scores of tokens that are not shown yet
         self._item: Json | None = None
         self._pieces: list[str] = []
         self._head = b""
         self._logprobs: list[Json] = []
 
-    def push(self, update: Update, logprobs: int | None = None) -> None:
-        """What an update adds; `logprobs` likeliest tokens are shown with each."""
-        found: list[Json] = []
-        if logprobs is not None and self._spell is not None and update.logprobs is not None:
-            found = [chat_logprob(update.token_ids[0], update.logprobs, logprobs, self._spell)]
+    def push(self, update: Update) -> None:
+        """What an update adds."""
+        if self._score is not None and update.logprobs is not None:
+            self._held.append((update.text, self._score(update.token_ids[0], update.logprobs)))
         for part in parts_of(self._speech, update.text, update.finish is not None):
-            self._part(part, found)
+            self._part(part)
 
     def close(self, status: str = "completed") -> None:
         """The last item is complete, or as complete as it gets."""
@@ -93,12 +96,33 @@ class Output:
         self._events.tell("response.output_item.done", output_index=len(self.items) - 1, item=self._item)
         self._item = None
 
-    def _part(self, part: Part, logprobs: list[Json]) -> None:
+    def _scores(self, text: str) -> list[Json]:
+        """Those of the tokens that `text` is made of. What is held before them is of thoughts, calls and marks."""
+        if not self._held:
+            return []
+        spelled = "".join([piece for piece, _ in self._held])
+        at = spelled.rfind(text)
+        if at < 0:  # its beginning is of a token that was shown with what came before
+            at = max(0, len(spelled) - len(text))
+        found: list[Json] = []
+        later: list[tuple[str, Json]] = []
+        end = 0
+        for piece, score in self._held:
+            begin, end = end, end + len(piece)
+            if begin >= at + len(text):
+                later.append((piece, score))
+            elif begin >= at or end > at:
+                found.append(score)
+        self._held = later
+        return found
+
+    def _part(self, part: Part) -> None:
         match part:
             case Content(text):
                 if self._kind != "message":
                     self._begin_text("message", "msg", "output_text", {"annotations": [], "logprobs": []})
                 self._pieces.append(text)
+                logprobs = self._scores(text)
                 self._logprobs += logprobs
                 tail = b',"logprobs":' + encode(logprobs) + b"}" if logprobs else b',"logprobs":[]}'
                 self._events.tell_text("response.output_text.delta", self._head, text, tail)

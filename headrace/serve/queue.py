@@ -97,8 +97,10 @@ class Queue:
         while self._promised and self._promised[0] <= now:
             self._promised.popleft()
         at = self._end(len(self._promised) + requests - 1, now)
-        at = min(max(at, self._promised[-1] if self._promised else at), now + LONGEST)
-        self._promised.extend([at] * requests)
+        at = max(at, self._promised[-1] if self._promised else at)
+        if at < now + LONGEST:
+            self._promised.extend([at] * requests)
+        at = min(at, now + LONGEST)
         here, _, tokens = self.places.total
         full = here + requests > self.most
         return Busy(

@@ -1,12 +1,13 @@
 """One response on its way: what it is like at any time, whole or as named events."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from time import time
 from typing import Any
 
 from headrace.base.errors import Fault
 from headrace.engine.intake import Intake
-from headrace.engine.reply import Spelling, usage
+from headrace.engine.reply import Spelling, chat_logprob, usage
 from headrace.engine.stream import Update
 from headrace.serve.answer import Answer
 from headrace.serve.ask import Asked
@@ -39,10 +40,10 @@ class Responding:
         self.forgotten = False
         self.fault: Fault | None = None
         ask = asked.ask
-        self._logprobs = ask.logprobs if chat.logprobs else None
         self._events = EventWriter(heard=ask.stream)
-        spell = Spelling(ask, intake.tokenizer) if chat.logprobs else None
-        self._output = Output(ask.speech(), self._events, chat.custom, spell)
+        score = partial(chat_logprob, most=ask.logprobs or 0, spell=Spelling(ask, intake.tokenizer))
+        self._scored = chat.logprobs
+        self._output = Output(ask.speech(), self._events, chat.custom, score if chat.logprobs else None)
         self._kept = kept
         self._begun = False
         self._ended: int | None = None
@@ -53,7 +54,7 @@ class Responding:
         """Events for these updates, after those that begin every stream."""
         self._begin()
         for _, update in updates:
-            self._output.push(update, self._logprobs)
+            self._output.push(update)
         return self._events.take()
 
     def end(self) -> bytes:
@@ -74,7 +75,7 @@ class Responding:
     def whole(self) -> Json:
         """The response of an answer that has ended."""
         for update in self._updates():
-            self._output.push(update, self._logprobs)
+            self._output.push(update)
         self._end(ENDS.get(self._stream.finish or "stop", "failed"))
         return self.response()
 
@@ -132,7 +133,7 @@ class Responding:
     def _updates(self) -> Iterator[Update]:
         """All of the answer; token by token only where each has something to show."""
         stream = self._stream
-        if self._logprobs is None:
+        if not self._scored:
             yield Update(stream.text, finish=stream.finish)
             return
         before = 0

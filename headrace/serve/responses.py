@@ -54,8 +54,8 @@ class Desk:
 
     def begin(self, one: Responding) -> None:
         """Have one made in the background."""
-        self.shelf.put(one.id, Kept(one.response(), to_items(one.body.get("input"))))
-        task = asyncio.get_running_loop().create_task(self._make(one))
+        kept = self.shelf.put(one.id, Kept(one.response(), to_items(one.body.get("input"))))
+        task = asyncio.get_running_loop().create_task(self._make(one, kept and self.shelf.shared))
         self._tasks[one.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(one.id, None))
 
@@ -74,12 +74,15 @@ class Desk:
             self.shelf.put(id, kept)
         return kept.response
 
-    async def _make(self, one: Responding) -> None:
+    async def _make(self, one: Responding, shared: bool) -> None:
+        """`shared`: other processes may have it cancelled or forgotten."""
         answer = one.answer
         assert answer is not None
-        watch = asyncio.create_task(self._watch(one.id, answer)) if self.shelf.shared else None
+        watch = asyncio.create_task(self._watch(one.id, answer)) if shared else None
         try:
             await answer.end()
+            if shared and self.shelf.get(one.id) is None:
+                one.forgotten = True
             if failed(answer):
                 one.fail(fault_of(answer))
             else:
@@ -91,8 +94,8 @@ class Desk:
                 watch.cancel()
 
     async def _watch(self, id: str, answer: Answer) -> None:
-        """Cancel an answer when another process was told to."""
-        while (kept := self.shelf.get(id)) is None or not kept.cancelled:
+        """Cancel an answer when another process was told to, or was told to forget it."""
+        while (kept := self.shelf.get(id)) is not None and not kept.cancelled:
             await asyncio.sleep(POLL_SECONDS)
         answer.cancel()
 

@@ -106,8 +106,7 @@ async def answer(
             )
             draining.cancel()
         front.close()  # ends what is left, so that its last words can still be sent
-        server.should_exit = True
-        server.force_exit = hurry.is_set()
+        server.end(hurry.is_set())
         await serving
         if failed.done():
             raise failed.result()

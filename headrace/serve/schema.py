@@ -40,12 +40,15 @@ class Message(Open):
     refusal: str | None
 
 
-class ChatChoice(Open):
+class Choice(Open):
     index: int
-    message: Message
     logprobs: Json | None
     finish_reason: str | None
     stop_reason: int | str | None
+
+
+class ChatChoice(Choice):
+    message: Message
 
 
 class ChatReply(Open):
@@ -59,12 +62,8 @@ class ChatReply(Open):
     usage: Usage
 
 
-class TextChoice(Open):
-    index: int
+class TextChoice(Choice):
     text: str
-    logprobs: Json | None
-    finish_reason: str | None
-    stop_reason: int | str | None
 
 
 class CompletionReply(Open):

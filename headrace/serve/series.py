@@ -28,7 +28,8 @@ class Family(NamedTuple):
     edges    upper bounds of a histogram's buckets as they are shown
     fine     bounds it is kept with, `edges` among them; empty: `edges`
     aliases  further names the same numbers are shown under
-    bare     without the labels that every series has
+    bare     of the HTTP server, whatever is behind it: without the labels that every series has, and a series is
+             there from its first use on
     """
 
     name: str
@@ -127,7 +128,6 @@ class Page:
     """The text of all families for given common labels. What did not change since the last call is not redone."""
 
     def __init__(self, layout: Layout, common: Labels):
-        self.layout = layout
         parts = [_Part(family, layout.starts[family.name], common) for family in layout.families]
         self._prompt = [part for part in parts if part.prompt]
         self._slow = [part for part in parts if not part.prompt]
@@ -175,58 +175,64 @@ def memory(size: int, path: Path | None) -> memoryview:
 def info(name: str, help: str, labels: Mapping[str, str], value: float = 1) -> bytes:
     """The text of a gauge that says something by its labels."""
     family = Family(name, "gauge", help, (tuple(labels.items()),))
-    return (_lines(family, name, ()) % _number(value)).encode()
+    return (_Part(family, 0, ()).template([0]) % _number(value)).encode()
 
 
 class _Part:
-    """One family's text: a template with a place for each number."""
+    """One family's text."""
 
     def __init__(self, family: Family, start: int, common: Labels):
         self.family, self.start = family, start
         self.stop = start + family.width * len(family.series)
-        if family.fine:
-            self.picks = [family.fine.index(edge) for edge in family.edges]
-        else:
-            self.picks = list(range(len(family.edges)))
-        own = () if family.bare else common
-        self.template = "".join(_lines(family, name, own) for name in (family.name, *family.aliases))
-        self.prompt = family.kind != "histogram" and len(family.series) < 10
-        self.names = 1 + len(family.aliases)
-        self.before: bytes | None = None
-        self.shown = b""
+        self.prompt = family.kind != "histogram" and not family.bare and len(family.series) < 10
+        self.names = (family.name, *family.aliases)
+        bounds = family.fine or family.edges
+        self._picks = [bounds.index(edge) for edge in family.edges]  # of a histogram; others have no edges
+        self._labels = [series if family.bare else common + series for series in family.series]
+        self._used: Sequence[int] | None = None
+        self._template = ""
+        self._before: bytes | None = None
+        self._shown = b""
+
+    def template(self, used: Sequence[int]) -> str:
+        """HELP and TYPE for each name, and a line per number of the series `used`, each with a %s for the number."""
+        family, text = self.family, ""
+        for name in self.names:
+            text += f"# HELP {name} {_escaped(family.help, quotes=False)}\n".replace("%", "%%")
+            text += f"# TYPE {name} {family.kind}\n"
+            for n in used:
+                text += self._lines(name, self._labels[n])
+        return text
 
     def text(self, values: "memoryview[float]") -> bytes:
         raw = values[self.start : self.stop].tobytes()
-        if raw != self.before:
-            now = values[self.start : self.stop].tolist()
-            numbers = self._histograms(now) if self.family.kind == "histogram" else map(_number, now)
-            self.shown = (self.template % (tuple(numbers) * self.names)).encode()
-            self.before = raw
-        return self.shown
+        if raw != self._before:
+            self._before = raw
+            found, width = values[self.start : self.stop].tolist(), self.family.width
+            used = range(len(self._labels))
+            if self.family.bare:
+                used = [n for n in used if any(found[n * width : (n + 1) * width])]
+            if used != self._used:
+                self._used, self._template = used, self.template(used)
+            numbers = self._buckets(found, used) if self._picks else [_number(found[n]) for n in used]
+            self._shown = (self._template % tuple(numbers * len(self.names))).encode()
+        return self._shown
 
-    def _histograms(self, values: Sequence[float]) -> list[str | int]:
-        width, found = self.family.width, []
-        for n in range(0, len(values), width):
-            below = list(map(int, accumulate(values[n : n + width - 1])))
-            found += [below[i] for i in self.picks]
-            found += [below[-1], _number(values[n + width - 1]), below[-1]]
-        return found
+    def _lines(self, name: str, labels: Labels) -> str:
+        if self.family.kind != "histogram":
+            return f"{name}{_braces(labels)} %s\n"
+        edges = [*map(repr, map(float, self.family.edges)), "+Inf"]
+        text = "".join([f"{name}_bucket{_braces((*labels, ('le', edge)))} %s\n" for edge in edges])
+        return text + f"{name}_sum{_braces(labels)} %s\n{name}_count{_braces(labels)} %s\n"
 
-
-def _lines(family: Family, name: str, common: Labels) -> str:
-    """HELP, TYPE and a line per number, each with a %s where the number goes."""
-    text = f"# HELP {name} {_escaped(family.help, quotes=False)}\n# TYPE {name} {family.kind}\n".replace(
-        "%", "%%"
-    )
-    for series in family.series:
-        labels = common + series
-        if family.kind == "histogram":
-            for edge in [*map(repr, map(float, family.edges)), "+Inf"]:
-                text += f"{name}_bucket{_braces((*labels, ('le', edge)))} %s\n"
-            text += f"{name}_sum{_braces(labels)} %s\n{name}_count{_braces(labels)} %s\n"
-        else:
-            text += f"{name}{_braces(labels)} %s\n"
-    return text
+    def _buckets(self, found: Sequence[float], used: Sequence[int]) -> list[str | int]:
+        width, numbers = self.family.width, []
+        for n in used:
+            run = found[n * width : (n + 1) * width]
+            below = list(map(int, accumulate(run[:-1])))
+            numbers += [below[i] for i in self._picks]
+            numbers += [below[-1], _number(run[-1]), below[-1]]
+        return numbers
 
 
 def _braces(labels: Labels) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ class Supervisor:
         self._loop: AbstractEventLoop | None = None
         self._lost: Callable[[], None] = lambda: None
         self._give_up: Callable[[Fault], None] = lambda fault: None
-        self._early: list[tuple[int, int]] = []
+        self._ended: deque[tuple[int, int]] = deque()  # number and exit code
         self._words = [
             *command,
             f"--folder={self.folder}",
@@ -66,8 +67,7 @@ class Supervisor:
     ) -> None:
         """Have `lost` called on this loop whenever the engine died, `give_up` when it will not be started again."""
         self._loop, self._lost, self._give_up = loop, lost, give_up
-        for number, code in self._early:
-            self._mourn(number, code)
+        self._mourn_all()
 
     def restart(self, why: str) -> None:
         """The engine makes no progress: have it say where it stands, kill it; its death has it started again."""
@@ -102,14 +102,14 @@ class Supervisor:
         ).start()
 
     def _wait(self, engine: "subprocess.Popen[bytes]", number: int) -> None:
-        code = engine.wait()
-        if self._loop is None:
-            self._early.append((number, code))
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._mourn, number, code)
-        except RuntimeError:  # the loop is closed: we stop as well
-            return
+        self._ended.append((number, engine.wait()))
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: we stop as well
+                self._loop.call_soon_threadsafe(self._mourn_all)
+
+    def _mourn_all(self) -> None:
+        while self._ended:
+            self._mourn(*self._ended.popleft())
 
     def _mourn(self, number: int, code: int) -> None:
         if self._stopping or number != self.number or self._loop is None:

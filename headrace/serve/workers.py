@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from time import monotonic
@@ -32,6 +34,7 @@ class Workers:
         self._config, self._folder, self._sock = config, folder, sock
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._short: dict[int, int] = {}
+        self._ended: deque[tuple[int, int, float]] = deque()  # number, exit code and seconds lived
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._give_up: Callable[[Fault], None] = lambda fault: None
@@ -41,6 +44,7 @@ class Workers:
     def attach(self, give_up: Callable[[Fault], None]) -> None:
         """Have `give_up` called on this loop when a worker cannot live."""
         self._loop, self._give_up = asyncio.get_running_loop(), give_up
+        self._mourn_all()
 
     def terminate(self) -> None:
         """Have them end: they drain like the first process."""
@@ -77,17 +81,20 @@ class Workers:
         Thread(target=self._wait, args=(number, process, monotonic()), daemon=True).start()
 
     def _wait(self, number: int, process: "subprocess.Popen[bytes]", began: float) -> None:
-        code = process.wait()
-        if self._loop is None or self._stopping:
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._mourn, number, code, monotonic() - began)
-        except RuntimeError:  # the loop is closed: we stop as well
-            return
+        self._ended.append((number, process.wait(), monotonic() - began))
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: we stop as well
+                self._loop.call_soon_threadsafe(self._mourn_all)
+
+    def _mourn_all(self) -> None:
+        while self._ended:
+            self._mourn(*self._ended.popleft())
 
     def _mourn(self, number: int, code: int, lived: float) -> None:
         if self._stopping:
             return
+        if (theirs := self._processes[number].stdin) is not None:
+            theirs.close()
         self._short[number] = self._short.get(number, 0) + 1 if lived < SHORT_LIFE else 0
         if self._short[number] >= SHORT_LIVES:
             self._give_up(

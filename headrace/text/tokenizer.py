@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import tokenizers
 
@@ -85,10 +85,9 @@ class Tokenizer:
     def word_ids(self, word: str) -> list[list[int]]:
         """The ways in which `word` can come out of the model, for `bad_words`: at a start, and after a space.
 
-        Raises Refused for an empty word.
+        Raises Refused for a word of nothing but white space.
         """
-        given = cast(object, word)  # callers pass on what users wrote
-        bare = given.lstrip() if isinstance(given, str) else ""
+        bare = word.lstrip()
         if not bare:
             raise Refused(f"a word must be a string that is not empty, not {word!r}", param="bad_words")
         ways = [self.encode(bare, add_special_tokens=False)]

@@ -29,10 +29,9 @@ async def collect(
 
 async def at_rest(engine: AsyncLLM) -> None:
     """Cancels are on their way to the engine's thread; wait until it has nothing to do, and has given all back."""
-    while engine._loop._engine.busy or engine._loop._boxes or engine._open:
-        await asyncio.sleep(0.001)
     pool = engine._loop._engine.scheduler.pool
-    assert pool.free == pool.count
+    while engine._loop._engine.busy or engine._loop._boxes or engine._open or pool.free != pool.count:
+        await asyncio.sleep(0.001)
 
 
 @looped

@@ -17,7 +17,7 @@ def test_every_token_of_every_stream_is_counted():
     found = {each.name: each for each in measure(Work(streams=5, tokens=20, rate=0), 1)}
     assert found["throughput"].value > 0
     assert found["processor time per token"].value > 0
-    assert 0.3 < found["chunks per token"].value <= 1.1
+    assert 0 < found["chunks per token"].value <= 1.1
     assert found["bytes per token"].value > 50
 
 

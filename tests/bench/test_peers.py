@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from headrace.bench.peers import OURS, Contestant, Peer, Race, race
 from headrace.bench.workloads import Workload, workload
 from headrace.models.llama import TINY
 from tests.bench.fakes import fake_python
+from tests.looped import state, wait_for
 from tests.tiny import config
 
 WORK = Workload("small", [[1, 2, 3], [4, 5]], [4, 2])
@@ -50,20 +50,11 @@ def test_llama_cpp_gets_every_position_once(llama: Peer):
         assert contestant.run(long) > 0
 
 
-def running(process: int) -> str:
-    """The letter by which the system says what a process does: S sleeps, T is stopped, R runs."""
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
 def test_who_waits_is_stopped_and_nobody_is_left(vllm: Callable[..., Peer]):
     with Contestant(vllm()) as contestant:
         process = contestant._process.pid
-        for _ in range(100):
-            if running(process) == "T":
-                break
-            time.sleep(0.01)
-        assert running(process) == "T"
+        wait_for(lambda: state(process) == "T")
         contestant.run(WORK)
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from headrace.api.llm import LLM
-from headrace.base.errors import Broken
+from headrace.base.errors import Broken, TooLong
 from headrace.bench import host, latency, masks, startup
 from headrace.bench.throughput import time_workload
 from headrace.bench.workloads import custom
@@ -32,6 +32,13 @@ def test_latency_has_percentiles_of_both(llm: LLM):
     names = [m.name for m in latency.measure(llm, 5, 6, 2, 0.8)]
     assert names == [f"{what} p{share}" for what in ("TTFT", "ITL") for share in (50, 90, 99)] + ["ITL mean"]
     assert [m.name for m in latency.measure(llm, 5, 1, 1, 0.8)] == ["TTFT p50", "TTFT p90", "TTFT p99"]
+
+
+def test_what_a_model_cannot_do_in_full_is_refused_before_it_is_timed(llm: LLM):
+    with pytest.raises(TooLong, match="a request of 257 tokens, prompt and answer; this model takes 256"):
+        time_workload(llm, custom(2, 250, 7, llm.intake.vocab), 1, 0.0)
+    with pytest.raises(TooLong, match="300 tokens"):
+        latency.measure(llm, 100, 200, 1, 0.0)
 
 
 def test_host_counts_rows_and_tokens():

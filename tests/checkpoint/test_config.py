@@ -140,6 +140,10 @@ def test_what_is_missing_gets_a_default_or_a_name():
         ({"layer_types": [SLIDING, FULL]}, "sliding_window None"),
         ({"eos_token_id": "end"}, "eos_token_id 'end'"),
         ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "sliding_window_pattern 0"),
+        (
+            {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": "28"},
+            "max_window_layers '28'",
+        ),
     ],
 )
 def test_absurd_values_are_named(more: dict[str, Any], message: str):

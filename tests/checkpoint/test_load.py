@@ -233,7 +233,7 @@ class Watched:
         if (me := threading.current_thread().name) not in self.threads and len(self.shape(name)) == 2:
             self.threads.add(me)
             self.inner.add(torch.get_num_threads())
-            self._meet.wait(20)
+            self._meet.wait(120)
         return self._source.read(name, into)
 
 

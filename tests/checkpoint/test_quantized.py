@@ -329,6 +329,7 @@ def test_a_tensor_too_many_is_named(tmp_path: Path):
         ),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version 'gemv' is not supported"),
         ({"quant_method": "fp8", "weight_block_size": [64, 64]}, r"blocks of \[64, 64\] are not supported"),
+        ({"quant_method": "fp8", "weight_block_size": 5}, "blocks of 5 are not supported"),
         ({"quant_method": "bitsandbytes"}, "'bitsandbytes', which is not supported"),
     ],
 )
@@ -446,6 +447,12 @@ def test_groups_are_found_by_name_then_pattern_then_class(tmp_path: Path):
         ),
         (compressed() | {"format": "marlin-24"}, "the format 'marlin-24' is not supported"),
         (compressed() | {"transform_config": {"config_groups": {"R1": {}}}}, "transforms of activations"),
+        (compressed() | {"config_groups": [5]}, r"config_groups is \[5\]; an object was expected"),
+        (compressed() | {"sparsity_config": "x"}, "sparsity_config is 'x'; an object was expected"),
+        (compressed({"weights": 5}), "weights is 5; an object was expected"),
+        (compressed({"weights": INT8, "input_activations": True}), "input_activations is True"),
+        (compressed({"weights": INT8, "targets": [1]}), r"targets is \[1\]; a list of names"),
+        (compressed({"weights": INT8, "targets": ["re:("]}), r"targets has 're:\('"),
     ],
 )
 def test_what_compressed_tensors_has_and_we_do_not_is_said(

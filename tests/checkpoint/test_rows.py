@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from headrace.base.errors import BadCheckpoint
 from headrace.checkpoint.load import open_source
 from headrace.checkpoint.rows import read_rows, stored_bytes
-from headrace.quant.schemes import known
+from headrace.checkpoint.source import SafetensorsSource
 from tests.checkpoint.files import LLAMA, write_gguf
-from tests.checkpoint.test_quantized import checkpoint, weights
+from tests.checkpoint.test_quantized import checkpoint, converted, gptq
 
 
 @pytest.mark.parametrize("kind", [None, "Q8_0", "Q4_1", "F16"])
@@ -47,11 +47,16 @@ def test_whole_numbers_are_no_weights(tmp_path: Path):
         read_rows(open_source(tmp_path), "e", 0, 2)
 
 
-def test_of_a_quantized_weight(tmp_path: Path):
-    from headrace.checkpoint.quantized import RoundedSource
-
-    plain = open_source(checkpoint(tmp_path / "m", weights(), None))
-    source = RoundedSource(plain, known()["w8a8"], torch.float32, "cpu")
-    name = "model.layers.0.mlp.down_proj.weight"
-    assert torch.equal(read_rows(source, name, 1, 4), source.read(name)[1:4])
-    assert stored_bytes(source, name) == source.read(name).numel() * 2
+def test_of_a_quantized_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stored, _ = converted(lambda weight: gptq(weight, 4, 64, 1, True, False))
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+    source = open_source(checkpoint(tmp_path / "m", stored, settings))
+    layer = "model.layers.0.mlp.down_proj"
+    assert torch.equal(read_rows(source, f"{layer}.weight", 1, 4), source.read(f"{layer}.weight")[1:4])
+    sizes = {name: tensor.nbytes for name, tensor in stored.items() if name.startswith(f"{layer}.")}
+    assert stored_bytes(source, f"{layer}.weight") == sum(sizes.values())
+    table = "model.embed_tokens.weight"
+    wanted = source.read(table)[2:5].float()
+    monkeypatch.setattr(SafetensorsSource, "read", lambda *_: pytest.fail("the whole table was read"))
+    assert torch.equal(read_rows(source, table, 2, 5), wanted)
+    assert stored_bytes(source, table) == stored[table].nbytes

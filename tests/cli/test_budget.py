@@ -171,6 +171,19 @@ def test_a_kl_is_kept_in_truth(at: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert not folder_of(folder_for(out)).exists()
 
 
+def test_a_kl_that_is_kept_already_is_not_sought_again(
+    at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    measured(monkeypatch, [0.9])
+    run(asked(at, out), SEARCH)
+    hashes = small.hashes(out)
+    with pytest.raises(Refused, match="exists already"):
+        run(asked(at, out), SEARCH)
+    assert small.hashes(out) == hashes
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_killed_search_tries_nothing_twice(at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
     measured(monkeypatch, [2.5])  # and an error where the second is to be measured

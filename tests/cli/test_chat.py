@@ -115,6 +115,12 @@ def test_lines_that_go_on(monkeypatch: pytest.MonkeyPatch):
     assert [chat._piped() for _ in range(4)] == ["a\nb", "", "c\n".removesuffix("\n"), None]
 
 
+def test_a_flag_is_refused_before_a_model_is_looked_for(command: Command):
+    code, _, err = command("chat", "--top-p=7", "--model=./nowhere", stdin="hi\n")
+    assert code == 2
+    assert "top_p is 7.0" in err
+
+
 def test_there_must_be_a_template(command: Command, bare: Path):
     code, _, err = command("chat", "--model", str(bare), stdin="hi\n", small=True)
     assert code == 2

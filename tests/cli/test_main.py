@@ -1,6 +1,7 @@
 """The program as a whole: light to start, clear about what is wrong, with the exit codes shells expect."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_the_program_has_help_and_a_version(command: Command):
 def test_help_loads_nothing_heavy(words: str):
     code = f"import sys\nfrom headrace.cli.main import run\nrun({words.split()!r})\nprint('LOADED', *sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     loaded = set(done.stdout.partition("LOADED")[2].split())
     assert "cyclopts" in loaded
@@ -175,9 +176,49 @@ def test_a_reader_that_leaves_is_no_error():
     code += "\nfrom headrace.cli.main import main\nmain(['pull', 'x'])"
     shell = '"$0" -c "$1" | head -c 1; echo ${PIPESTATUS[0]}'
     done = subprocess.run(
-        ["bash", "-c", shell, sys.executable, code], capture_output=True, text=True, timeout=60
+        ["bash", "-c", shell, sys.executable, code], capture_output=True, text=True, timeout=120
     )
     assert (done.stdout, done.stderr) == ("x141\n", "")
+
+
+@pytest.mark.parametrize("words", ["plan llama-3.1-8b", "plan llama-3.1-8b --json"])
+def test_nobody_reads_it(words: str):
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", "headrace", *words.split()]
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, timeout=120)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("words", ["plan llama-3.1-8b", "plan llama-3.1-8b --json", "--help"])
+def test_a_full_disk_under_standard_output_is_said(words: str):
+    done = _shell(words, "> /dev/full; echo $?")
+    assert done.stdout == "1\n"
+    assert done.stderr.splitlines() == [
+        "error: all that there is to say cannot be written: No space left on device",
+        "hint: make room, or write to another disk",
+    ]
+
+
+def test_a_closed_standard_output_is_no_error():
+    done = _shell("plan llama-3.1-8b --json", ">&-; echo $?")
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_a_closed_standard_input_is_an_empty_one():
+    done = _shell("run", "<&-; echo $?")
+    assert (done.stdout, done.stderr.splitlines()[0]) == ("2\n", "error: the prompt is empty")
+
+
+def test_a_width_of_nothing_is_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "Commands" in _shell("--help", "").stdout
+
+
+def _shell(words: str, rest: str) -> "subprocess.CompletedProcess[str]":
+    line = f'"{sys.executable}" -m headrace {words} {rest}'
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
 
 
 # -- what messages say ----------------------------------------------------------------------------------------

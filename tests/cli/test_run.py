@@ -64,7 +64,11 @@ def test_a_prompt_with_a_hyphen(command: Command):
         ([" "], None, "the prompt is empty"),
         (["x", "--raw", "--system", "y"], None, "--system needs the chat template"),
         (["x", "--max-tokens", "0"], None, "max_tokens is 0"),
-        (["x", "--max-tokens=-3"], None, "max_tokens is -3"),
+        (
+            ["x", "--max-tokens=-3", "--model", "./nowhere"],
+            None,
+            "max_tokens is -3",
+        ),  # before it is looked for
         (["x", "--temperature", "nan"], None, "temperature is nan"),
         (["x" * 300], None, "this model's maximum context length is 256 tokens"),
         (["x", "--model", "./nowhere"], None, "there is no file or folder ./nowhere"),

@@ -108,7 +108,7 @@ def engine_in(folder: Path) -> tuple[Engine, Intake, Graphs]:
     plan = replace(found.plan, attention="triton", dtype=half, kv_dtype=half, overlap=True)
     pretend()
     model, _ = start.allocate(config, replace(found, plan=plan))
-    runner = start._runner(model, plan)
+    _, runner = start._runner(model, plan, insisted=False)
     runner.script, runner.batch.staging.alias = None, False
     runner.graphs = Graphs(model, runner.batch, runner.sampler, plan.rows)
     intake = Intake(start.find_tokenizer(config, at), plan.max_len, VOCAB, frozenset())

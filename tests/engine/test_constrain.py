@@ -310,9 +310,12 @@ def test_who_cannot_go_on_ends_alone(started: Started, caplog: pytest.LogCapture
             ask(started, "stuck", form(regex="ab"), allowed_token_ids=[z]),
             ask(started, "done", form(regex="z{3}y?"), allowed_token_ids=[z]),
             ask(started, "other", form(regex="[ab]{9}")),
+            ask(started, "nothing", form(regex="(ab)?"), allowed_token_ids=[z], prompt_logprobs=0),
         ],
     )
     assert said(found["stuck"]) == ("", "error")
+    assert said(found["nothing"]) == ("", "stop")
+    assert len(found["nothing"].prompt_logprobs) == len("say") - 1, "the step that ends it computes them"
     assert said(found["done"]) == ("zzz", "stop")
     assert len(found["other"].text) == 9
     assert "stuck" in caplog.text
@@ -439,6 +442,14 @@ def test_a_grammar_that_is_none_ends_its_request(started: Started):
         started, [msgspec.structs.replace(request, grammar=broken), ask(started, "b", None, max_tokens=5)]
     )
     assert [stream.finish for stream in found.values()] == ["error", "length"]
+
+
+def test_a_compiler_that_fails_ends_its_request_alone(started: Started, monkeypatch: pytest.MonkeyPatch):
+    requests = [ask(started, "a", form(choice=["ab"])), ask(started, "b", None, max_tokens=5)]
+    failed: Future[Any] = Future()
+    failed.set_exception(RuntimeError("not enough memory"))
+    monkeypatch.setattr(started.intake.compiler, "start", lambda source: failed)
+    assert [stream.finish for stream in answers(started, requests).values()] == ["error", "length"]
 
 
 def test_a_step_without_grammars_does_not_meet_the_code_for_them(

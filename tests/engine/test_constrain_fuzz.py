@@ -56,15 +56,15 @@ class Stub:
     def run(self, step: list[Row]) -> Any:
         return self.draw(self.forward(step), None)
 
-    def forward(self, step: list[Row]) -> list[Row]:
+    def forward(self, step: list[Row]) -> Any:
         self._fail()
-        return step
+        return SimpleNamespace(step=step, prompt=None)
 
-    def draw(self, step: list[Row], masks: Masks | None) -> Any:
+    def draw(self, ahead: Any, masks: Masks | None) -> Any:
         self._fail()
         rows = dict(zip(masks.rows.tolist(), masks.bits.numpy(), strict=True)) if masks is not None else {}
         tokens: list[int] = []
-        for row in step:
+        for row in ahead.step:
             for stop in range(row.stop - row.sampled + 1, row.stop + 1):
                 place = stop if row.seq.request.grammar is not None else stop % 3
                 dice = crc32(f"{row.seq.request.id} {place}".encode())

@@ -168,7 +168,7 @@ def build(n: int, prompt: list[int], length: int, how: dict, priority: int, stop
     )
 
 
-@settings(max_examples=40, phases=[Phase.generate])
+@settings(max_examples=20, phases=[Phase.generate])
 @given(work=st.lists(asks, min_size=1, max_size=7))
 def test_guesses_change_no_answer(pair: tuple[Started, Started], work):
     requests = [build(n, *one) for n, one in enumerate(work)]

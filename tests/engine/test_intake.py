@@ -124,6 +124,19 @@ def test_params_that_do_not_fit_the_model(intake: Intake, params: SamplingParams
         intake.requests("a", "ab", params)
 
 
+def test_a_tokenizer_that_knows_more_tokens_than_the_model():
+    """As Gemma 3's does: what the model has no number for comes neither in nor out, and nobody waits for it."""
+    last = WORDS.encode("b")[0]
+    intake = Intake(WORDS, 32, last, frozenset({tiny.EOS, last}))
+    with pytest.raises(
+        Refused, match=f"token 1 of the prompt is {last}; expected a whole number from 0 to {last - 1}"
+    ):
+        intake.requests("a", "ab", SamplingParams())
+    (request,) = intake.requests("a", "a", SamplingParams(bad_words=["b", "ab", "a"]))
+    assert request.bad == (tuple(WORDS.encode("a")),)
+    assert request.eos_ids == request.stop_ids == {tiny.EOS}
+
+
 def test_without_a_tokenizer_ids_still_serve():
     bare = Intake(None, 32, VOCAB, frozenset())
     assert bare.requests("a", [5, 6], SamplingParams())[0].prompt == (5, 6)

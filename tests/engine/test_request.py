@@ -48,6 +48,8 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("min_p", 1, 1.0),
     ("presence_penalty", -2, -2.0),
     ("repetition_penalty", 0.1, 0.1),
+    ("repetition_penalty", 1e-50, 1e-4),
+    ("repetition_penalty", 1e300, 1e4),
     ("seed", -1, None),
     ("seed", 2**63 - 1, 2**63 - 1),
     ("seed", -(2**63), -(2**63)),

@@ -212,6 +212,15 @@ def test_what_is_not_allowed_stays_out_even_when_the_rest_is_bad():
     assert sampler.sample(torch.randn(1, VOCAB), np.array([0]), np.array([3])).tokens.tolist() == [5]
 
 
+@pytest.mark.parametrize("penalty", [1e-50, 1e-40, 1e40, 1e300])
+def test_what_is_not_allowed_stays_out_however_strong_a_penalty(penalty: float):
+    """Not even where the rest is bad."""
+    sampler = Sampler(1, VOCAB, CPU)
+    asked = {"bad": [(n, 3) for n in range(VOCAB)], "allowed_token_ids": [3], "temperature": 0.01}
+    sampler.admit(0, make(prompt=(1, 2), repetition_penalty=penalty, **asked), (1, 2, 3))
+    assert sampler.sample(torch.randn(1, VOCAB), np.array([0]), np.array([3])).tokens.tolist() == [3]
+
+
 def test_bad_words_go_on_where_an_evicted_request_left_off():
     logits = torch.zeros(1, VOCAB)
     logits[0, 8], logits[0, 9] = 1.0, 0.5

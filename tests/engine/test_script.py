@@ -10,7 +10,7 @@ import torch
 from headrace.engine import script
 from headrace.engine.pace import Pace
 from headrace.engine.program import BLOCK
-from headrace.engine.reach import SHARED, alone, bunches, stretch
+from headrace.engine.reach import SHARED, Keys, bunches
 from headrace.engine.request import SamplingParams
 from headrace.engine.script import unfit
 from headrace.engine.start import Started, start
@@ -48,7 +48,7 @@ def least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> fl
 def compare(started: Started, steps: int, least: float) -> list[int]:
     """Run steps by the script, each by the layers as well; how many rows each had."""
     runner, scheduler = started.engine.runner, started.engine.scheduler
-    assert runner.script is not None, unfit(runner.model, runner.batch)
+    assert runner.script is not None, unfit(runner.model, started.plan)
     rows = []
     for _ in range(steps):
         step = scheduler.plan()
@@ -117,12 +117,10 @@ def test_steps_have_the_threads_that_are_found_faster(tmp_path: Path, monkeypatc
 
 
 def test_keys_that_do_not_lie_in_a_row():
-    starts, context = np.array([0, 1, 4, 5], np.int32), np.array([20, 33, 5], np.int32)
-    table = np.array([[4, 2, 0], [7, 8, 9], [3, 0, 0]], np.int32)
-    assert alone(starts, context, table, 0, 16).common.slots.tolist() == [*range(64, 80), *range(32, 36)]
-    assert alone(starts, context, table, 2, 16).common[1:] == (48, 53)
-    several = stretch(starts, context, table, 1, 16)
-    assert (several.start, several.stop, several.keys.first, several.keys.last) == (1, 4, 112, 145)
+    blocks = np.array([4, 2, 0], np.int32)
+    assert Keys.of(blocks, 20, 16).slots.tolist() == [*range(64, 80), *range(32, 36)]
+    assert Keys.of(np.array([3, 0, 0], np.int32), 5, 16)[1:] == (48, 53)
+    assert Keys.of(np.array([7, 8, 9], np.int32), 33, 16)[1:] == (112, 145)
 
 
 def test_what_it_cannot_say_is_left_to_the_layers(tmp_path: Path):
@@ -134,7 +132,7 @@ def test_what_it_cannot_say_is_left_to_the_layers(tmp_path: Path):
         begun = started(tmp_path / name, config, **more)
         runner = begun.engine.runner
         assert runner.script is None, name
-        assert unfit(runner.model, runner.batch) is not None
+        assert unfit(runner.model, begun.plan) is not None
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -145,4 +143,4 @@ def test_deterministic_steps_are_left_to_the_layers_where_the_library_adds_up_di
     begun = started(tmp_path, llama.TINY, deterministic=True)
     runner = begun.engine.runner
     assert (runner.script is not None) == alike
-    assert unfit(runner.model, runner.batch) == (None if alike else "gives a row other bits in other company")
+    assert unfit(runner.model, begun.plan) == (None if alike else "gives a row other bits in other company")

@@ -48,6 +48,16 @@ def test_half_a_character_at_the_end_is_shown_as_such():
     assert [update.text for update in updates] == ["a", "", "\ufffd"]
 
 
+@pytest.mark.parametrize(
+    ("how", "finish", "stop"),
+    [("length", "stop", "a\ufffd"), ("abort", "abort", None), ("error", "error", None)],
+)
+def test_a_stop_string_in_what_is_left_at_the_end(how: str, finish: str, stop: str | None):
+    one = stream(stop="a\ufffd")
+    feed(one, WORDS.encode("caé")[:-1], end(how))
+    assert (one.text, one.finish, one.stop) == ("c", finish, stop)
+
+
 def test_special_tokens_are_left_out_or_not():
     for skip, expected in ((True, "ab"), (False, "a<|im_start|>b")):
         one = stream(skip_special_tokens=skip)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,59 +35,73 @@ FORBIDDEN = {
 SOMEBODYS_MACHINE = r"(?<![\w.:~-])/(?:w[o]rk|r[o]ot|h[o]me|U[s]ers|opt/[a-z]{2})/"
 
 
+TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
+
+
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+def classes_and_handlers() -> Iterator[tuple[Path, ast.ClassDef | ast.ExceptHandler]]:
+    """Every class and every `except` of the package, with its file."""
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef | ast.ExceptHandler):
+                yield path, node
 
 
 def said(path: Path) -> str:
     """The code of a file with its docstrings blanked: they may name what we do without."""
     text = path.read_text()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             doc = ast.get_docstring(node, clean=False)
             text = text.replace(doc, "") if doc else text
     return re.sub(r"(?m)(?:^|\s)#.*$", "", text)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_a_file_opens_with_one_sentence(path: Path):
-    doc = ast.get_docstring(ast.parse(path.read_text()))
-    assert doc, "no docstring"
+def opens_with_one_sentence(tree: ast.Module) -> bool:
+    doc = ast.get_docstring(tree) or ""
     first = doc.split("\n\n")[0].split("\n")[0] if "\n\n" in doc else doc
-    assert first.rstrip()[-1] in ".:", f"{first!r} is not a sentence"
-    assert len(doc.splitlines()[0]) > 10
+    return first.rstrip().endswith((".", ":")) and len(doc.splitlines()[0]) > 10
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_classes_are_named_for_what_they_are(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ClassDef):
-            words = re.findall(r"[A-Z][a-z0-9]*", node.name)
-            assert not EMPTY_WORDS & set(words), f"class {node.name}"
+# A test per rule, not per file and rule: thousands of tests would take longer to be told of than to be run.
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_nothing_forbidden_is_used(path: Path):
-    code = said(path)
+def test_a_file_opens_with_one_sentence():
+    assert not [name(path) for path, tree in TREES.items() if not opens_with_one_sentence(tree)]
+
+
+def test_classes_are_named_for_what_they_are():
     found = [
-        f"{pattern}: {why}" for pattern, why in FORBIDDEN.items() if re.search(pattern, code, re.MULTILINE)
+        (name(path), node.name) for path, node in classes_and_handlers() if isinstance(node, ast.ClassDef)
     ]
-    assert not found
+    assert not [one for one in found if EMPTY_WORDS & set(re.findall(r"[A-Z][a-z0-9]*", one[1]))]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_who_catches_everything_raises_or_says_why(path: Path):
-    text = path.read_text()
-    for node in ast.walk(ast.parse(text)):
+def test_nothing_forbidden_is_used():
+    codes = {name(path): said(path) for path in SOURCES}
+    assert not [
+        (file, pattern, why)
+        for file, code in codes.items()
+        for pattern, why in FORBIDDEN.items()
+        if re.search(pattern, code, re.MULTILINE)
+    ]
+
+
+def test_who_catches_everything_raises_or_says_why():
+    for path, node in classes_and_handlers():
         if isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Name):
             everything = node.type.id in {"Exception", "BaseException"}
             raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
-            assert not everything or raises or "#" in text.splitlines()[node.lineno - 1]
+            why = "#" in path.read_text().splitlines()[node.lineno - 1]
+            assert not everything or raises or why, f"{name(path)}, line {node.lineno}"
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=name)
-def test_nothing_names_somebodys_machine(path: Path):
-    assert not (found := re.findall(SOMEBODYS_MACHINE, path.read_text())), found
+def test_nothing_names_somebodys_machine():
+    found = {name(path): re.findall(SOMEBODYS_MACHINE, path.read_text()) for path in TEXTS}
+    assert not {file: paths for file, paths in found.items() if paths}
 
 
 def test_no_file_names_are_empty_words():

@@ -1,9 +1,9 @@
 """Kernels compiled by other processes, for a GPU that need not be there, are those that launches ask for."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,7 +104,7 @@ def test_compilers_that_died_are_no_fault(monkeypatch: pytest.MonkeyPatch):
     compilers = ahead.Compilers()
     for _ in range(20):
         compilers.compile(ahead.Job("nowhere", "kernel", None, {"x": "i32" * 50_000}, {}, {}, {}))
-    assert compilers.wait(10) is False
+    assert compilers.wait(120) is False
 
 
 EARLY = """
@@ -126,34 +126,52 @@ ahead.have(ahead.note_of("what an engine needs"))
 """
 
 
-def early(tmp_path: Path, *words: str, **environment: str) -> list[str]:
-    said = {"TRITON_CACHE_DIR": str(tmp_path), **environment}
-    kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES")}
-    ran = subprocess.run(
-        [sys.executable, "-c", EARLY, *words], capture_output=True, text=True, env=kept | said
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.splitlines()
-
-
-def test_who_asks_for_an_engine_first_has_compilers_begin(tmp_path: Path):
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There seems to be one, and nobody has asked for an engine yet."""
     pytest.importorskip("triton")
-    begun = ["True True", "True None", "False"]
-    assert early(tmp_path, "/dev/null") == begun
-    assert early(tmp_path, "/dev/null") == ["False True"]
-    assert early(tmp_path, "/dev/null", "another model") == begun
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for name in ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ahead, "GPU", Path("/dev/null"))
+    monkeypatch.setattr(ahead, "_ASKED", [])
+    monkeypatch.setattr(ahead, "_STARTED", [])
+
+
+def test_who_asks_for_an_engine_first_has_compilers_begin(gpu: None):
+    ran = subprocess.run([sys.executable, "-c", EARLY, "/dev/null"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == ["True True", "True None", "False"]
+
+
+def test_who_asks_again_needs_none(gpu: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ahead, "Compilers", lambda: SimpleNamespace(alive=True))
+    begun = []
+    for words in (["a model"], ["a model"], ["another model"]):
+        ahead._ASKED.clear()  # as in a new process
+        ahead.begin_early(words)
+        begun.append(ahead.started() is not None)
+        ahead.have(ahead.note_of("what an engine needs"))
+    assert begun == [True, False, True]
 
 
 @pytest.mark.parametrize(
-    ("gpu", "environment"),
+    ("place", "environment"),
     [
         ("/nowhere", {}),
         ("/dev/null", {"CUDA_VISIBLE_DEVICES": ""}),
         ("/dev/null", {"TRITON_INTERPRET": "1"}),
     ],
 )
-def test_nothing_begins_without_a_gpu(tmp_path: Path, gpu: str, environment: dict[str, str]):
-    assert early(tmp_path, gpu, **environment) == ["False True"]
+def test_nothing_begins_without_a_gpu(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, place: str, environment: dict[str, str]
+):
+    monkeypatch.setattr(ahead, "GPU", Path(place))
+    monkeypatch.setattr(ahead, "Compilers", lambda: SimpleNamespace(alive=True))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ahead.begin_early([])
+    assert ahead.started() is None
 
 
 def test_early_ones_that_gave_up_are_not_handed_on(monkeypatch: pytest.MonkeyPatch):

@@ -101,9 +101,9 @@ def test_threads_that_pack_leave_the_process_as_it_was(monkeypatch: pytest.Monke
     make = torch._make_per_channel_quantized_tensor
 
     def slow(*args: object) -> object:
-        inside.wait(20)
+        inside.wait(120)
         if threading.current_thread() is not first:
-            done.wait(20)
+            done.wait(120)
         seen.append(torch.backends.quantized.engine)
         return make(*args)
 
@@ -111,8 +111,8 @@ def test_threads_that_pack_leave_the_process_as_it_was(monkeypatch: pytest.Monke
     first, second = (threading.Thread(target=made, args=(48, 96)) for _ in range(2))
     first.start()
     second.start()
-    first.join(20)
+    first.join(120)
     done.set()
-    second.join(20)
+    second.join(120)
     assert seen == [int8.ENGINE] * 2
     assert (torch.backends.quantized.engine, warnings.filters) == (before, filters)

@@ -48,5 +48,7 @@ def test_senseless_layer_types_are_named(types: Any):
 
 def test_a_window_without_a_width_is_named():
     config = {key: value for key, value in TINY.items() if key != "sliding_window"}
+    assert {layer.window for layer in models.build(config, 8).attentions} == {None}
+    config["layer_types"] = [FULL, SLIDING, FULL]
     with pytest.raises(BadCheckpoint, match="no sliding_window"):
         models.build(config, 8)

@@ -28,7 +28,3 @@ def test_alone():
 def test_each_fused_name_has_a_size():
     with pytest.raises(AssertionError, match="one size per fused name"):
         Linear(5, (3, 2), fused=("a",))
-
-
-def test_printing_says_what_it_is_made_of():
-    assert "4 -> 3 + 2 = a + b, bias=False" in repr(Linear(4, (3, 2), fused=("a", "b")))

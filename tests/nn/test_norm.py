@@ -24,4 +24,3 @@ def test_before_the_first_layer_there_is_no_residual():
     assert residual is x
     torch.testing.assert_close(normed, layer(x))
     torch.testing.assert_close(normed.square().mean(-1), torch.full((3,), 4.0), atol=1e-3, rtol=0)
-    assert "8, eps=1e-05, offset=0.0" in repr(layer)

@@ -111,7 +111,6 @@ def test_lengths_that_a_scaling_does_not_name():
     assert torch.equal(
         Rope(8, 100.0, yarn, 64, 64).table, Rope(8, 100.0, yarn | {"factor": 4.0}, 64, 64).table
     )
-    assert "yarn, base=100.0, table=(64, 8)" in repr(Rope(8, 100.0, yarn, 64, 64))
 
 
 def test_a_base_that_turns_nothing():

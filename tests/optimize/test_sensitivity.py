@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,10 +165,24 @@ def test_the_file_says_all(found: Sensitivity, tmp_path: Path):
     (tmp_path / "sensitivity.json").write_text(json.dumps(found.as_object()))
     assert read(tmp_path) == found
     assert set(found.only(["w8a8"]).groups[0].losses) == {"w8a8"}
+    with pytest.raises(Refused, match="no scheme to choose"):
+        found.only(["none"])
     with pytest.raises(Refused, match="fp8 was not measured; none, w4a16_g32, w8a8 were"):
         found.only(["fp8"])
-    (tmp_path / "sensitivity.json").write_text('{"format": 1, "groups": [{}]}')
-    with pytest.raises(Refused, match="holds no measured sensitivity"):
-        read(tmp_path)
+    loss = {"none": {"bytes": 8, "kl": 0, "error": 0}}
+    group: dict[str, Any] = {"names": ["a.b"], "weights": 4, "losses": loss}
+    said = {"format": 1, "model": "m", "tokens": 9, "seconds": 1, "groups": [group]}
+    (tmp_path / "sensitivity.json").write_text(json.dumps(said))
+    assert read(tmp_path).weights == 4
+    for change in (
+        {"weights": 0},
+        {"losses": {}},
+        {"losses": {"none": {**loss["none"], "kl": float("nan")}}},
+        None,
+    ):
+        groups = [] if change is None else [group | change]
+        (tmp_path / "sensitivity.json").write_text(json.dumps(said | {"groups": groups}))
+        with pytest.raises(Refused, match="holds no measured sensitivity"):
+            read(tmp_path)
     with pytest.raises(Refused, match="holds no measured sensitivity"):
         read(tmp_path / "none.json")

@@ -18,12 +18,14 @@ def test_a_step_of_one_row_by_hand():
     """llama-3.1-8b on an H200 at 200 keys: each part from its own formula."""
     reach = ENGINES["headrace"].on["gpu"]
     made = parts(option().setup, decode(1, 200))
-    read = 4.8e12 * reach.weights["bf16"]
+    read = 4.8e12 * reach["weights.bf16"]
     assert made.weights == pytest.approx((6_979_321_856 + 266_240) * 2 / read)
-    assert made.arithmetic == pytest.approx(2 * 6_979_321_856 / (989e12 * reach.matmul["bf16"]))
+    assert made.arithmetic == pytest.approx(2 * 6_979_321_856 / (989e12 * reach["matmul.bf16"]))
     assert made.head == pytest.approx(525_336_576 * 2 / read, rel=1e-3)
-    assert made.kv == pytest.approx(131_072 * 200 / (4.8e12 * reach.kv), rel=1e-3)
-    assert made.overhead == pytest.approx((reach.step_us + 32 * reach.layer_us + reach.row_us) * 1e-6)
+    assert made.kv == pytest.approx(131_072 * 200 / (4.8e12 * reach["kv"]), rel=1e-3)
+    assert made.overhead == pytest.approx(
+        (reach["step_us"] + 32 * reach["layer_us"] + reach["row_us"]) * 1e-6
+    )
     assert (made.attention, made.reduce) == (0, 0)
     assert made.total == pytest.approx(made.layers + made.head + made.kv + made.moves + made.overhead)
 
@@ -42,7 +44,7 @@ def test_two_limits_joined(one: float, other: float):
 def test_a_mixture_reads_the_experts_that_are_taken():
     """128 experts, 8 per token: 1 token reads 8; many tokens read nearly all, and never more."""
     setup = option("qwen3-30b-a3b").setup
-    read = 4.8e12 * setup.reach.weights["bf16"]
+    read = 4.8e12 * setup.reach["weights.bf16"]
     fixed = setup.anatomy.linear + setup.anatomy.small
     one, many = (parts(setup, decode(rows, 10)).weights * read / 2 - fixed for rows in (1, 1000))
     assert one == pytest.approx(setup.anatomy.chosen)
@@ -67,7 +69,7 @@ def test_devices_share_the_work_and_pay_for_it():
 
 def test_a_latent_cache_is_small_to_read_and_dear_to_multiply():
     setup = option("deepseek-v3", gpus=8).setup
-    assert parts(setup, decode(256, 4000)).kv > 256 * 4000 * 70_272 / (4.8e12 * setup.reach.kv)
+    assert parts(setup, decode(256, 4000)).kv > 256 * 4000 * 70_272 / (4.8e12 * setup.reach["kv"])
 
 
 def test_what_all_rows_share_is_read_from_the_cache():
@@ -80,7 +82,7 @@ def test_recurrent_states_are_read_and_written_by_every_row():
     setup = option("qwen3-next-80b-a3b").setup
     few, many = (parts(setup, decode(rows, 0, 2)).kv for rows in (1, 64))
     state = 36 * (4 * 32 * 128 * 128 + 2 * 8192 * 3)
-    assert few == pytest.approx(2 * state / (4.8e12 * setup.reach.kv))
+    assert few == pytest.approx(2 * state / (4.8e12 * setup.reach["kv"]))
     assert many == pytest.approx(64 * few)
 
 
@@ -90,4 +92,4 @@ def test_a_device_without_fp8_multiplies_in_bf16():
 
 
 def made_reach(scheme: str) -> float:
-    return ENGINES["headrace"].on["gpu"].of_matmul(scheme)
+    return ENGINES["headrace"].on["gpu"].of("matmul", scheme)

@@ -6,7 +6,7 @@ import pytest
 
 from headrace.base.errors import Refused
 from headrace.plan.gpus import GPUS
-from headrace.plan.search import Choice, Wanted, cheapest
+from headrace.plan.search import Choice, cheapest
 from headrace.plan.workload import Limit, holds, limits
 from tests.plan.options import option
 
@@ -19,7 +19,7 @@ def search(
     *names: str, qps: float | None = None, found: list[Limit] = CHAT, model: str = "llama-3.1-8b"
 ) -> list[Choice]:
     cards = [GPUS[name] for name in names] or CARDS
-    return cheapest(option(model), cards, SCHEMES, Wanted(found, qps))
+    return cheapest(option(model), cards, SCHEMES, found, qps)
 
 
 def test_every_choice_holds_and_is_sorted_by_cost():

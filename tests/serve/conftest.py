@@ -26,7 +26,7 @@ def server(tiny_engine: Started) -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def http(server: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
 
 

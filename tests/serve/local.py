@@ -107,7 +107,7 @@ class Running:
 
     def connect(self) -> socket.socket:
         """A connection on which nothing has been said."""
-        return socket.create_connection(("127.0.0.1", int(self.url.rpartition(":")[2])), timeout=10)
+        return socket.create_connection(("127.0.0.1", int(self.url.rpartition(":")[2])), timeout=120)
 
 
 def started(folder: Path) -> Started:
@@ -140,12 +140,12 @@ def serving(
 
     thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
     thread.start()
-    begun.wait(20)
+    assert begun.wait(120)
     scheme = "https" if settings.ssl_certfile else "http"
     url = f"{scheme}://127.0.0.1:{sock.getsockname()[1]}"
     try:
         yield Running(url, box["front"], box["app"], box["server"])
     finally:
         box["server"].should_exit = True
-        thread.join(20)
+        thread.join(60)
         folder.remove()

@@ -8,6 +8,10 @@ import httpx
 
 Json = dict[str, Any]
 
+PATIENT = httpx._config.DEFAULT_TIMEOUT_CONFIG
+PATIENT.connect = PATIENT.read = PATIENT.write = PATIENT.pool = 120.0
+"""Seconds for whoever names none: httpx's own five are too few on a busy machine."""
+
 
 def posted(body: bytes, *more: str, path: str = "/v1/completions", length: int | None = None) -> bytes:
     """A POST of JSON as bytes, with further headers; `length` is what it says of its body, however long that is."""

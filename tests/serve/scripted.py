@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from headrace.base.config import replace_dotted
@@ -30,9 +31,15 @@ def command(step_seconds: float = 0.002, load_seconds: float = 0.0) -> list[str]
     return [*words, f"--step-seconds={step_seconds}", f"--load-seconds={load_seconds}"]
 
 
+def held(gate: Path, words: Sequence[str] | None = None) -> list[str]:
+    """As `words`, but waits as long as there is a file `gate`."""
+    wait = 'while [ -e "$0" ]; do sleep 0.02; done; exec "$@"'
+    return ["sh", "-c", wait, str(gate), *(command() if words is None else words)]
+
+
 async def until(true: Callable[[], object]) -> None:
     """Wait for something."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not true():
             await asyncio.sleep(0.001)
 
@@ -61,7 +68,7 @@ async def running(
 ) -> AsyncIterator[tuple[Frontend, Supervisor]]:
     """As `begun`, and ready."""
     async with begun(settings, words) as (front, supervisor):
-        await asyncio.wait_for(front.until_ready(), 60)
+        await asyncio.wait_for(front.until_ready(), 120)
         yield front, supervisor
 
 
@@ -74,7 +81,7 @@ def ask(prompt: Sequence[int], max_tokens: int = 20, **params: Any) -> Request:
 async def finish(answer: Answer) -> list[tuple[list[int], str]]:
     """For each stream its tokens, as the updates brought them, and how it ended: exactly once."""
     found: list[tuple[list[int], str]] = [([], "") for _ in answer.streams]
-    while updates := await asyncio.wait_for(answer.next(), 60):
+    while updates := await asyncio.wait_for(answer.next(), 120):
         for index, update in updates:
             tokens, end = found[index]
             assert not end, "an update after the end"
@@ -83,6 +90,13 @@ async def finish(answer: Answer) -> list[tuple[list[int], str]]:
                 found[index] = tokens, update.finish
     assert all(end for _, end in found)
     return found
+
+
+async def stuck(front: Frontend) -> None:
+    """Until the engine hangs in the third step from now: it gets no further, however long the test takes to look."""
+    culprit = front.submit([ask([7, 7, 1])])
+    await until(lambda: len(culprit.streams[0].token_ids) == 2)
+    culprit.cancel()
 
 
 def expected(request: Request) -> list[int]:

@@ -44,6 +44,9 @@ def test_choice_of_tools(http: httpx.Client, puppet: Puppet):
     ask(http, tools=[WEATHER, now], tool_choice=allowed)
     assert puppet.asked[-1].grammar is not None
     assert "now" not in puppet.prompt()
+    unnamed = {"type": "function", "name": ["weather"]}
+    for tools, choice in (([unnamed], allowed), ([WEATHER], allowed | {"tools": [unnamed]})):
+        error(http.post(PATH, json={"input": "hi", "tools": tools, "tool_choice": choice}), 400)
     body = ask(http, tools=[WEATHER], tool_choice="none")
     assert [item["type"] for item in body["output"]] == ["message"]
 

@@ -1,19 +1,21 @@
 """The engine process's loop: what it takes, what it tells whom, and in which order."""
 
-import asyncio
-import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import pytest
 
 from headrace.base.errors import TooLong
 from headrace.engine.request import Event, Request
 from headrace.serve import wire
 from headrace.serve.folder import Folder
 from headrace.serve.link import Link
-from headrace.serve.loop import Host
+from headrace.serve.loop import Fronts, Host
 from headrace.serve.scripted import Scripted
-from tests.looped import looped
+from tests.looped import looped, wait_for
+from tests.serve.scripted import until
 from tests.serve.watched import FACTS
 
 
@@ -38,38 +40,77 @@ class Engine(Scripted):
         return events
 
 
+class Watched(Fronts):
+    """The host's sockets; what comes is kept until the host looks, what goes is counted."""
+
+    def __init__(self, folder: Path, number: int, fronts: int, letter: bytes = b"E"):
+        super().__init__(folder, number, fronts, letter)
+        self.boxes: list[deque[bytes]] = [deque() for _ in range(fronts)]
+        self.sent = 0
+
+    def arrived(self) -> int:
+        """How many messages are here."""
+        for front, box in enumerate(self.boxes):
+            while (body := super().receive(front)) is not None:
+                box.append(body)
+        return sum(map(len, self.boxes))
+
+    def wait(self) -> None:
+        """Nothing more is to come."""
+
+    def receive(self, front: int) -> bytes | None:
+        return self.boxes[front].popleft() if self.boxes[front] else None
+
+    def send(self, front: int, message: wire.FromEngine) -> None:
+        self.sent += 1
+        super().send(front, message)
+
+    def send_all(self, message: wire.FromEngine) -> None:
+        self.sent += len(self.boxes)
+        super().send_all(message)
+
+
 class Meeting:
     """A host whose turns the test makes, and fronts that hear it."""
 
     def __init__(self, folder: Path, fronts: int):
         self.heard: list[list[wire.FromEngine]] = [[] for _ in range(fronts)]
         self.links = [Link(folder, n, self._hear(n), lambda: None) for n in range(fronts)]
-        self.host = Host(folder, 3, fronts)
-        self.engine = Engine()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("headrace.serve.loop.Fronts", Watched)
+            self.host = Host(folder, 3, fronts)
+        assert isinstance(self.host.fronts, Watched)
+        self.fronts, self.engine = self.host.fronts, Engine()
+        self._asked = self._came = 0
+
+    def send(self, front: int, message: wire.ToEngine) -> None:
+        """From a front to the host."""
+        self._asked += 1
+        self.links[front].send(3, message)
 
     def _hear(self, front: int) -> Callable[[int, wire.FromEngine], None]:
         def hear(number: int, message: wire.FromEngine) -> None:
             assert number == 3
+            self._came += not isinstance(message, wire.Pulse)
             self.heard[front].append(message)
 
         return hear
 
     async def until(self, kind: type, front: int = 0) -> wire.FromEngine:
         """The first message of a kind that a front hears from now on, taken away with all before it."""
-        for _ in range(1000):
-            for n, message in enumerate(self.heard[front]):
-                if isinstance(message, kind):
-                    del self.heard[front][: n + 1]
-                    return message
-            await asyncio.sleep(0.005)
-        raise AssertionError(f"no {kind.__name__}")
+        await until(lambda: any(isinstance(message, kind) for message in self.heard[front]))
+        n = next(n for n, message in enumerate(self.heard[front]) if isinstance(message, kind))
+        message = self.heard[front][n]
+        del self.heard[front][: n + 1]
+        return message
 
     async def turn(self, turns: int = 1) -> None:
-        """Let messages arrive, then have the host make turns."""
-        await asyncio.sleep(0.05)
+        """Let messages arrive, have the host make turns, and let arrive what it says."""
+        await until(lambda: self.fronts.arrived() == self._asked)
+        self._asked = 0
         left = iter([False] * turns)
         self.host.serve(self.engine, FACTS, until=lambda: next(left, True))
-        await asyncio.sleep(0.05)
+        await until(lambda: self._came == self.fronts.sent)
 
     def close(self) -> None:
         self.host.close()
@@ -99,9 +140,9 @@ async def meeting(fronts: int = 1) -> AsyncIterator[Meeting]:
 @looped
 async def test_who_leaves_takes_part_in_no_further_step():
     async with meeting() as m:
-        m.links[0].send(3, wire.Add([ask("a"), ask("b")]))
+        m.send(0, wire.Add([ask("a"), ask("b")]))
         await m.turn()
-        m.links[0].send(3, wire.Cancel(["a"]))
+        m.send(0, wire.Cancel(["a"]))
         await m.turn()
         assert m.engine.calls == ["add a", "add b", "step a b", "cancel a", "step b"]
 
@@ -109,8 +150,8 @@ async def test_who_leaves_takes_part_in_no_further_step():
 @looped
 async def test_one_message_per_step_and_front_with_its_own_events_only():
     async with meeting(fronts=2) as m:
-        m.links[0].send(3, wire.Add([ask("a"), ask("b")]))
-        m.links[1].send(3, wire.Add([ask("c")]))
+        m.send(0, wire.Add([ask("a"), ask("b")]))
+        m.send(1, wire.Add([ask("c")]))
         await m.turn(3)
         told = [[m for m in heard if isinstance(m, wire.Events)] for heard in m.heard]
         assert [[event.id for event in message.events] for message in told[0]] == [["a", "b"]] * 3
@@ -121,7 +162,7 @@ async def test_one_message_per_step_and_front_with_its_own_events_only():
 @looped
 async def test_the_last_step_is_always_reported():
     async with meeting() as m:
-        m.links[0].send(3, wire.Add([ask("a", 3), ask("b", 2)]))
+        m.send(0, wire.Add([ask("a", 3), ask("b", 2)]))
         await m.turn(3)
         stats = [m.stats for m in m.heard[0] if isinstance(m, wire.Events)][-1]
         assert isinstance(stats, wire.Stats)
@@ -131,11 +172,11 @@ async def test_the_last_step_is_always_reported():
 @looped
 async def test_cancelling_the_last_one_is_reported_without_a_step():
     async with meeting() as m:
-        m.links[0].send(3, wire.Add([ask("a")]))
+        m.send(0, wire.Add([ask("a")]))
         await m.turn()
         first = await m.until(wire.Events)
         assert isinstance(first, wire.Events)
-        m.links[0].send(3, wire.Cancel(["a"]))
+        m.send(0, wire.Cancel(["a"]))
         await m.turn()
         last = await m.until(wire.Events)
         assert isinstance(last, wire.Events)
@@ -146,7 +187,7 @@ async def test_cancelling_the_last_one_is_reported_without_a_step():
 @looped
 async def test_a_refusal_reaches_who_asked_and_nobody_else():
     async with meeting(fronts=2) as m:
-        m.links[1].send(3, wire.Add([ask("a", prompt=(7, 7, 4)), ask("b")]))
+        m.send(1, wire.Add([ask("a", prompt=(7, 7, 4)), ask("b")]))
         await m.turn()
         refused = await m.until(wire.Refusals, 1)
         assert isinstance(refused, wire.Refusals)
@@ -157,15 +198,15 @@ async def test_a_refusal_reaches_who_asked_and_nobody_else():
 @looped
 async def test_hello_is_answered_and_a_new_boot_ends_what_the_old_one_had():
     async with meeting(fronts=2) as m:
-        m.links[0].send(3, wire.Hello(1))
-        m.links[1].send(3, wire.Hello(7))
-        m.links[0].send(3, wire.Add([ask("a"), ask("b")]))
-        m.links[1].send(3, wire.Add([ask("c")]))
+        m.send(0, wire.Hello(1))
+        m.send(1, wire.Hello(7))
+        m.send(0, wire.Add([ask("a"), ask("b")]))
+        m.send(1, wire.Add([ask("c")]))
         await m.turn()
         assert await m.until(wire.Ready) == wire.Ready(FACTS, 1)
-        m.links[0].send(3, wire.Hello(1))
+        m.send(0, wire.Hello(1))
         await m.turn()
-        m.links[0].send(3, wire.Hello(2))
+        m.send(0, wire.Hello(2))
         await m.turn()
         assert m.engine.calls[-4:] == ["step a b c", "cancel a", "cancel b", "step c"]
 
@@ -174,8 +215,8 @@ async def test_hello_is_answered_and_a_new_boot_ends_what_the_old_one_had():
 async def test_what_a_front_asks_is_handed_on_to_the_others():
     async with meeting(fronts=3) as m:
         question, answer = wire.Relay(0, -1, 5, ["rows"]), wire.Relay(2, 0, 5, [1, None])
-        m.links[0].send(3, question)
-        m.links[2].send(3, answer)
+        m.send(0, question)
+        m.send(2, answer)
         await m.turn()
         assert await m.until(wire.Relay, 1) == question
         assert await m.until(wire.Relay, 0) == answer
@@ -185,20 +226,22 @@ async def test_what_a_front_asks_is_handed_on_to_the_others():
 @looped
 async def test_the_pulse_beats_during_a_step_and_says_what_is_in_it(monkeypatch):
     monkeypatch.setattr("headrace.serve.loop.BEAT", 0.05)
+    beats, beat = [], Fronts.send_all
+    monkeypatch.setattr(Fronts, "send_all", lambda *words: (beat(*words), beats.append(words[1])))
     async with meeting() as m:
-        m.links[0].send(3, wire.Add([ask("a"), ask("b")]))
+        m.send(0, wire.Add([ask("a"), ask("b")]))
         await m.turn()
         step = m.engine.step
 
         def slow() -> list[Event]:
-            time.sleep(0.6)
+            wait_for(lambda: sum(isinstance(one, wire.Pulse) and one.busy for one in beats) > 3)
             return step()
 
         monkeypatch.setattr(m.engine, "step", slow)
-        m.heard[0].clear()
+        beats.clear()
         await m.turn()
-        pulses = [m for m in m.heard[0] if isinstance(m, wire.Pulse) and m.busy]
-        assert len(pulses) > 3
+        pulses = [one for one in beats if isinstance(one, wire.Pulse) and one.busy]
+        await until(lambda: pulses[-1] in m.heard[0])
         assert {pulse.step for pulse in pulses} == {1}
         assert pulses[-1].rows == [("a", 3, 4), ("b", 3, 4)]
 

@@ -122,7 +122,7 @@ print(line.places.own.here)
     for one in four:
         one.stdin.write("!")
         one.stdin.flush()
-    assert sum(int(one.communicate(timeout=60)[0]) for one in four) == 1000
+    assert sum(int(one.communicate(timeout=120)[0]) for one in four) == 1000
 
 
 class Model:
@@ -212,6 +212,15 @@ def test_promises_lapse_when_their_time_has_come(clock: list[float]):
     clock[0] += 2.5
     loads = [Load(True, 25, 10 * n, 5) for n in range(3, 7)]
     assert line.busy(1, loads).retry_after == pytest.approx(1.5, abs=0.1), "one promise is still good"
+
+
+def test_promises_are_few_however_many_ask(clock: list[float]):
+    line = made(most=1, tokens=10**6, rows=1, step_seconds=0.1)
+    assert line.take([5])
+    told = [line.busy(1, [Load(True, 0, 100, 5)]).retry_after for _ in range(5000)]
+    assert told == sorted(told)
+    assert told[-1] == LONGEST
+    assert len(line._promised) <= 1 + LONGEST / 10, "one ends every 10 s"
 
 
 def test_where_memory_is_short_fewer_run_than_a_step_could_hold(clock: list[float]):

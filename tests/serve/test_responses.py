@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import httpx
@@ -38,7 +37,7 @@ def server(tiny_engine: Started) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def http(server: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
 
 
@@ -179,6 +178,21 @@ def test_log_probabilities(http: httpx.Client, puppet: Puppet):
     assert [one["token"] for body in deltas for one in body["logprobs"]] == ["y", "e", "s"]
 
 
+@pytest.mark.parametrize("text", ["a😀b", "é", "a < b <to c", f"pre{CALL}post"])
+def test_every_token_that_is_shown_has_its_log_probability(http: httpx.Client, puppet: Puppet, text: str):
+    """Also where its text came late: as half a character, or because it might have begun a call."""
+    say(puppet, text)
+    body = ask(http, include=["message.output_text.logprobs"], tools=[WEATHER])
+    shown = [item["content"][0] for item in body["output"] if item["type"] == "message"]
+    for part in shown:
+        assert bytes(octet for one in part["logprobs"] for octet in one["bytes"]) == part["text"].encode()
+    deltas = [e for e in events(http, top_logprobs=0, include=["message.output_text.logprobs"], tools=[WEATHER])
+              if e["type"] == "response.output_text.delta"]  # fmt: skip
+    for delta in deltas:
+        assert b"".join(bytes(one["bytes"]) for one in delta["logprobs"]) == delta["delta"].encode()
+    assert "".join(delta["delta"] for delta in deltas) == "".join(part["text"] for part in shown) != ""
+
+
 def test_a_conversation_goes_on(http: httpx.Client, puppet: Puppet):
     say(puppet, f"{THOUGHT}Let me see.\n{CALL}", "rain")
     first = ask(http, "weather?", instructions="be brief", tools=[WEATHER])
@@ -247,12 +261,11 @@ def test_in_the_background(http: httpx.Client, puppet: Puppet):
 
 
 def until_over(http: httpx.Client, id: str) -> dict[str, Any]:
-    for _ in range(400):
-        body = http.get(f"{PATH}/{id}").json()
-        if body["status"] not in ("queued", "in_progress"):
-            return body
-        sleep(0.01)
-    raise AssertionError(body)
+    def over() -> bool:
+        return http.get(f"{PATH}/{id}").json()["status"] not in ("queued", "in_progress")
+
+    wait_for(over)
+    return http.get(f"{PATH}/{id}").json()
 
 
 def test_cancelled_in_the_background(http: httpx.Client, server: Running, puppet: Puppet):
@@ -262,7 +275,7 @@ def test_cancelled_in_the_background(http: httpx.Client, server: Running, puppet
     body = http.post(f"{PATH}/{id}/cancel").json()
     assert (body["id"], body["status"]) == (id, "cancelled")
     assert http.get(f"{PATH}/{id}").json() == body
-    assert not server.front.answers
+    wait_for(lambda: not server.front.answers)
     wait_for(lambda: not puppet.busy)
 
 
@@ -278,7 +291,7 @@ def test_cancelled_in_mid_stream(http: httpx.Client, server: Running, puppet: Pu
                     assert other.post(f"{PATH}/{first}/cancel").json()["status"] == "cancelled"
     last = json.loads(next(line for line in reversed(lines) if line).removeprefix("data: "))
     assert (last["type"], last["response"]["status"]) == ("response.incomplete", "cancelled")
-    assert not server.front.answers
+    wait_for(lambda: not server.front.answers)
 
 
 def test_deleted_in_the_background(http: httpx.Client, server: Running, puppet: Puppet):
@@ -286,7 +299,7 @@ def test_deleted_in_the_background(http: httpx.Client, server: Running, puppet: 
     id = ask(http, background=True)["id"]
     assert http.delete(f"{PATH}/{id}").status_code == 200
     error(http.get(f"{PATH}/{id}"), 404)
-    assert not server.front.answers
+    wait_for(lambda: not server.front.answers)
 
 
 def test_a_client_that_leaves_ends_it(http: httpx.Client, server: Running, puppet: Puppet):
@@ -362,4 +375,9 @@ def test_two_processes_know_of_each_others_responses(tiny_engine: Started, tmp_p
         assert there.get(f"{PATH}/{id}").json()["status"] == "in_progress"
         assert there.post(f"{PATH}/{id}/cancel").json()["status"] == "cancelled"
         assert until_over(here, id)["status"] == "cancelled"
-        assert not one.front.answers
+        wait_for(lambda: not one.front.answers)
+        id = ask(here, background=True)["id"]
+        assert there.delete(f"{PATH}/{id}").status_code == 200
+        wait_for(lambda: not one.front.answers)
+        for client in (here, there):
+            wait_for(lambda client=client: client.get(f"{PATH}/{id}").status_code == 404)

@@ -24,7 +24,7 @@ class Colour(BaseModel):
 
 @pytest.fixture(scope="module")
 def client(server: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as made:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as made:
         yield made
 
 

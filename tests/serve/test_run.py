@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any
 import pytest
 
 from headrace.bench.frontend import write_tokenizer
-from tests.looped import gone, wait_for
+from tests.looped import gone, state, wait_for
 from tests.serve.reading import posted
+from tests.serve.scripted import command, held
 
 HEADERS = {"Content-Type": "application/json", "Connection": "close"}
 ROOT = Path(__file__).parents[2]
@@ -30,11 +30,10 @@ from headrace.base.config import replace_dotted
 from headrace.base.errors import Fault
 from headrace.base.log import setup
 from headrace.serve.settings import ServeConfig
-from headrace.serve.supervisor import HOST, Supervisor
-knobs, step = json.loads(sys.argv[1])
+from headrace.serve.supervisor import Supervisor
+knobs, scripted = json.loads(sys.argv[1])
 setup("warning")
-scripted = [sys.executable, "-m", "headrace.serve.scripted", f"--step-seconds={step}"]
-supervisor = Supervisor(replace_dotted(ServeConfig(), knobs), HOST if step is None else scripted)
+supervisor = Supervisor(replace_dotted(ServeConfig(), knobs), scripted)
 from headrace.serve.run import serve
 def said(facts, url):
     print(supervisor.engine.pid, url.rpartition(":")[2], flush=True)
@@ -46,12 +45,12 @@ except Fault as fault:
 
 
 class Server:
-    """A running server: its process, the engine's and the port. `step` None: with an engine that runs the model."""
+    """A running server: its process, the engine's, which is not started while there is a file `gate`, and the port."""
 
-    def __init__(self, folder: Path, step: float | None, **knobs: Any):
+    def __init__(self, folder: Path, step: float, gate: Path, **knobs: Any):
         changes = {name.replace("__", "."): value for name, value in knobs.items()}
         changes = {"model.path": str(folder), "serve.port": 0, "serve.request_log": "off", **changes}
-        words = [sys.executable, "-c", SERVER, json.dumps([changes, step])]
+        words = [sys.executable, "-c", SERVER, json.dumps([changes, held(gate, command(step))])]
         self.process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
         )
@@ -73,15 +72,17 @@ class Server:
 
     def text(self, prompt: str, tokens: int) -> str:
         """What the model says; whoever is asked may not be ready yet."""
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
+        said: list[str] = []
+
+        def answered() -> bool:
             answer = self.ask(prompt, tokens)
             body = json.loads(answer.read())
-            if answer.status == 200:
-                return body["choices"][0]["text"]
-            assert answer.status == 503
-            time.sleep(0.05)
-        raise AssertionError("never ready")
+            assert answer.status in (200, 503)
+            said.extend(choice["text"] for choice in body.get("choices", ()))
+            return bool(said)
+
+        wait_for(answered)
+        return said[0]
 
     def get(self, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -116,8 +117,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def server(folder: Path, step: float | None = 0.002, **knobs: Any) -> Iterator[Server]:
-    made = Server(folder, step, **knobs)
+def server(folder: Path, step: float = 0.002, gate: Path = Path("none"), **knobs: Any) -> Iterator[Server]:
+    made = Server(folder, step, gate, **knobs)
     try:
         assert made.port, made.process.stderr.read() if made.process.stderr else ""
         yield made
@@ -159,10 +160,18 @@ def alone(pid: int, fronts: Iterable[int]) -> Iterator[None]:
     try:
         for other in others:
             os.kill(other, signal.SIGSTOP)
+            wait_for(lambda pid=other: state(pid) == "T")
         yield
     finally:
         for other in others:
             os.kill(other, signal.SIGCONT)
+
+
+def told(asked: Iterable[socket.socket]) -> list[int]:
+    """When those who have been refused so far may come back."""
+    said = [sock.recv(4096, socket.MSG_PEEK) for sock in select.select(asked, [], [], 0)[0]]
+    found = [re.search(rb"retry-after: (\d+)\r\n", answer) for answer in said if b" 429 " in answer]
+    return [int(match[1]) if match else 0 for match in found]
 
 
 def test_the_queue_is_one_for_all_fronts(folder: Path):
@@ -173,17 +182,13 @@ def test_the_queue_is_one_for_all_fronts(folder: Path):
         for pid in fronts:
             with alone(pid, fronts):
                 one.text("x", 1)  # it is ready
-        for pid, (streams, refused) in zip(fronts, ((15, 0), (20, 10)), strict=True):
+        for pid, (kept, refused) in zip(fronts, ((15, 0), (20, 10)), strict=True):
             with alone(pid, fronts):
                 asked = [open_ones.enter_context(endless(one.port)) for _ in range(15)]
                 wait_for(lambda n=refused: one.count("vllm:admission_rejections_total", "queued_reqs") == n)
-                wait_for(lambda n=streams: one.count("headrace_streams") == n)
-                said = [sock.recv(4096) for sock in select.select(asked, [], [], 0)[0]]
-                told = [
-                    re.search(rb"retry-after: (\d+)\r\n", answer) for answer in said if b" 429 " in answer
-                ]
-                assert len(told) == refused
-                assert all(match and int(match[1]) >= 1 for match in told)
+                wait_for(lambda n=kept: streams(one) == n)
+                wait_for(lambda asked=asked, n=refused: len(told(asked)) == n)
+                assert all(seconds >= 1 for seconds in told(asked))
 
 
 def test_a_front_shows_and_cancels_what_another_one_answers(folder: Path):
@@ -192,20 +197,30 @@ def test_a_front_shows_and_cancels_what_another_one_answers(folder: Path):
         with alone(fronts[1], fronts):
             one.text("x", 1)
             theirs = open_ones.enter_context(endless(one.port))
-            wait_for(lambda: one.count("headrace_streams") == 1)
+            wait_for(lambda: streams(one) == 1)
         ours = open_ones.enter_context(closing(http.client.HTTPConnection("127.0.0.1", one.port, timeout=60)))
         with alone(fronts[0], fronts):
             ours.connect()
             assert debug(ours, "GET", "/debug/live")["rows"] == [], "the one that has it is stopped"
-        (row,) = debug(ours, "GET", "/debug/live")["rows"]
-        assert debug(ours, "GET", f"/debug/requests/{row['id']}")["state"] == "decode"
-        assert debug(ours, "POST", f"/debug/requests/{row['id']}/cancel")["cancelled"]
-        wait_for(lambda: one.count("headrace_streams") == 0)
-        (ended,) = [
-            found for found in debug(ours, "GET", "/debug/requests")["ended"] if found["id"] == row["id"]
-        ]
-        assert ended["cause"] == "abort"
+        # a front that is slow to answer another one is left out: who wants to know asks again
+        rows: list[Any] = []
+        wait_for(lambda: rows.extend(debug(ours, "GET", "/debug/live")["rows"]) or rows)
+        id = rows[0]["id"]
+        wait_for(lambda: debug(ours, "GET", f"/debug/requests/{id}").get("state") == "decode")
+        wait_for(lambda: debug(ours, "POST", f"/debug/requests/{id}/cancel") and streams(one) == 0)
+        wait_for(lambda: causes(ours, id) == ["abort"])
         assert b'"finish_reason":"abort"' in everything(theirs)
+
+
+def streams(one: Server) -> float:
+    """How many answers are open."""
+    return one.count("headrace_streams")
+
+
+def causes(connection: http.client.HTTPConnection, id: str) -> list[str]:
+    """How a request ended, as often as that is told."""
+    ended = debug(connection, "GET", "/debug/requests")["ended"]
+    return [found["cause"] for found in ended if found["id"] == id]
 
 
 def debug(connection: http.client.HTTPConnection, method: str, path: str) -> Any:
@@ -247,18 +262,21 @@ def test_nobody_outlives_a_server_that_is_killed(folder: Path):
 
 
 def texts(one: Server, count: int, tokens: int, meanwhile=lambda: None) -> list[str]:
-    """Texts of streams that run at the same time, and what is to happen after half a second of them."""
+    """Texts of streams that run at the same time, and what is to happen when each has begun."""
     found = [""] * count
+    begun = threading.Barrier(count + 1)
 
     def client(n: int) -> None:
-        said = frames(one.ask(f"stream {n}", tokens, stream=True))
+        answer = one.ask(f"stream {n}", tokens, stream=True)
+        begun.wait(120)
+        said = frames(answer)
         assert said[-1] == "[DONE]"
         found[n] = "".join(frame["choices"][0]["text"] for frame in said[:-1] if frame["choices"])
 
     threads = [threading.Thread(target=client, args=(n,)) for n in range(count)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    begun.wait(120)
     meanwhile()
     for thread in threads:
         thread.join()
@@ -270,23 +288,21 @@ def test_sixty_four_readers_notice_nothing_but_a_pause_when_the_engine_is_killed
         calm = texts(one, 64, 200)
         assert all(calm)
         assert texts(one, 64, 200, lambda: os.kill(one.engine, signal.SIGKILL)) == calm
-        assert one.count("headrace_engine_restarts_total") == 1
-        assert one.children() != [one.engine]
+        wait_for(lambda: one.count("headrace_engine_restarts_total") == 1)
+        wait_for(lambda: one.children() != [one.engine])
 
 
-def test_an_engine_that_is_stopped_makes_readiness_503_and_is_replaced(folder: Path):
-    with server(folder, 0.005, serve__stall_seconds=2.0) as one:
+def test_an_engine_that_is_stopped_makes_readiness_503_and_is_replaced(folder: Path, tmp_path: Path):
+    gate = tmp_path / "gate"
+    with server(folder, 0.005, gate, serve__stall_seconds=2.0) as one:
         calm = texts(one, 4, 200)
-        statuses: list[int] = []
 
         def stop() -> None:
+            gate.touch()
             os.kill(one.engine, signal.SIGSTOP)
-            for _ in range(1000):
-                statuses.append(one.ready())
-                if 503 in statuses and statuses[-1] == 200:
-                    return
-                time.sleep(0.02)
-            raise AssertionError(f"{statuses[-1]} in the end")
+            wait_for(lambda: one.ready() == 503)
+            gate.unlink()
+            wait_for(lambda: one.ready() == 200)
 
         assert texts(one, 4, 200, stop) == calm
         wait_for(lambda: gone(one.engine))

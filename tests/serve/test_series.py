@@ -74,6 +74,24 @@ def test_buckets_hold_what_is_not_above_their_bound(
     assert found[(f"{name}_sum", (model,))] == pytest.approx(sum(given))
 
 
+def test_series_of_the_http_server_are_there_from_their_first_use_on():
+    names = Family("asked_total", "counter", "Asked.", BY_COLOUR, bare=True)
+    waits = Family("took_seconds", "histogram", "Took.", BY_COLOUR, edges=(1,), bare=True)
+    layout = Layout((names, waits))
+    sheet, page = Sheet(layout), Page(layout, (("model_name", "m"),))
+    assert values(page.render([sheet.values], 0.0)) == {}
+    sheet.add(layout.at("asked_total", "red"), 2)
+    Histogram(sheet, "took_seconds", "red").observe(0.0)
+    found = values(page.render([sheet.values], 1.0))
+    red = ("colour", "red")
+    assert found.pop(("asked_total", (red,))) == 2
+    assert found.pop(("took_seconds_bucket", (red, ("le", "1.0")))) == 1
+    assert found.pop(("took_seconds_bucket", (red, ("le", "+Inf")))) == 1
+    assert found == {("took_seconds_count", (red,)): 1, ("took_seconds_sum", (red,)): 0}
+    sheet.add(layout.at("asked_total", 'a "b"\\\n'))
+    assert len(values(page.render([sheet.values], 2.0))) == 6
+
+
 def test_many_at_once_count_as_many(layout: Layout):
     given = [0.1, 0.5, 0.7, 0.7, 3.0]
     once, often = Sheet(layout), Sheet(layout)

@@ -5,7 +5,6 @@ import logging
 import resource
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -105,11 +104,11 @@ def test_what_is_no_http_is_refused(tight: Running, raw: bytes):
 
 
 def test_a_head_that_never_ends_is_not_waited_for(tight: Running):
-    for raw in (b"", b"GET / HTTP/1.1\r\nX-A: "):
-        began = time.monotonic()
-        with suppress(ConnectionResetError):
-            assert talk(tight, raw) == b""
-        assert time.monotonic() - began < 9
+    with tight.connect() as one, tight.connect() as other:
+        other.sendall(b"GET / HTTP/1.1\r\nX-A: ")
+        for client in (one, other):
+            with suppress(ConnectionResetError):
+                assert everything(client) == b""
 
 
 def test_a_body_that_never_comes_is_not_waited_for(tight: Running):
@@ -178,9 +177,8 @@ def test_whoever_reads_nothing_is_hung_up_on_and_disturbs_nobody(tiny_engine: St
         client.sendall(posted(body))
         wait_for(lambda: bool(running.front.answers))
         assert httpx.post(running.url + "/v1/completions", json={"prompt": "a"}).status_code == 200
-        wait_for(lambda: not running.server.server_state.connections)
-        assert not running.front.answers
-        client.settimeout(20)
+        wait_for(lambda: not running.server.server_state.connections and not running.front.answers)
+        client.settimeout(120)
         with suppress(ConnectionResetError):
             assert b"[DONE]" not in everything(client)
 

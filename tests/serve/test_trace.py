@@ -79,7 +79,9 @@ def test_moments_are_those_of_the_wall_clock(tracer: Tracer, sent: InMemorySpanE
     (span,) = sent.get_finished_spans()
     assert span.start_time is not None
     assert span.end_time is not None
-    assert span.end_time / 1e9 == pytest.approx(time(), abs=1)
+    assert span.end_time / 1e9 == pytest.approx(
+        time(), abs=60
+    )  # a busy machine may be late; another clock is far off
     assert (span.end_time - span.start_time) / 1e9 == pytest.approx(2, abs=1e-6)
     assert [event.name for event in span.events] == ["scheduled", "first token"]
 

@@ -25,6 +25,12 @@ def model(at: Path) -> Path:
     return folder
 
 
+def children(pid: int) -> list[int]:
+    """Processes started by a process."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
 class Offered:
     """A server process; `said` is what it has printed so far, on both streams."""
 
@@ -58,7 +64,7 @@ class Offered:
         """Ask it to end; its exit code."""
         for number in signals or (signal.SIGTERM,):
             self.process.send_signal(number)
-        code = self.process.wait(60)
+        code = self.process.wait(120)
         self._reader.join(10)
         return code
 

@@ -127,11 +127,11 @@ def test_each_alone(llm: LLM, reference: Reference):
 
 
 def test_answers_follow_a_schema(llm: LLM):
-    """With a vocabulary of real words, 20 answers at once, some of which give way for others."""
+    """With a vocabulary of real words, several answers at once, some of which give way for others."""
     schema = {
         "type": "object",
         "properties": {
-            "answer": {"type": "string", "maxLength": 60},
+            "answer": {"type": "string", "maxLength": 12},
             "certain": {"type": "boolean"},
             "year": {"type": ["integer", "null"], "minimum": 0, "maximum": 2100},
             "words": {
@@ -145,13 +145,15 @@ def test_answers_follow_a_schema(llm: LLM):
         "additionalProperties": False,
     }
     params = SamplingParams(temperature=1, seed=3, max_tokens=120, structured_outputs={"json": schema})  # pyright: ignore[reportArgumentType]
+    before = llm.local.engine.scheduler.counts.evictions
     outputs = llm.chat([[{"role": "user", "content": q}] for q in QUESTIONS], params, use_tqdm=False)
+    assert llm.local.engine.scheduler.counts.evictions > before
     answers = [output.outputs[0] for output in outputs]
     assert [answer.finish_reason for answer in answers] == ["stop"] * len(QUESTIONS)
     for answer in answers:
         said = json.loads(answer.text)
         assert list(said) == schema["required"]
-        assert len(said["answer"]) <= 60
+        assert len(said["answer"]) <= 12
         assert isinstance(said["certain"], bool)
         assert said["year"] is None or 0 <= said["year"] <= 2100
         assert set(said["words"]) <= {"short", "long", "ö"}

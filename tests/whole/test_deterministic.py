@@ -27,14 +27,39 @@ FAMILIES = {
 STEMS = [[5 + (7 * i + 11 * n) % 250 for i in range(40)] for n in range(2)]
 
 
+WISHES: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0, "repetition_penalty": 1.3},
+    {"presence_penalty": 1.5, "top_k": 20},
+    {"frequency_penalty": -1.5, "top_p": 0.8},
+    {"logit_bias": {7: 3.0, 200: -100.0}, "min_p": 0.05},
+    {"allowed_token_ids": [6], "max_tokens": 20},  # so that it can be guessed
+    {"min_tokens": 5, "temperature": 1.5},
+]
+
+
 def request(number: int) -> Request:
-    """Prompts that begin alike, answers of several lengths; some want to know of their prompt."""
+    """Prompts that begin alike, answers of several lengths and tastes; some want to know of their prompt."""
     prompt = STEMS[number % 2][: 3 + 5 * number % 37] + [9 + number] * (number % 3)
     wanted = 0 if number % 4 == 3 else None
     params = SamplingParams(
-        temperature=0.9, seed=number, max_tokens=6 + number % 5, logprobs=3, prompt_logprobs=wanted
+        **{
+            "temperature": 0.9,
+            "seed": number,
+            "logprobs": 3,
+            "prompt_logprobs": wanted,
+            "max_tokens": 6 + number % 5,
+        }
+        | WISHES[number % len(WISHES)]
     )
-    return Request(id=str(number), prompt=tuple(prompt), params=params, max_tokens=params.max_tokens or 1)
+    return Request(
+        id=str(number),
+        prompt=tuple(prompt),
+        params=params,
+        max_tokens=params.max_tokens or 1,
+        stop_ids=frozenset({80, 90}),
+        bad=((50,), (60, 61), *((n, 5) for n in range(100))) if number % 5 == 4 else (),
+    )
 
 
 def told(engine: Engine, numbers: list[int], between: int = 0) -> dict[str, list[Any]]:
@@ -79,7 +104,7 @@ def alone(folder: Path, number: int) -> dict[Any, list[Any]]:
     return told(engine, [number])
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     numbers=st.lists(st.integers(0, 15), min_size=1, max_size=8, unique=True),
     step=st.sampled_from([3, 8, 17, 64]),
@@ -100,8 +125,8 @@ def test_no_schedule_changes_a_bit(folder, numbers, step, rows, block, spare, be
             assert found[name] == wanted
 
 
-def test_eviction_and_the_prefix_cache_were_among_them(folder):
-    few = {"llama": 26, "gemma": 50, "qwen": 44, "int8": 26}[folder.name]
+def test_eviction_guesses_and_the_prefix_cache_were_among_them(folder):
+    few = {"llama": 26, "gemma": 50, "qwen": 40, "int8": 26}[folder.name]
     engine = made(folder, num_gpu_blocks_override=few, block_size=4, max_num_batched_tokens=24)
     numbers = [
         number for number in range(16) if number % 4 != 3
@@ -111,6 +136,7 @@ def test_eviction_and_the_prefix_cache_were_among_them(folder):
     counts = engine.scheduler.counts
     assert counts.evictions > 0
     assert counts.cached_tokens > 0
+    assert counts.accepted_tokens > 0
     for number in numbers:
         assert found[str(number)] == alone(folder, number)[str(number)]
 

@@ -14,20 +14,14 @@ import pytest
 
 from tests.looped import gone, wait_for
 from tests.serve.reading import error, frames, text
-from tests.whole.offered import KEY_NAMES, READY, Offered, model, offered
+from tests.whole.offered import KEY_NAMES, READY, Offered, children, model, offered
 
-LONG = {"prompt": "abc", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+LONG = {"prompt": "abc", "max_tokens": 200, "ignore_eos": True, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model(tmp_path_factory.mktemp("server") / "tiny")
-
-
-def children(pid: int) -> list[int]:
-    """Processes started by a process."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split()]
 
 
 def test_it_says_what_it_is_and_where(folder: Path):
@@ -55,27 +49,30 @@ def test_it_says_what_it_is_and_where(folder: Path):
 
 def test_requests_that_run_come_to_their_end(folder: Path):
     """SIGTERM lets a stream finish; what comes after it is told to go elsewhere; the process ends with 0."""
-    with offered(folder) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with offered(folder) as server, httpx.Client(base_url=server.url, timeout=120) as client:
         whole = client.post("/v1/completions", json=LONG).json()["choices"][0]["text"]
+        (engine,) = children(server.process.pid)
         with client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as response:
             lines = response.iter_lines()
             first = next(lines)
+            os.kill(engine, signal.SIGSTOP)  # or the stream might have ended before all has been looked at
             server.process.send_signal(signal.SIGTERM)
             wait_for(lambda: httpx.get(f"{server.url}/health").status_code == 503)
             assert httpx.get(f"{server.url}/health/live").status_code == 200
             refused = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"})
+            os.kill(engine, signal.SIGCONT)
             error(refused, 503)
             assert int(refused.headers["retry-after"]) >= 1
             rest = "".join(f"{line}\n" for line in [first, *lines])
         found = frames(httpx.Response(200, headers=response.headers, text=rest))
         assert text(found) == whole
-        assert server.process.wait(30) == 0
+        assert server.process.wait(120) == 0
 
 
 def test_what_does_not_end_in_time_is_told_so(folder: Path):
     with (
         offered(folder, "--drain-seconds", "0.2") as server,
-        httpx.Client(base_url=server.url, timeout=60) as client,
+        httpx.Client(base_url=server.url, timeout=120) as client,
     ):
         with client.stream(
             "POST", "/v1/completions", json={**LONG, "max_tokens": 3000, "stream": True}
@@ -86,11 +83,11 @@ def test_what_does_not_end_in_time_is_told_so(folder: Path):
             *_, fault, empty, done, last = [first, *lines]
         assert (empty, done, last) == ("", "data: [DONE]", "")
         assert json.loads(fault.removeprefix("data: "))["error"]["code"] == 503
-        assert server.process.wait(30) == 0
+        assert server.process.wait(120) == 0
 
 
 def test_a_second_signal_ends_it_at_once(folder: Path):
-    with offered(folder) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with offered(folder) as server, httpx.Client(base_url=server.url, timeout=120) as client:
         with client.stream(
             "POST", "/v1/completions", json={**LONG, "max_tokens": 3000, "stream": True}
         ) as response:
@@ -100,40 +97,34 @@ def test_a_second_signal_ends_it_at_once(folder: Path):
             wait_for(lambda: "stopping" in server.said)
             server.process.send_signal(signal.SIGINT)
             assert "503" in "".join(lines)
-        assert server.process.wait(10) == 0
+        assert server.process.wait(120) == 0
 
 
-def test_if_it_is_killed_nothing_is_left(folder: Path):
-    it = Offered([str(folder), "--port", "0", "--threads", "1", "--memory.kv-blocks", "64"])
+def test_several_processes_behind_one_port_of_which_nothing_is_left_if_one_is_killed(folder: Path):
+    words = ["--port", "0", "--threads", "1", "--memory.kv-blocks", "64", "--workers", "2"]
+    it = Offered([str(folder), *words], {"HEADRACE_API_KEY": "key"})
     try:
-        port = it.url.rpartition(":")[2]
-        (engine,) = [pid for pid in children(it.process.pid) if not gone(pid)]
+        url, headers = it.url, {"Authorization": "Bearer key"}
+        wait_for(lambda: len(children(it.process.pid)) == 2)
+        said: list[str] = []
+
+        def answered() -> int:
+            answer = httpx.post(f"{url}/v1/completions", json={**LONG, "max_tokens": 4}, headers=headers)
+            assert answer.status_code in (200, 503)  # the second may still be loading
+            said.extend(choice["text"] for choice in answer.json().get("choices", ()))
+            return len(said) >= 8
+
+        wait_for(answered)
+        assert len(set(said)) == 1
+        assert "key" not in Path(f"/proc/{it.process.pid}/cmdline").read_text()
+        workers = children(it.process.pid)
         it.process.kill()
         it.process.wait()
-        wait_for(lambda: gone(engine))
+        wait_for(lambda: all(gone(pid) for pid in workers))
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"http://127.0.0.1:{port}/health")
+            httpx.get(f"{url}/health")
     finally:
         it.close()
-
-
-def test_several_processes_behind_one_port(folder: Path):
-    with offered(folder, "--workers", "2", environ={"HEADRACE_API_KEY": "key"}) as server:
-        headers = {"Authorization": "Bearer key"}
-        wait_for(lambda: len(children(server.process.pid)) == 2)
-        answers = [
-            httpx.post(
-                f"{server.url}/v1/completions", json={**LONG, "max_tokens": 4}, headers=headers, timeout=60
-            )
-            for _ in range(12)
-        ]
-        ready = [answer for answer in answers if answer.status_code == 200]  # the second may still be loading
-        assert ready
-        assert len({answer.json()["choices"][0]["text"] for answer in ready}) == 1
-        assert {answer.status_code for answer in answers} <= {200, 503}
-        assert "key" not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
-        workers = children(server.process.pid)
-    wait_for(lambda: all(gone(pid) for pid in workers))
 
 
 def health(pid: int) -> set[int]:
@@ -142,7 +133,7 @@ def health(pid: int) -> set[int]:
     found: set[int] = set()
     for port in ports:
         try:
-            found.add(httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code)
+            found.add(httpx.get(f"http://127.0.0.1:{port}/health").status_code)
         except httpx.TransportError:
             continue
     return found
@@ -179,9 +170,7 @@ def start(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--host", "0.0.0.0"], "no key is asked for"),
         (["--ssl-certfile", "none.pem"], "the certificate or its key cannot be used"),
-        (["--api-key-file", "none.txt"], "cannot be read"),
         (["--model", "other"], "two models are given"),
         (["--schedule.tokens", "1", "--max-len", "100000000"], "error:"),
         (["--max-len", "0"], "at least 1"),

@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offered]:
 
 @pytest.fixture(scope="module")
 def client(server: Offered) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60) as made:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=120) as made:
         yield made
 
 
@@ -160,7 +160,7 @@ def test_curl(server: Offered):
 
     def run(path: str, *words: str) -> str:
         done = subprocess.run(
-            [curl, "-sS", server.url + path, *words], capture_output=True, text=True, timeout=60
+            [curl, "-sS", server.url + path, *words], capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

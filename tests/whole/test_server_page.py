@@ -1,5 +1,7 @@
 """The page against `headrace serve` itself: keys, an answer, the live view, a cancelled request."""
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -7,7 +9,7 @@ import httpx
 import pytest
 
 from tests.serve.page.browser import ANSWER, ENTER, Browser, chromium
-from tests.whole.offered import Offered, model, offered
+from tests.whole.offered import Offered, children, model, offered
 
 KEY, ADMIN = "secret-key", "admin-key"
 
@@ -54,9 +56,13 @@ def test_the_page_and_the_server_speak_the_same(browser: Browser, server: Offere
     cancelled = threading.Event()
     asking = threading.Thread(target=long_answer, args=(server.url, cancelled))
     asking.start()
+    browser.one(".requests tbody button")
+    (engine,) = children(server.process.pid)
+    os.kill(engine, signal.SIGSTOP)  # or the answer might be complete before it is cancelled
     browser.click(".requests tbody button")
     browser.click(".requests tbody button")
-    asking.join(60)
+    asking.join(120)
+    os.kill(engine, signal.SIGCONT)
     assert cancelled.is_set()
     browser.wait(lambda: not browser.all(".requests tbody tr"), "the row to go")
     assert [url for url in browser.requested() if not url.startswith((server.url, "about:", "chrome:"))] == []

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 
 from headrace.base.errors import Refused
 from headrace.bench import files
-from headrace.bench.serve.measures import FLOORS, KNOWN, read_terms
+from headrace.bench.serve.measures import FLOORS, KNOWN, Json, read_terms, value
 
 GATE = re.compile(r"\s*([a-z0-9_]+)\s*([+-])\s*([0-9.]+)\s*(%|)\s*")
-PART = re.compile(r"(ttft|tpot|itl|e2e)_(mean|p\d+)")
 TIMES = ("ttft_", "tpot_", "itl_", "e2e_")
 SHOWN = ("ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99", "itl_p99", "e2e_p99", "output_per_second", "goodput")
-Json = dict[str, Any]
 
 
 class Gate(NamedTuple):
@@ -57,27 +55,12 @@ def read(path: Path) -> Json:
         found: Any = json.loads(raw)
         if found["benchmark"] != "serve":
             raise KeyError("benchmark")
-        _ = [(level["name"], [value(level, name) for name in KNOWN]) for level in found["levels"]]
+        _ = [(level["name"], [value(level["whole"], name) for name in KNOWN]) for level in found["levels"]]
     except (ValueError, TypeError, KeyError, AttributeError) as fault:
         raise Refused(
             f"{path} is not a result of `headrace bench serve`: {fault}", param="compare"
         ) from fault
     return found
-
-
-def value(level: Json, name: str) -> float | None:
-    """A number of a level of a result, by its name in limits."""
-    whole = level["whole"]
-    if (match := PART.fullmatch(name)) is not None:
-        spread = whole.get(match[1])
-        return None if spread is None else spread.get(match[2])
-    if name in ("error_rate", "refusal_rate"):
-        outcomes, sent = whole.get("outcomes", {}), whole.get("sent")
-        count = outcomes.get("refused", 0)
-        if name == "error_rate":
-            count = outcomes.get("error", 0) + outcomes.get("unfinished", 0)
-        return count / sent if sent else None
-    return whole.get(name)
 
 
 def said(name: str, number: float | None) -> str:
@@ -107,7 +90,7 @@ def compare(before: Json, after: Json, gates: Sequence[Gate] = ()) -> list[Row]:
 
 
 def _row(old: Json, new: Json, name: str, gates: Sequence[Gate]) -> Row:
-    before, after = value(old, name), value(new, name)
+    before, after = value(old["whole"], name), value(new["whole"], name)
     mine = [gate for gate in gates if gate.name == name]
     if before is None or after is None:
         lost = [gate.text for gate in mine if before is not None]
@@ -115,10 +98,9 @@ def _row(old: Json, new: Json, name: str, gates: Sequence[Gate]) -> Row:
     change = after / before - 1 if before else None
     grown = after - before
     better = None if not grown else (grown > 0) == (name in FLOORS)
-    broken = [gate.text for gate in mine if _past(gate, before, grown)]
+    broken = [
+        gate.text
+        for gate in mine
+        if (grown if gate.up else -grown) > (gate.most * abs(before) if gate.part else gate.most)
+    ]
     return Row(new["name"], name, before, after, change, better, broken)
-
-
-def _past(gate: Gate, before: float, grown: float) -> bool:
-    allowed = gate.most * abs(before) if gate.part else gate.most
-    return (grown if gate.up else -grown) > allowed

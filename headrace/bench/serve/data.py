@@ -52,10 +52,10 @@ class Synthetic(msgspec.Struct, frozen=True, kw_only=True, tag="synthetic"):
 
 
 class Prompts(msgspec.Struct, frozen=True, kw_only=True, tag="prompts"):
-    """Prompts from a file; `tokens_out` replaces what it says of answers."""
+    """Prompts from a file; `tokens_out` replaces what it says of answers. `kind` auto: as its first entry looks."""
 
     path: str
-    kind: Literal["jsonl", "sharegpt", "trace"] = "jsonl"
+    kind: Literal["auto", "jsonl", "sharegpt", "trace"] = "auto"
     tokens_out: str | None = None
     think: str = "0"
     words: list[str] = msgspec.field(default_factory=lambda: WORDS)
@@ -122,12 +122,15 @@ def _read(source: Prompts, seed: int) -> list[Conversation]:
     def most(own: int | None) -> int | None:
         return lengths.whole(draw, random) if draw else own
 
-    read = _sharegpt if source.kind == "sharegpt" else _line
-    items = _entries(source)
+    items, kind = _entries(source), source.kind
+    if kind == "auto":
+        talks = bool(items) and isinstance(items[0], dict) and "conversations" in items[0]
+        kind = "sharegpt" if talks else "jsonl"
+    read = _sharegpt if kind == "sharegpt" else _line
     found = [read(item, most, lambda: max(0.0, think(random))) for item in items]
     usable = [conversation for conversation in found if conversation]
     if not usable:
-        raise Refused(f"{source.path} has no prompts of the kind {source.kind}", param="data")
+        raise Refused(f"{source.path} has no prompts of the kind {kind}", param="data")
     return usable
 
 

@@ -12,13 +12,12 @@ from typing import Any, get_args
 from headrace.bench.files import write
 from headrace.bench.result import commit, versions
 from headrace.bench.serve.campaign import Campaign, Level
-from headrace.bench.serve.measures import PERCENTILES, Definitions, Spread, Summary, itls, summarize
+from headrace.bench.serve.measures import PERCENTILES, Definitions, Json, itls, summarize
 
 SCHEMA = 1
 """Grows when a reader of older files would misunderstand newer ones."""
 
 OF_VLLM = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2e": "e2el"}
-Json = dict[str, Any]
 
 
 def document(campaign: Campaign, levels: Sequence[Level], settings: Json, found: Json | None = None) -> Json:
@@ -48,8 +47,8 @@ def level_json(level: Level) -> Json:
         "name": load.name,
         "load": {name: _plain(getattr(load, name)) for name in load.__struct_fields__},
         **vllm_keys(level),
-        "whole": summary_json(whole),
-        "steady": None if level.steady is None else summary_json(level.steady),
+        "whole": whole.as_json(),
+        "steady": level.steady and level.steady.as_json(),
         "window": level.window,
         "by_definition": _by_definition(level),
         "server": None if level.server is None else level.server._asdict(),
@@ -92,24 +91,6 @@ def vllm_keys(level: Level) -> Json:
             f"std_{theirs}_ms": spread and spread.std * 1000,
             **{f"p{part}_{theirs}_ms": spread and spread.percentiles[part][0] * 1000 for part in PERCENTILES},
         }
-    return found
-
-
-def summary_json(summary: Summary) -> Json:
-    """A summary with confidence intervals, in seconds."""
-    found = {name: value for name, value in summary._asdict().items() if name not in ("spreads", "lag")}
-    found["lag"] = _spread_json(summary.lag)
-    return found | {name: _spread_json(spread) for name, spread in summary.spreads.items()}
-
-
-def _spread_json(spread: Spread | None) -> Json | None:
-    if spread is None:
-        return None
-    found: Json = {"n": spread.n, "mean": spread.mean, "std": spread.std}
-    found |= {"min": spread.least, "max": spread.most}
-    for part, (value, low, high) in spread.percentiles.items():
-        found[f"p{part}"] = value
-        found[f"p{part}_ci95"] = [low, high]
     return found
 
 

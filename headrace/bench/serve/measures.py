@@ -11,10 +11,10 @@ For a request with n tokens, due at d, sent at s, tokens at t_1 ... t_n, over at
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from headrace.base.errors import Refused
 from headrace.bench.serve.sample import Sample
 
 Floats = NDArray[np.float64]
+Json = dict[str, Any]
 Definitions = Literal["headrace", "vllm", "guidellm", "mlperf"]
 PERCENTILES = (50, 90, 95, 99)
 BATCHES = 20
@@ -60,6 +61,13 @@ class Spread(NamedTuple):
         return cls(
             array.size, float(array.mean()), float(array.std()), float(ordered[0]), float(ordered[-1]), found
         )
+
+    def as_json(self) -> Json:
+        """With its percentiles under names such as p99, and their intervals under p99_ci95."""
+        found: Json = {"n": self.n, "mean": self.mean, "std": self.std, "min": self.least, "max": self.most}
+        for part, (value, low, high) in self.percentiles.items():
+            found |= {f"p{part}": value, f"p{part}_ci95": [low, high]}
+        return found
 
 
 def interval(ordered: Floats, part: float) -> tuple[float | None, float | None]:
@@ -168,19 +176,30 @@ class Summary(NamedTuple):
         """Requests that ended badly; those that were refused are not among them."""
         return self.outcomes.get("error", 0) + self.outcomes.get("unfinished", 0)
 
+    def as_json(self) -> Json:
+        """As results have it, with confidence intervals; times in seconds."""
+        found = {name: value for name, value in self._asdict().items() if name not in ("spreads", "lag")}
+        spreads = {"lag": self.lag, **self.spreads}
+        return found | {name: spread and spread.as_json() for name, spread in spreads.items()}
+
     def value(self, name: str) -> float | None:
-        """A number by the name it has in limits: `ttft_p99`, `tpot_mean`, `output_per_second`, `error_rate`..."""
-        head, _, tail = name.rpartition("_")
-        if head in self.spreads:
-            spread = self.spreads[head]
-            if spread is None:
-                return None
-            return spread.mean if tail == "mean" else spread.percentiles[int(tail[1:])][0]
-        if name in ("error_rate", "refusal_rate"):
-            counted = self.failed if name == "error_rate" else self.outcomes.get("refused", 0)
-            return counted / self.sent if self.sent else None
-        found = getattr(self, name)
-        return None if found is None else float(found)
+        """A number by the name it has in limits; see KNOWN."""
+        return value(self.as_json(), name)
+
+
+def value(summary: Json, name: str) -> float | None:
+    """A number of a summary as results have it: `ttft_p99`, `tpot_mean`, `output_per_second`, `error_rate`..."""
+    head, _, tail = name.rpartition("_")
+    if head in NAMES:
+        spread = summary.get(head)
+        return None if spread is None else spread.get(tail)
+    if name in ("error_rate", "refusal_rate"):
+        outcomes, sent = summary.get("outcomes", {}), summary.get("sent")
+        count = outcomes.get("refused", 0)
+        if name == "error_rate":
+            count = outcomes.get("error", 0) + outcomes.get("unfinished", 0)
+        return count / sent if sent else None
+    return summary.get(name)
 
 
 RATES = ("requests_per_second", "output_per_second", "total_per_second", "goodput", "attained")
@@ -259,13 +278,12 @@ def _spreads(ok: Sequence[Sample], definitions: Definitions) -> dict[str, Spread
     for name, measure in OF_ONE.items():
         found[name] = Spread.of([value for one in ok if (value := measure(one, definitions)) is not None])
     cuts = [n * len(ok) // BATCHES for n in range(BATCHES + 1)]
-    parts = [_flat(itls(one, definitions) for one in ok[a:b]) for a, b in pairwise(cuts)]
+    parts = [
+        np.array([gap for one in ok[a:b] for gap in itls(one, definitions)], np.float64)
+        for a, b in pairwise(cuts)
+    ]
     found["itl"] = Spread.of(np.concatenate(parts), parts)
     return {name: found[name] for name in NAMES}
-
-
-def _flat(lists: Iterable[list[float]]) -> Floats:
-    return np.fromiter((value for one in lists for value in one), dtype=np.float64)
 
 
 def is_good(sample: Sample, limits: dict[str, float], definitions: Definitions = "headrace") -> bool:

@@ -49,10 +49,13 @@ class Limit(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where the edge is. `holds` is the highest rate that held with confidence, `fails` the lowest that did not."""
+    """Where the edge is. `holds` is the highest rate that held with confidence, `fails` the lowest that did not.
+
+    0 and None where no rate was found that did.
+    """
 
     holds: float
-    fails: float
+    fails: float | None
     steps: list[tuple[float, Verdict]]
 
 
@@ -90,14 +93,14 @@ def search(limits: Sequence[Limit], begin: float, duration: float, load: Load, p
             level = play(_at(load, rate, 2 * duration))
             verdict = judge(limits, level)
         if level.invalid or level.dead or not level.samples:  # nothing more can be found out from here
-            yield Found(holds, fails, [*steps, (rate, "unclear")])
+            yield Found(holds, None if fails == inf else fails, [*steps, (rate, "unclear")])
             return
         steps.append((rate, verdict))
         if verdict == "holds":
             holds = max(holds, rate)
         else:
             fails = min(fails, rate)
-        yield Found(holds, fails, list(steps))
+        yield Found(holds, None if fails == inf else fails, list(steps))
         if fails < inf and holds and fails / holds <= CLOSE:
             return
         if fails < 0.01:

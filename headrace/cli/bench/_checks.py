@@ -5,6 +5,7 @@ from math import inf
 from typing import Any
 
 from headrace.base.errors import Refused
+from headrace.bench.files import check_writable
 
 LEAST = {
     **dict.fromkeys(("requests", "processes", "burst", "prefix_groups"), 1),
@@ -37,9 +38,8 @@ def check(given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
     for said in _ignored(given, {name for name, value in given.items() if value != usual[name]}):
         raise Refused(said, hint="one of them would be ignored")
     for name in FILES:
-        path = given[name]
-        if path is not None and not path.absolute().parent.is_dir():
-            raise Refused(f"{path} cannot be written: {path.parent} is no folder", param=name)
+        if given[name] is not None:
+            check_writable(given[name], name)
 
 
 def at_least(least: float, **given: float | None) -> None:

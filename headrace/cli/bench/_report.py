@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
 from headrace.base.config import knob
-from headrace.bench.result import Measure, Result, compare
-
-if TYPE_CHECKING:
-    from headrace.engine.resolve import Plan
+from headrace.base.errors import Refused
+from headrace.bench.files import check_writable
+from headrace.bench.result import Measure, Result, Verdict, compare
+from headrace.cli._print import table
 
 WORDS = {"better": "green", "worse": "red"}
 
@@ -24,56 +24,60 @@ class Files:
     output: Path | None = knob(None, "JSON file to write")
     compare: Path | None = knob(None, "earlier JSON file to compare with")
 
+    def __post_init__(self) -> None:
+        """Raises Refused for files that could not be used: now, not when all is measured."""
+        if self.output is not None:
+            check_writable(self.output)
+        if self.compare is not None:
+            Result.read(self.compare)
+
 
 FileFlags = Annotated[Files, Parameter(name="*", negative=())]
 """The type of a command's parameter that brings these flags."""
 
 
-def result(
+def report(
     benchmark: str,
     settings: dict[str, Any],
     measures: list[Measure],
-    plan: "Plan | None" = None,
+    files: Files,
     gpu: str | None = None,
-) -> Result:
-    """The result of a benchmark on this machine; `gpu` by name where there is no plan that says it."""
-    if plan is not None and plan.device.type == "cuda":
-        import torch
+    shown: Table | None = None,
+) -> None:
+    """Print the table (of measures, or the one given); write the JSON where asked; say what changed since another.
 
-        gpu = torch.cuda.get_device_name(plan.device)
-    return Result.here(benchmark, settings, measures, gpu)
-
-
-def report(found: Result, files: Files, table: Table | None = None) -> None:
-    """Print the table (of measures, or the one given); write the JSON where asked; say what changed since another."""
-    table = table or _measures(found)
-    table.caption = _where(found)
+    All of it was measured on this machine, on `gpu` where that has a name.
+    """
+    found = Result.here(benchmark, settings, measures, gpu)
+    shown = shown or _measures(found)
+    shown.caption = _where(found)
     console = Console()
-    console.print(table)
-    if files.compare is not None:
-        console.print(_comparison(Result.read(files.compare), found))
+    console.print(shown)
     if files.output is not None:
         found.write(files.output)
+    if files.compare is not None:
+        console.print(_comparison(Result.read(files.compare), found))
 
 
 def _measures(found: Result) -> Table:
-    table = Table(title=found.benchmark)
-    for heading in ("measure", "value", "unit"):
-        table.add_column(heading, justify="right" if heading == "value" else "left")
-    for measure in found.measures:
-        table.add_row(measure.name, _number(measure.value), measure.unit)
-    return table
+    rows = [(measure.name, _number(measure.value), measure.unit) for measure in found.measures]
+    return table(("measure", "value", "unit"), rows, words=(0, 2), title=found.benchmark)
 
 
 def _comparison(before: Result, after: Result) -> Table:
-    table = Table(title=f"against {before.commit or 'an unnamed commit'}")
-    for heading in ("measure", "before", "after", "gain", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("measure", "verdict") else "right")
-    for row in compare(before, after):
+    if before.benchmark != after.benchmark:
+        raise Refused(
+            f"the earlier result is of `bench {before.benchmark}`; one of `bench {after.benchmark}` is expected",
+            param="compare",
+        )
+
+    def cells(row: Verdict) -> tuple[str, ...]:
         gain = "" if row.gain is None else f"{row.gain:+.1%}"
         word = f"[{WORDS[row.word]}]{row.word}[/]" if row.word in WORDS else row.word
-        table.add_row(f"{row.name} ({row.unit})", _number(row.before), _number(row.after), gain, word)
-    return table
+        return f"{row.name} ({row.unit})", _number(row.before), _number(row.after), gain, word
+
+    heads, title = ("measure", "before", "after", "gain", "verdict"), before.commit or "an unnamed commit"
+    return table(heads, map(cells, compare(before, after)), words=(0, 4), title=f"against {title}")
 
 
 def _where(found: Result) -> str:

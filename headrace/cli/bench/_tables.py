@@ -86,7 +86,7 @@ def comparison(rows: Sequence[Row]) -> Group:
         return row.level, row.name, said(row.name, row.before), said(row.name, row.after), change
 
     heads = ("load", "number", "before", "now", "change")
-    changes = table(heads, map(cells, rows), words=2, title="against the earlier run")
+    changes = table(heads, map(cells, rows), words=(0, 1), title="against the earlier run")
     failed = [
         Text(
             f"fails: {row.level}, {row.name} went from {said(row.name, row.before)} to"

@@ -4,7 +4,7 @@ import os
 
 from headrace.base.errors import Refused
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report, result
+from headrace.cli.bench._report import FileFlags, Files, report
 
 
 def run(
@@ -38,4 +38,4 @@ def run(
 
     found = measure(Work(streams, tokens, rate), repeats)
     settings = {"streams": streams, "tokens": tokens, "rate": rate, "repeats": repeats}
-    report(result("frontend", settings, found), files)
+    report("frontend", settings, found, files)

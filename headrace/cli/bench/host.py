@@ -1,7 +1,8 @@
 """Times what a step costs on the host, with no model behind it."""
 
 from headrace.bench.result import Measure
-from headrace.cli.bench._report import FileFlags, Files, report, result
+from headrace.cli.bench._checks import at_least
+from headrace.cli.bench._report import FileFlags, Files, report
 
 CASES = ((1, 128, 256), (64, 128, 128), (256, 128, 128), (512, 128, 64), (64, 2048, 1))
 """Requests, tokens in and tokens out of each."""
@@ -18,6 +19,7 @@ def run(*, step_tokens: int = 8192, grammars: str | None = None, files: FileFlag
     grammars
         model for whose vocabulary masks of structured output are timed as well, 128 schemas in a step
     """
+    at_least(1, step_tokens=step_tokens)
     from headrace.bench.host import measure
 
     measures = []
@@ -26,7 +28,7 @@ def run(*, step_tokens: int = 8192, grammars: str | None = None, files: FileFlag
         measures += costs.measures(f"{rows} x {tokens_in}+{tokens_out}")
     if grammars is not None:
         measures += _masks(grammars)
-    report(result("host", {"step_tokens": step_tokens}, measures), files)
+    report("host", {"step_tokens": step_tokens}, measures, files)
 
 
 def _masks(model: str) -> list[Measure]:

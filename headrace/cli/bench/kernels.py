@@ -9,7 +9,7 @@ from rich.table import Table
 from headrace.base.errors import Broken, Refused
 from headrace.cli._print import table as table_of
 from headrace.cli._print import tell
-from headrace.cli.bench._report import FileFlags, Files, report, result
+from headrace.cli.bench._report import FileFlags, Files, report
 
 if TYPE_CHECKING:
     from headrace.bench.kernels import Outcome
@@ -85,8 +85,7 @@ def _measure(
     settings = {"kernels": selection.kernels, "shapes": shapes, "deterministic": deterministic}
     settings |= {"kv_dtype": kv_dtype, **limits._asdict()}
     measures = [measure for outcome in outcomes for measure in outcome.measures(limits)]
-    found = result("kernels", settings, measures, gpu=torch.cuda.get_device_name())
-    report(found, files, shown(outcomes, limits))
+    report("kernels", settings, measures, files, torch.cuda.get_device_name(), shown(outcomes, limits))
     if wrong := [outcome.name for outcome in outcomes if not outcome.sound]:
         raise Broken(f"{len(wrong)} kernels do not give what they are defined to: {', '.join(wrong[:5])}")
 
@@ -107,7 +106,7 @@ def shown(outcomes: "list[Outcome]", limits: "Limits") -> Table:
 
     said = f"{limits.bandwidth / 1e12:.2f} TB/s, {limits.arithmetic / 1e12:.0f} TFLOP/s"
     heads = ("shape", "kernel", "case", "us", "floor", "of it", "library", "gain", "error")
-    return table_of(heads, map(cells, outcomes), words=3, title=f"kernels; floors by {said}")
+    return table_of(heads, map(cells, outcomes), words=range(3), title=f"kernels; floors by {said}")
 
 
 def _need_gpu() -> None:

@@ -3,7 +3,7 @@
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report, result
+from headrace.cli.bench._report import FileFlags, Files, report
 
 
 def run(
@@ -30,8 +30,9 @@ def run(
     """
     at_least(1, tokens_in=tokens_in, tokens_out=tokens_out, repeats=repeats)
     from headrace.bench.latency import measure
+    from headrace.bench.plain import gpu_name
 
     llm = load(engine.config)
     measures = measure(llm, tokens_in, tokens_out, repeats, temperature)
     settings = {"model": llm.plan.model, "tokens_in": tokens_in, "tokens_out": tokens_out, "repeats": repeats}
-    report(result("latency", settings, measures, llm.plan), files)
+    report("latency", settings, measures, files, gpu_name(llm.plan.device))

@@ -15,9 +15,9 @@ from headrace.base.config import Config, values
 from headrace.base.errors import Refused
 from headrace.base.hardware import cores
 from headrace.cli._knobs import Engine, EngineFlags
-from headrace.cli._print import tell
+from headrace.cli._print import table, tell
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report, result
+from headrace.cli.bench._report import FileFlags, Files, report
 
 if TYPE_CHECKING:
     from headrace.bench.peers import Peer, Race
@@ -75,8 +75,7 @@ def run(
     measures = [measure for race in races for measure in race.measures()]
     settings = {"temperature": temperature, "rounds": rounds, "engines": facts}
     settings["model"] = shape or engine.config.model.path
-    gpu = facts["headrace"].get("gpu")
-    report(result("peers", settings, measures, gpu=gpu), files, _table(races, facts))
+    report("peers", settings, measures, files, facts["headrace"].get("gpu"), _table(races, facts))
 
 
 def _check_peers(vllm: Path | None, llama_cpp: Path | None, greedy_gguf: bool) -> None:
@@ -175,9 +174,8 @@ def _table(races: "list[Race]", facts: dict[str, Any]) -> Table:
     from headrace.bench.result import spread
 
     others = [f"{engine} {said['version']}" for engine, said in facts.items() if engine != OURS]
-    table = Table(title=f"against {' and '.join(others)}")
-    for heading in ("workload", "engine", "seconds", "out tok/s", "tok/s", "we are faster by"):
-        table.add_column(heading, justify="left" if heading in ("workload", "engine") else "right")
+    heads = ("workload", "engine", "seconds", "out tok/s", "tok/s", "we are faster by")
+    made = table(heads, (), words=(0, 1), title=f"against {' and '.join(others)}")
     for race in races:
         tokens = race.work.tokens_in + race.work.tokens_out
         for engine, seconds in race.seconds.items():
@@ -186,7 +184,7 @@ def _table(races: "list[Race]", facts: dict[str, Any]) -> Table:
             if engine != OURS:
                 found = race.ratios(engine)
                 ratio = f"{median(found):.2f} x ({min(found):.2f} to {max(found):.2f})"
-            table.add_row(
+            made.add_row(
                 race.work.name if engine == OURS else "",
                 engine,
                 f"{middle:.3f} ±{spread(seconds):.0%}",
@@ -195,4 +193,4 @@ def _table(races: "list[Race]", facts: dict[str, Any]) -> Table:
                 ratio,
                 end_section=engine == list(race.seconds)[-1],
             )
-    return table
+    return made

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from headrace.bench.serve.campaign import Campaign, Level
     from headrace.bench.serve.compare import Gate, Row
     from headrace.bench.serve.data import Source
-    from headrace.bench.serve.search import Found
 
 KEY = "OPENAI_API_KEY"
 
@@ -212,11 +210,8 @@ def _source(traffic: Traffic, prompts: Prompts, target: Any, model: str) -> "Sou
     from headrace.bench.serve.probe import weigh_words
 
     if prompts.data is not None and traffic.replay is None:
-        kind = prompts.data_kind
-        if kind == "auto":
-            kind = "sharegpt" if _looks_like_sharegpt(prompts.data) else "jsonl"
-        out, think = prompts.tokens_out, prompts.think
-        return data.Prompts(path=str(prompts.data), kind=kind, tokens_out=out, think=think)
+        path, out, think = str(prompts.data), prompts.tokens_out, prompts.think
+        return data.Prompts(path=path, kind=prompts.data_kind, tokens_out=out, think=think)
     words, per_word = weigh_words(target, model)
     if traffic.replay is not None:
         path, out = str(traffic.replay), prompts.tokens_out
@@ -225,12 +220,6 @@ def _source(traffic: Traffic, prompts: Prompts, target: Any, model: str) -> "Sou
         tokens_in=prompts.tokens_in, tokens_out=prompts.tokens_out or "128", prefix=prompts.prefix_tokens,
         groups=prompts.prefix_groups, turns=prompts.turns, think=prompts.think, words=words, per_word=per_word,
     )  # fmt: skip
-
-
-def _looks_like_sharegpt(path: Path) -> bool:
-    with suppress(OSError), path.open("rb") as file:
-        return b'"conversations"' in file.read(65536)
-    return False
 
 
 def _loads(traffic: Traffic) -> "list[Load]":
@@ -324,7 +313,7 @@ def _steps(
         limits = search.read_limits(judgement.find_slo)
         begin = _numbers(traffic.rate, "rate")[0] if traffic.rate else 1.0
         for found in search.search(limits, begin, duration, base, play):
-            yield _found_json(judgement.find_slo, found)
+            yield {"limits": judgement.find_slo, **found._asdict()}
     elif traffic.sweep:
         for _ in search.sweep(duration, base, play):
             yield None
@@ -332,11 +321,6 @@ def _steps(
         for load in _loads(traffic):
             play(load)
             yield None
-
-
-def _found_json(limits: str, found: "Found") -> dict[str, Any]:
-    fails = None if found.fails == inf else found.fails
-    return {"limits": limits, "holds": found.holds, "fails": fails, "steps": found.steps}
 
 
 # -- results --------------------------------------------------------------------------------------------------

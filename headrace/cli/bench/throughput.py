@@ -12,7 +12,7 @@ from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
 from headrace.cli._print import tell
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report, result
+from headrace.cli.bench._report import FileFlags, Files, report
 
 if TYPE_CHECKING:
     from headrace.engine.resolve import Plan
@@ -58,6 +58,7 @@ def run(
         raise Refused(
             "both workloads and --requests are given", param="requests", hint="leave one of them out"
         )
+    from headrace.bench.plain import gpu_name
     from headrace.bench.shapes import shaped
     from headrace.bench.throughput import time_workload
     from headrace.bench.workloads import custom, workload
@@ -73,7 +74,7 @@ def run(
     for work in works:
         measures += time_workload(llm, work, repeats, temperature, tell).measures()
     settings = {"temperature": temperature, "repeats": repeats, **_facts(llm.plan, shape)}
-    report(result("throughput", settings, measures, llm.plan), files)
+    report("throughput", settings, measures, files, gpu_name(llm.plan.device))
 
 
 def _facts(plan: "Plan", shape: str | None) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from headrace.cli._print import write_json
 from headrace.cli.bench._checks import at_least
 
 if TYPE_CHECKING:
+    import torch
+
     from headrace.api.llm import LLM
     from headrace.bench.estimate import Estimate
     from headrace.bench.plain import Plain
-    from headrace.bench.result import Result
+    from headrace.bench.result import Measure
     from headrace.engine.resolve import Plan
 
 T = TypeVar("T")
@@ -63,11 +65,19 @@ def said(estimate: "Estimate", digits: int = 4, percent: bool = False) -> str:
     return f"{estimate.value * scale:.{digits}f}{unit}{error}"
 
 
-def write_rows(result: "Result", rows: Sequence[Any]) -> None:
+def write_rows(
+    benchmark: str,
+    settings: dict[str, Any],
+    measures: "list[Measure]",
+    device: "torch.device",
+    rows: list[Any],
+) -> None:
     """A benchmark's result with what was found, row by row, on standard output. What is not a number is null."""
-    from headrace.bench.result import as_json
+    from headrace.bench.plain import gpu_name
+    from headrace.bench.result import Result, as_json
 
-    write_json(as_json(asdict(result) | {"rows": list(rows)}))
+    found = Result.here(benchmark, settings, measures, gpu_name(device))
+    write_json(as_json(asdict(found) | {"rows": rows}))
 
 
 def each_alone(

@@ -12,7 +12,6 @@ from headrace.base.words import dtype_name
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import Meter
 from headrace.cli._print import table
-from headrace.cli.bench._report import result
 from headrace.cli.eval._inputs import (
     KNOWN,
     JsonFlag,
@@ -27,7 +26,7 @@ from headrace.cli.eval._inputs import (
 if TYPE_CHECKING:
     from headrace.bench.divergence import Divergence
     from headrace.bench.plain import Plain
-    from headrace.bench.result import Result
+    from headrace.bench.result import Measure
 
 NOTE = "± one standard error, by windows; KL in nats per token; top-1: share with the same likeliest token"
 
@@ -83,7 +82,8 @@ def run(
         rows = divergence.compare(first, others, cut, lambda done, of: meter.tell("comparing", done / of))
     if json:
         settings = {"base": base, "tokens": tokens, "windows": windows}
-        write_rows(_result(first, settings, others, rows), _records(others, rows))
+        settings |= {"dtype": dtype_name(first.dtype), "device": str(first.device)}
+        write_rows("kl", settings, _measures(others, rows), first.device, _records(others, rows))
         return
     for one, found in zip(others, rows, strict=True):
         Console().print(_table(f"{one.said} against {first.said}, windows of {tokens} tokens", found))
@@ -96,7 +96,7 @@ def _table(title: str, rows: "list[Divergence]") -> Table:
         return [row.text, f"{row.tokens:,}", *(number.replace(" ± ", "\n±\u00a0") for number in numbers)]
 
     heads = ("text", "tokens", "mean KL", "KL p99", "top-1", "perplexity", "base's", "ratio")
-    style = {"caption": NOTE, "box": box.SIMPLE_HEAD, "pad_edge": False}
+    style = {"caption": NOTE, "box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
     return table(heads, map(cells, rows), title=title, **style)
 
 
@@ -108,12 +108,10 @@ def _records(others: "list[Plain]", rows: "list[list[Divergence]]") -> list[dict
     ]
 
 
-def _result(
-    base: "Plain", settings: dict[str, object], others: "list[Plain]", rows: "list[list[Divergence]]"
-) -> "Result":
+def _measures(others: "list[Plain]", rows: "list[list[Divergence]]") -> "list[Measure]":
     from headrace.bench.result import Measure
 
-    measures = [
+    return [
         Measure(f"{one.said}: {row.text}: {name}", value.value, unit, better, abs(value.error / value.value))
         for one, found in zip(others, rows, strict=True)
         for row in found
@@ -125,5 +123,3 @@ def _result(
         )
         if value.value
     ]
-    settings = {**settings, "dtype": dtype_name(base.dtype), "device": str(base.device)}
-    return result("kl", settings, measures, gpu=base.gpu)

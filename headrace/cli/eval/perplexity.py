@@ -10,7 +10,6 @@ from rich.table import Table
 from headrace.base.words import dtype_name
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._print import table
-from headrace.cli.bench._report import result
 from headrace.cli.eval._inputs import KNOWN, JsonFlag, TextFlag, each_alone, read_texts, said, write_rows
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ def run(
     if json:
         settings = {"dtype": dtype, "device": str(plan.device), "tokens": tokens, "windows": windows}
         shown = {"model": names[0]} if len(names) == 1 else {"models": names}
-        write_rows(result("perplexity", shown | settings, _measures(names, found), plan), _rows(names, found))
+        measures, rows = _measures(names, found), _rows(names, found)
+        write_rows("perplexity", shown | settings, measures, plan.device, rows)
         return
     where = f"{dtype}, windows of {tokens} tokens"
     if len(names) == 1:

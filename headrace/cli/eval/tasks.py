@@ -11,7 +11,6 @@ from headrace.base.words import dtype_name
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._print import table
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import result
 from headrace.cli.eval._inputs import JsonFlag, each_alone, said, write_rows
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def run(
     if json:
         dtype = dtype_name(plan.dtype)
         settings = {"models": names, "dtype": dtype, "chat": chat, "limit": limit}
-        write_rows(result("tasks", settings, [], plan), [*_records(names, found), *gaps])
+        write_rows("tasks", settings, [], plan.device, [*_records(names, found), *gaps])
         return
     console = Console()
     console.print(_table(names, found))
@@ -104,7 +103,7 @@ def _table(names: list[str], found: "list[list[Score]]") -> Table:
         for row in zip(*found, strict=True)
     ]
     heads, caption = ("task", "counted by", "items", *names), "± one standard error"
-    return table(heads, rows, words=2, title="share of right answers", caption=caption)
+    return table(heads, rows, words=(0, 1), title="share of right answers", caption=caption)
 
 
 def _differences(names: list[str], gaps: "list[Difference]") -> Table:
@@ -122,4 +121,4 @@ def _differences(names: list[str], gaps: "list[Difference]") -> Table:
     title = f"{names[1]} less {names[0]}, item by item"
     caption = "± one standard error; p: of a split so uneven by chance (McNemar)"
     heads = ("task", "counted by", "difference", "lost", "won", "p")
-    return table(heads, rows, words=2, title=title, caption=caption)
+    return table(heads, rows, words=(0, 1), title=title, caption=caption)

@@ -117,7 +117,9 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
     defaults = {each.name: each.default for each in fields(kind) if each.init}
     for given, value in options.items():
         if given not in defaults:
-            raise UnknownName.among(f"option of {name}", given, sorted(defaults), param=f"{name}.{given}")
+            raise UnknownName.among(
+                f"option of {name}", str(given), sorted(defaults), param=f"{name}.{given}"
+            )
         if not _is_like(value, defaults[given]):
             wanted = {bool: "true or false", int: "a whole number", float: "a number"}
             expected = wanted.get(type(defaults[given]), "a word")

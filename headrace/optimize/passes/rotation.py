@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headrace.base.errors import Refused
 from headrace.checkpoint.load import HEAD, Source
 from headrace.nn.decoder import Block, Decoder
 from headrace.nn.norm import RMSNorm
 from headrace.nn.turn import hadamard
+from headrace.optimize.passes import check_ranges
 
 PIECE = 4096
 """Rows that are turned at once: an embedding is the largest tensor there is."""
@@ -74,6 +75,10 @@ class Rotation:
 
     name: ClassVar[str] = "rotation"
 
+    def __post_init__(self) -> None:
+        """Raises Refused for an option out of its range."""
+        check_ranges(self, seed=(0, 1 << 63))
+
     def prepare(self, model: Decoder, source: Source) -> "Turned":
         """What turns the tensors of a checkpoint. `model` may lie on the meta device; only norms are read.
 
@@ -97,10 +102,10 @@ class Turned:
         shape = model.shape
         self.hidden = Axes.random(shape.hidden, generator)
         self.value = Axes.random(shape.head_dim, generator) if options.heads else None
-        self._names = {module: name for name, module in _named(model)}
+        self._names = {module: model.renamed(f"{path}.weight") for path, module in model.named_modules()}
         self._layers = {layer: names for names, layer in model.linears()}
         self._offset = shape.norm_offset
-        self._made: dict[str, Make] = {f"{self._names[model.embed_tokens]}.weight": self.hidden.rows}
+        self._made: dict[str, Make] = {self._names[model.embed_tokens]: self.hidden.rows}
         for block in model.blocks:
             assert isinstance(block, Block)
             self._add(block, source)
@@ -134,7 +139,7 @@ class Turned:
 
     def _norm(self, norm: RMSNorm, source: Source) -> Tensor:
         """What a norm multiplies by, which goes to the layers after it; the norm itself gets ones."""
-        name = f"{self._names[norm]}.weight"
+        name = self._names[norm]
         self._made[name] = lambda tensor: torch.full_like(tensor, 1.0 - self._offset)
         return source.read(name).float() + self._offset
 
@@ -158,16 +163,6 @@ class Turned:
         if self.value is None:
             return weight_NK
         return self.value.rows(weight_NK.unflatten(1, (-1, len(self.value.sign)))).flatten(1)
-
-
-def _named(model: Decoder) -> list[tuple[str, nn.Module]]:
-    """(name in a checkpoint, module) of all modules."""
-    found = []
-    for path, module in model.named_modules():
-        ours = next((prefix for prefix in model.rename if f"{path}.".startswith(prefix)), None)
-        name = path if ours is None else (model.rename[ours] + f"{path}.".removeprefix(ours)).rstrip(".")
-        found.append((name, module))
-    return found
 
 
 PASS = Rotation

@@ -59,7 +59,7 @@ class CompressedTensors:
             return _sparse(layer)
         group = self._group(layer.name)
         weights, inputs = group.weights, group.inputs
-        bits, kind = weights.get("num_bits", 8), weights.get("type", "int")
+        bits, kind = weights["num_bits"], weights.get("type", "int")
         match kind, bits:
             case "int", int() if 2 <= bits <= 8:
                 product = _product(layer, weights, inputs)
@@ -248,19 +248,41 @@ def _sparse(layer: Layer) -> Stored:
 
 
 def read(config: dict[str, Any], where: str) -> CompressedTensors:
-    sparsity = (config.get("sparsity_config") or {}).get("format", "dense")
+    sparsity = _object(config.get("sparsity_config"), "sparsity_config", where).get("format", "dense")
     for said in (config.get("format"), sparsity):
-        if said in REFUSED:
-            raise Refused(f"{where}: compressed-tensors in the format {said!r} is not supported")
-    if (config.get("transform_config") or {}).get("config_groups"):
+        _check_format(said, where)
+    if _object(config.get("transform_config"), "transform_config", where).get("config_groups"):
         raise Refused(f"{where}: transforms of activations (transform_config) are not supported")
     groups = []
-    for name, given in (config.get("config_groups") or {}).items():
-        if not isinstance(given, dict):
-            raise BadCheckpoint(f"{where}: config_groups.{name} is {given!r}; an object was expected")
-        if given.get("format") in REFUSED:
-            raise Refused(f"{where}: compressed-tensors in the format {given['format']!r} is not supported")
-        weights, inputs = given.get("weights"), given.get("input_activations")
-        if weights is not None:
-            groups.append(Group(tuple(given.get("targets") or ()), weights, inputs))
+    for name, given in _object(config.get("config_groups"), "config_groups", where).items():
+        of = f"config_groups.{name}"
+        group = _object(given, of, where)
+        _check_format(group.get("format"), where)
+        weights = _object(group.get("weights"), f"{of}.weights", where)
+        inputs = _object(group.get("input_activations"), f"{of}.input_activations", where)
+        if weights:
+            targets = _targets(group.get("targets"), f"{where}: {of}.targets")
+            groups.append(Group(targets, {"num_bits": 8, **weights}, inputs or None))
     return CompressedTensors(tuple(groups), where)
+
+
+def _object(value: Any, what: str, where: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise BadCheckpoint(f"{where}: {what} is {value!r}; an object was expected")
+    return value or {}
+
+
+def _check_format(said: Any, where: str) -> None:
+    if said in REFUSED:
+        raise Refused(f"{where}: compressed-tensors in the format {said!r} is not supported")
+
+
+def _targets(given: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(given, list | None) or not all(isinstance(target, str) for target in given or ()):
+        raise BadCheckpoint(f"{what} is {given!r}; a list of names was expected")
+    for target in given or ():
+        try:
+            re.compile(target.removeprefix("re:") if target.startswith("re:") else "")
+        except re.error as fault:
+            raise BadCheckpoint(f"{what} has {target!r}: {fault}") from fault
+    return tuple(given or ())

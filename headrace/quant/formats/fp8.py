@@ -72,7 +72,7 @@ def per_row(layer: Layer, name: str, rows: int) -> Tensor:
 
 def read(config: dict[str, Any], where: str) -> Fp8:
     block = config.get("weight_block_size")
-    if block is not None and list(block) != [BLOCK, BLOCK]:
+    if block not in (None, [BLOCK, BLOCK]):
         raise Refused(f"{where}: blocks of {block} are not supported; [128, 128] was expected")
     if str(config.get("fmt", "e4m3")) not in ("e4m3", "float8_e4m3fn"):
         raise Refused(

@@ -17,26 +17,28 @@ from headrace.quant.schemes import w4a16, w8a16
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class Layer(Protocol):
-    """The tensors of a checkpoint whose names are that of one layer, a dot and a suffix."""
+@dataclass(frozen=True)
+class Layer:
+    """The tensors of a checkpoint whose names are that of one layer, a dot and a suffix.
 
-    @property
-    def name(self) -> str:
-        """Of the layer, as in model.layers.0.mlp.down_proj."""
-        ...
+    name         as in model.layers.0.mlp.down_proj
+    suffixes     all there are
+    shape_of     the shape of a tensor of the checkpoint, without reading it
+    read_stored  a tensor of the checkpoint in the dtype it has
+    """
 
-    @property
-    def suffixes(self) -> frozenset[str]:
-        """All there are."""
-        ...
+    name: str
+    suffixes: frozenset[str]
+    shape_of: Callable[[str], tuple[int, ...]]
+    read_stored: Callable[[str], Tensor]
 
     def shape(self, suffix: str) -> tuple[int, ...]:
         """Without reading."""
-        ...
+        return self.shape_of(f"{self.name}.{suffix}")
 
     def read(self, suffix: str) -> Tensor:
         """In the dtype it has."""
-        ...
+        return self.read_stored(f"{self.name}.{suffix}")
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,8 @@ class Grid:
             values_NK = values_NK[:, order_K.long()]
         group = 0 if self.groups == 1 else self.group
         # Other numbers of bits than four are held in eight.
-        makes = w4a16.scheme_of if self.bits == w4a16.BITS else w8a16.scheme_of
-        scheme = makes(group, "zero" not in packed)
+        kind = w4a16.Int4 if self.bits == w4a16.BITS else w8a16.Int8
+        scheme = kind.of(group, "zero" not in packed)
         return scheme, {**packed, "weight": scheme.store(values_NK.contiguous())}
 
 

@@ -11,7 +11,7 @@ from headrace.kernels.norm import Norm
 from headrace.kernels.w4a16 import Int4Weight, linear_w4a16, norm_linear_w4a16
 from headrace.quant.bits import WORD, pack_bits, unpack_bits
 from headrace.quant.integers import Integers
-from headrace.quant.scheme import Packed, Spec
+from headrace.quant.scheme import Packed
 
 BITS = 4
 
@@ -23,6 +23,7 @@ class Int4(Integers):
     Once prepared for a GPU, weight is int16 in the tiles of kernels/w4a16.py, and order int64.
     """
 
+    bits, usual = BITS, 128
     columns_per_step: ClassVar[int] = WORD // BITS
 
     def fits(self, rows: int, columns: int) -> str | None:
@@ -72,16 +73,4 @@ def _tiles(packed: Packed) -> Int4Weight | None:
     return Int4Weight(packed["weight"], packed["scale"], packed.get("zero"), packed.get("order"))
 
 
-def scheme_of(group: int, symmetric: bool) -> Int4:
-    """The scheme with groups of so many columns; 0 for whole rows."""
-    tail = {128: "", 0: "_row"}.get(group, f"_g{group}") + ("" if symmetric else "_asym")
-    spec = Spec(BITS, "int", "group" if group else "channel", group, symmetric)
-    # Half a step and the clipped half step at the far end; asymmetric, the span is up to twice the largest number
-    # and the zero point is rounded, too. A scale in 8 bits of mantissa adds 1/256 of the number.
-    return Int4(f"w4a16{tail}", spec, (0.5 / 7.5 if symmetric else 2 / 15) + 1 / 256)
-
-
-SCHEMES = {
-    made.name: made
-    for made in (scheme_of(group, symmetric) for group in (128, 64, 32, 0) for symmetric in (True, False))
-}
+SCHEMES = Int4.named()

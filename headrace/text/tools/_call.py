@@ -8,6 +8,10 @@ from headrace.text import json_text
 from headrace.text.json_text import Malformed
 from headrace.text.parts import Out, Tool
 from headrace.text.tape import SPACE, Reading, Tape
+from headrace.text.tools import Spell
+
+OPENS, CLOSES = "<tool_call>", "</tool_call>"
+"""Tags around a call, of whatever form it is."""
 
 ARGUMENTS = frozenset({"arguments", "parameters"})
 SURPLUS = re.compile(r"[ \t\r\n}\]]*")
@@ -130,6 +134,12 @@ def choices(tools: Iterable[Tool], key: str) -> str:
         rules += [f'call_{n}: {head} args_{n} "}}"', f"args_{n}: {schema(tool)}"]
     names = " | ".join(rule.split(":")[0] for rule in rules[::2])
     return "\n".join([f"call: {names}", *rules])
+
+
+def in_tags(many: bool, spell: Spell) -> str:
+    """Lark rules `calls: ...` of one `call` between tags, or of several with a line break between them."""
+    again = f"({spell(chr(10))} one)*" if many else ""
+    return f"calls: one {again}\none: {spell(OPENS + chr(10))} call {spell(chr(10) + CLOSES)}"
 
 
 def schema(tool: Tool) -> str:

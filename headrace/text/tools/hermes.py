@@ -3,9 +3,7 @@
 from headrace.text.parts import Out, Tools
 from headrace.text.tape import SPACE, Reading, Tape
 from headrace.text.tools import Spell, ToolFormat
-from headrace.text.tools._call import SURPLUS, CallObject, choices
-
-OPENS, CLOSES = "<tool_call>", "</tool_call>"
+from headrace.text.tools._call import CLOSES, OPENS, SURPLUS, CallObject, choices, in_tags
 
 
 class Hermes(ToolFormat):
@@ -24,14 +22,7 @@ class Hermes(ToolFormat):
         yield from tape.accept(CLOSES)
 
     def grammar(self, tools: Tools, many: bool, spell: Spell) -> str:
-        again = f"({spell(chr(10))} one)*" if many else ""
-        return "\n".join(
-            [
-                f"calls: one {again}",
-                f"one: {spell(OPENS + chr(10))} call {spell(chr(10) + CLOSES)}",
-                choices(tools.values(), "arguments"),
-            ]
-        )
+        return f"{in_tags(many, spell)}\n{choices(tools.values(), 'arguments')}"
 
 
 FORMATS = (Hermes(),)

@@ -9,9 +9,9 @@ from headrace.text.json_text import Malformed
 from headrace.text.parts import Out, Tool, Tools
 from headrace.text.tape import SPACE, Marks, Reading, Say, Tape
 from headrace.text.tools import Spell, ToolFormat
+from headrace.text.tools._call import CLOSES, OPENS, in_tags
 from headrace.text.tools._literal import dump, from_text, types
 
-OPENS, CLOSES = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
 NAME = re.compile(r"[^<>\n]*")
@@ -84,12 +84,10 @@ class QwenCoder(ToolFormat):
             tape.take(len(ended))
 
     def grammar(self, tools: Tools, many: bool, spell: Spell) -> str:
-        again = f"({spell(chr(10))} one)*" if many else ""
         rules = [rule for n, tool in enumerate(tools.values()) for rule in _rules(n, tool)]
         return "\n".join(
             [
-                f"calls: one {again}",
-                f"one: {spell(OPENS + chr(10))} call {spell(chr(10) + CLOSES)}",
+                in_tags(many, spell),
                 "call: " + " | ".join(f"call_{n}" for n in range(len(tools))),
                 *rules,
                 r"text[lazy]: /(.|\n)*\n<\/parameter>\n/",

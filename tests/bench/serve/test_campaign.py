@@ -19,7 +19,7 @@ def test_two_processes_share_a_level():
     with stub("--interval", "0.005") as url:
         made = Campaign(
             Target.of(url, {}), Ask(model="stub"), Synthetic(tokens_in="20", tokens_out="8"), processes=2,
-            limits={"ttft": 5.0}, told=lambda load, progress, points: seen.append(progress),
+            limits={"ttft": 600.0}, told=lambda load, progress, points: seen.append(progress),
         )  # fmt: skip
         found = made.level(Load(rate=40.0, requests=30))
         closed = made.level(Load(streams=3, requests=7, duration=20.0), 1)

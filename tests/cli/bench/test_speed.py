@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.bench.result import Result
 from tests.cli.conftest import Command
 
 
@@ -37,6 +38,17 @@ def test_a_result_is_shown_and_written(
     assert said["settings"].get("model", "tiny").endswith("tiny")
 
 
+def test_a_result_of_another_benchmark_is_no_comparison(command: Command, tmp_path: Path):
+    Result("latency", {}, {}, None, {}).write(tmp_path / "before.json")
+    names = f"--compare={tmp_path}/before.json", f"--output={tmp_path}/now.json"
+    words = "throughput", "--requests=1", "--tokens-in=5", "--tokens-out=4", "--repeats=1"
+    code, out, err = command("bench", *words, *names, small=True)
+    assert code == 2
+    assert "of `bench latency`; one of `bench throughput` is expected" in err
+    assert "1x5+4: time" in out
+    assert (tmp_path / "now.json").exists(), "what was measured is kept"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -46,6 +58,10 @@ def test_a_result_is_shown_and_written(
         (["throughput", "single", "--requests=1"], "both workloads and --requests"),
         (["throughput", "--shape=qwen3-0.7b"], "did you mean 'qwen3-0.6b'"),
         (["latency", "--tokens-out=0"], "--tokens-out is 0"),
+        (["latency", "--output=no/such/r.json"], "no/such is no folder"),
+        (["throughput", "--compare=no-such.json"], "no-such.json cannot be read"),
+        (["host", "--step-tokens=0"], "--step-tokens is 0"),
+        (["startup", "--model=no-such-model"], "unknown model 'no-such-model'"),
     ],
 )
 def test_refused(words: list[str], said: str, command: Command):

@@ -71,7 +71,7 @@ class Browser:
 
     def wait(self, what: Callable[[], T], why: str = "") -> T:
         """Until `what()` is true; its value."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while not (found := what()):
             assert time.monotonic() < end, f"waited too long for {why or what}"
             time.sleep(0.03)
@@ -100,6 +100,10 @@ class Browser:
         """Goes to the live view; its first row."""
         self.click("#to-live")
         return self.one(".requests tbody tr")
+
+    def frames(self) -> None:
+        """Until what was to be drawn has been drawn."""
+        self.js("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def rest(self, milliseconds: int) -> None:
         self.js(f"return new Promise((done) => setTimeout(done, {milliseconds}))")

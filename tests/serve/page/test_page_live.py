@@ -9,11 +9,11 @@ DASH = "\N{EN DASH}"
 def test_the_live_view_shows_numbers_charts_and_rows(page: Browser):
     page.live()
     assert len(page.all(".charts canvas")) == 5
+    page.wait(lambda: all(DASH not in tile.text for tile in page.all(".tiles > div")), "numbers in all tiles")
     tiles = [tile.text for tile in page.all(".tiles > div")]
     assert [tile.split("\n")[0] for tile in tiles] == [
         "Running", "KV blocks", "Prefix hits", "Tokens per second", "Time to first token", "Inter-token latency",
     ]  # fmt: skip
-    assert all(DASH not in tile for tile in tiles)
     row = page.all(".requests tbody tr")[0].text
     assert "chatcmpl-" in row
     assert "0 of 200" in row
@@ -50,6 +50,7 @@ def test_leaving_the_live_view_ends_its_feed(page: Browser, stub: Stub):
     page.click("#to-chat")
     page.wait(lambda: not page.shown("#live-view"))
     assert page.shown("#prompt")
+    page.frames()
     before = page.js("return document.querySelector('.plot').ariaLabel")
     page.rest(700)
     assert page.js("return document.querySelector('.plot').ariaLabel") == before

@@ -125,7 +125,7 @@ function take(now) {
 function draw() {
   drawing = 0;
   const now = past.at(-1);
-  if (!now) return;
+  if (!now || paused) return; // a frame may have been asked for just before the pause
   TILES.forEach(([, value, below], i) => {
     tiles[i].value.textContent = value(now);
     tiles[i].below.textContent = below(now);
