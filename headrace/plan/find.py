@@ -1,10 +1,10 @@
 """The config.json of a model: from a folder, a file, the hub, or the table of known shapes. Nothing else is read."""
 
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from headrace.base.errors import UnknownName
+from headrace.base.home import expanded
 from headrace.base.json_file import read_json
 from headrace.checkpoint.huggingface import Reference, fetch_config
 from headrace.plan.known import KNOWN
@@ -17,7 +17,7 @@ def settings(model: str) -> dict[str, Any]:
     """
     if model.lower() in KNOWN:
         return KNOWN[model.lower()]
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_dir():
         path = path / "config.json"
     if path.is_file() or path.suffix == ".json":

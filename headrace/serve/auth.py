@@ -8,12 +8,12 @@ from binascii import Error as NotBase64
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.base.errors import Denied, Fault, Forbidden, Refused
+from headrace.base.home import expanded
 from headrace.serve import errors
 from headrace.serve.settings import Serve, split
 
@@ -156,7 +156,7 @@ def read_keys(given: str | None, file: str | None, variable: str | None) -> list
     keys = [*split(given), *split(variable)]
     if file is not None:
         try:
-            lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = expanded(file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as fault:
             raise Refused(
                 f"the file of keys {file!r} cannot be read: {fault}", param="serve.api_key_file"
