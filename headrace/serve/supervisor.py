@@ -7,13 +7,12 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from headrace.base.config import values
 from headrace.base.errors import Broken, Fault
+from headrace.serve.endings import Endings
 from headrace.serve.folder import Folder
 from headrace.serve.settings import ServeConfig
 from headrace.serve.wire import CANNOT_START
@@ -52,7 +51,7 @@ class Supervisor:
         self._loop: AbstractEventLoop | None = None
         self._lost: Callable[[], None] = lambda: None
         self._give_up: Callable[[Fault], None] = lambda fault: None
-        self._ended: deque[tuple[int, int]] = deque()  # number and exit code
+        self._endings = Endings(self._mourn)
         self._words = [
             *command,
             f"--folder={self.folder}",
@@ -67,7 +66,7 @@ class Supervisor:
     ) -> None:
         """Have `lost` called on this loop whenever the engine died, `give_up` when it will not be started again."""
         self._loop, self._lost, self._give_up = loop, lost, give_up
-        self._mourn_all()
+        self._endings.attach(loop)
 
     def restart(self, why: str) -> None:
         """The engine makes no progress: have it say where it stands, kill it; its death has it started again."""
@@ -97,21 +96,9 @@ class Supervisor:
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in a terminal is for us
         )
-        Thread(
-            target=self._wait, args=(self.engine, self.number), name="headrace-engine-wait", daemon=True
-        ).start()
+        self._endings.watch(self.number, self.engine)
 
-    def _wait(self, engine: "subprocess.Popen[bytes]", number: int) -> None:
-        self._ended.append((number, engine.wait()))
-        if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: we stop as well
-                self._loop.call_soon_threadsafe(self._mourn_all)
-
-    def _mourn_all(self) -> None:
-        while self._ended:
-            self._mourn(*self._ended.popleft())
-
-    def _mourn(self, number: int, code: int) -> None:
+    def _mourn(self, number: int, code: int, _lived: float) -> None:
         if self._stopping or number != self.number or self._loop is None:
             return
         if self.engine is not None and self.engine.stdin is not None:

@@ -7,15 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from time import monotonic
 
 from headrace.base.config import values
 from headrace.base.errors import Broken, Fault
+from headrace.serve.endings import Endings
 from headrace.serve.settings import ServeConfig
 
 log = logging.getLogger(__name__)
@@ -34,17 +32,16 @@ class Workers:
         self._config, self._folder, self._sock = config, folder, sock
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._short: dict[int, int] = {}
-        self._ended: deque[tuple[int, int, float]] = deque()  # number, exit code and seconds lived
+        self._endings = Endings(self._mourn)
         self._stopping = False
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._give_up: Callable[[Fault], None] = lambda fault: None
         for number in range(1, config.serve.fronts):
             self._start(number)
 
     def attach(self, give_up: Callable[[Fault], None]) -> None:
         """Have `give_up` called on this loop when a worker cannot live."""
-        self._loop, self._give_up = asyncio.get_running_loop(), give_up
-        self._mourn_all()
+        self._give_up = give_up
+        self._endings.attach(asyncio.get_running_loop())
 
     def terminate(self) -> None:
         """Have them end: they drain like the first process."""
@@ -78,17 +75,7 @@ class Workers:
         assert process.stdin is not None
         process.stdin.write(json.dumps(words).encode() + b"\n")
         process.stdin.flush()
-        Thread(target=self._wait, args=(number, process, monotonic()), daemon=True).start()
-
-    def _wait(self, number: int, process: "subprocess.Popen[bytes]", began: float) -> None:
-        self._ended.append((number, process.wait(), monotonic() - began))
-        if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: we stop as well
-                self._loop.call_soon_threadsafe(self._mourn_all)
-
-    def _mourn_all(self) -> None:
-        while self._ended:
-            self._mourn(*self._ended.popleft())
+        self._endings.watch(number, process)
 
     def _mourn(self, number: int, code: int, lived: float) -> None:
         if self._stopping:

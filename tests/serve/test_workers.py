@@ -30,7 +30,7 @@ def test_a_worker_that_dies_before_anybody_listens_is_started_again(
     async def run() -> Fault:
         faults: list[Fault] = []
         made = workers.Workers(config(serve__workers=2), tmp_path, sock)
-        wait_for(lambda: made._ended)
+        wait_for(lambda: made._endings._ended)
         made.attach(faults.append)
         await until(lambda: faults)
         made.stop()
