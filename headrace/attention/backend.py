@@ -35,6 +35,10 @@ class Layer(Protocol):
     k_scale: float
     v_scale: float
 
+    def rotation(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, float, float]:
+        """RoPE's table, the weights of QK-norm, eps and offset; see kernels/rotate.py."""
+        ...
+
 
 class BatchView(Protocol):
     """What a back end may read of a step; filled before `plan`, unchanged until the step has run.
@@ -75,6 +79,20 @@ class Backend(Protocol):
 
         Its rows may be followed by empty ones. What of the step a recording is made for: only steps that have the
         same may replay it. None if the step cannot be recorded.
+        """
+        ...
+
+    def run_new(
+        self,
+        layer: Layer,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        batch: BatchView,
+        k_cache: Tensor,
+        v_cache: Tensor,
+    ) -> Tensor | None:
+        """As run, of what the projection gives: norms and rotates q and k, and stores k and v, as well.
+
+        None, and nothing is done, where that is to be done before `run`. Asked on GPUs only.
         """
         ...
 

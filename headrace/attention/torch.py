@@ -127,6 +127,17 @@ class Backend:
         """Forget the step before; indices are made by the first layer of each kind that runs."""
         self._plans.clear()
 
+    def run_new(
+        self,
+        layer: Layer,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        batch: BatchView,
+        k_cache: Tensor,
+        v_cache: Tensor,
+    ) -> Tensor | None:
+        """None: see backend.Backend."""
+        return None
+
     def run(self, layer: Layer, q_THD: Tensor, batch: BatchView, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""
         if self.fixed:

@@ -55,12 +55,13 @@ class Backend:
     """
 
     def __init__(self, fixed: bool = False) -> None:
-        from headrace.kernels.gpu import paged_decode, paged_fixed, paged_prefill
+        from headrace.kernels.gpu import paged_decode, paged_few, paged_fixed, paged_prefill
 
         self.fixed = fixed
         self._plain = plain.Backend(fixed)
         self._decode: Launch = paged_fixed.decode if fixed else paged_decode.decode
         self._prefill: Launch = paged_fixed.prefill if fixed else paged_prefill.prefill
+        self._attend_new, self._new = paged_few.attend_new, paged_few.New
         self._new_workspace = paged_decode.Workspace
         self._workspaces: dict[torch.device, Any] = {}
         self._work: dict[int, Tensor] = {}
@@ -97,6 +98,28 @@ class Backend:
         self._work.clear()
         self._plain.plan(batch)
         return queries
+
+    def run_new(
+        self,
+        layer: Layer,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        batch: BatchView,
+        k_cache: Tensor,
+        v_cache: Tensor,
+    ) -> Tensor | None:
+        """See backend: where no row has several queries, and few rows and one launch were found to be faster."""
+        q_THD, group = qkv[0], layer.heads // layer.kv_heads
+        if self.fixed or self._prefills or not records(q_THD.dtype, k_cache.shape[1], group):
+            return None
+        device = q_THD.device
+        config = configs.paged_few(configs.capability(device), layer.head_dim, batch.rows)
+        if config is None:
+            return None
+        out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=device)
+        pages, scores = pages_of(layer, batch, k_cache, v_cache), scores_of(layer)
+        new, programs = self._new(*qkv, *layer.rotation()), configs.multiprocessors(device) * config.programs
+        self._attend_new(new, pages, scores, out, self._workspace(device), config=config, programs=programs)
+        return out
 
     def run(self, layer: Layer, q_THD: Tensor, batch: BatchView, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""

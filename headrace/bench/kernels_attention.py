@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from headrace.bench.kernels_case import Case, Launch, Sizes, Way, draw, error
+from headrace.bench.kernels_linear import moved as product_bytes
+from headrace.bench.kernels_linear import product
 from headrace.bench.kernels_rows import rotate, rotated_bytes
 from headrace.bench.replay import Call
 from headrace.kernels import configs
-from headrace.kernels.choices import PagedDecode, PagedPrefill
-from headrace.kernels.gpu import paged_decode, paged_fixed, paged_prefill
+from headrace.kernels.choices import PagedDecode, PagedFew, PagedPrefill
+from headrace.kernels.gpu import paged_decode, paged_few, paged_fixed, paged_prefill
 from headrace.kernels.paged import Pages, Scores, attend, cells_of, prefill_work
+from headrace.kernels.rotate import rotate_store_ref
 
 KERNELS = ("decode", "prefill")
 BLOCK = 16
@@ -78,6 +81,9 @@ DECODES = (
     alike(8, 2048), with_one(7, 300, 32768), alike(32, 384), ragged(32, 100, 2048), alike(256, 192),
     ragged(256, 100, 2048), alike(512, 1024), with_one(255, 300, 32768),
 )  # fmt: skip
+FEWS = tuple(alike(batch, keys) for batch in (1, 4, 16) for keys in (300, 2048))
+FEW = PagedFew(64, 8, 1, 64)
+"""For one launch where the tables have two."""
 PREFILLS = (
     alike(4, 4096, 4096), alike(4, 2048, 2048), alike(1, 8192, 8192), alike(16, 512, 512), alike(64, 128, 128),
     alike(1, 32768, 2048), alike(32, 1024, 8),
@@ -85,7 +91,8 @@ PREFILLS = (
 
 
 def cases(sizes: Sizes, way: Way) -> Iterator[Case]:
-    """All rows of both kernels for a model; decoding of few rows also as it follows the KV store in a layer."""
+    """All rows of both kernels for a model; decoding of few rows also as it follows the KV store in a layer, and with
+    that in one launch, which deterministic engines never do."""
     for work in DECODES:
         moved, operations = work.bytes(sizes, way.kv), work.operations(sizes)
         yield Case("decode", work.name, moved, partial(decode, work, sizes, way), operations)
@@ -93,6 +100,9 @@ def cases(sizes: Sizes, way: Way) -> Iterator[Case]:
             moved += rotated_bytes(len(work.rows), sizes, way)
             make = partial(decode_after_store, work, sizes, way)
             yield Case("decode", f"{work.name} after rotate", moved, make, operations)
+    for work in () if way.fixed else FEWS:
+        moved, make = few_bytes(work, sizes, way), partial(few, work, sizes, way)
+        yield Case("decode", f"{work.name} in one launch", moved, make, work.operations(sizes))
     for work in PREFILLS:
         make = partial(prefill, work, sizes, way)
         yield Case("prefill", work.name, work.bytes(sizes, way.kv), make, work.operations(sizes))
@@ -153,14 +163,71 @@ def decode_after_store(
     stores = rotate(len(work.rows), sizes, way, copies, device)
     attends = decode(work, sizes, way, copies, device, config)
     return Launch(
-        [partial(_both, a, b) for a, b in zip(stores.calls, attends.calls, strict=True)],
+        [partial(_in_turn, *calls) for calls in zip(stores.calls, attends.calls, strict=True)],
         lambda: max(stores.check(), attends.check()),
     )
 
 
-def _both(first: Call, second: Call) -> None:
-    first()
-    second()
+def _in_turn(*calls: Call) -> None:
+    for call in calls:
+        call()
+
+
+def few_bytes(work: Work, sizes: Sizes, way: Way) -> int:
+    """What one launch, or two, must move from the projection to attention's output."""
+    return work.bytes(sizes, way.kv) + rotated_bytes(len(work.rows), sizes, way)
+
+
+def few(
+    work: Work, sizes: Sizes, way: Way, copies: int, device: torch.device, config: PagedFew | None = None
+) -> Launch:
+    """QK-norm where the model has one, RoPE, KV store and attention in one launch."""
+    rows, size, heads = len(work.rows), sizes.head_dim, (sizes.heads, sizes.kv_heads, sizes.kv_heads)
+    used = config or configs.paged_few(configs.capability(device), size, rows) or FEW
+    pages, scores = pages_of(work, sizes, copies, device, way.kv), Scores(size**-0.5)
+    angle = torch.rand(int(pages[0].context.max()), size // 2, device=device) * 7
+    table = torch.cat([angle.cos(), angle.sin()], -1)
+    gain = draw(size, device=device) if sizes.qk_norm else None
+    q, k, v = draw(rows, sum(heads), size, device=device).split(heads, 1)
+    new = paged_few.New(q, k, v, table, gain, gain, 1e-6, 0.0)
+    workspace, programs = paged_decode.Workspace(device), multiprocessors(device) * used.programs
+
+    def launch(pages: Pages, out: Tensor) -> None:
+        paged_few.attend_new(new, pages, scores, out, workspace, config=used, programs=programs)
+
+    def check() -> float:
+        ours, kept = pages[0], pages[0]._replace(k=pages[0].k.clone(), v=pages[0].v.clone())
+        one, two = (torch.full(q.shape, float("nan"), dtype=q.dtype, device=device) for _ in "12")
+        launch(ours, one)
+        launch(ours, two)
+        if not torch.equal(one, two):
+            return float("nan")
+        place = kept.context.long() - 1
+        slots = kept.table.long().gather(1, place[:, None] // BLOCK)[:, 0] * BLOCK + place % BLOCK
+        turned = rotate_store_ref(q, k, v, place, table, gain, gain, 1e-6, 0.0, kept.k, kept.v, slots)
+        rounding = 0.1 if way.kv.itemsize == 1 else 1.0  # 8 bits leave about 2.6%
+        pairs = ((ours.k, kept.k), (ours.v, kept.v))
+        stored = (error(*(cells_of(cache, slots).float() for cache in pair)) * rounding for pair in pairs)
+        return max(error(one, definition(turned, kept, scores)), *stored)
+
+    out = torch.empty(q.shape, dtype=q.dtype, device=device)
+    return Launch([partial(launch, each, out) for each in pages], check)
+
+
+def layer_bytes(work: Work, sizes: Sizes, way: Way) -> int:
+    """Of `between_products`."""
+    weights = sum(product_bytes(layer, len(work.rows)) for layer in sizes.layers[:2])
+    return few_bytes(work, sizes, way) + weights
+
+
+def between_products(
+    make: Callable[[int, torch.device], Launch], work: Work, sizes: Sizes, copies: int, device: torch.device
+) -> Launch:
+    """With the products before and after it in a layer, which it may overlap."""
+    before, after = (product(layer, len(work.rows), False, copies, device) for layer in sizes.layers[:2])
+    inner = make(copies, device)
+    calls = zip(before.calls, inner.calls, after.calls, strict=True)
+    return Launch([partial(_in_turn, *each) for each in calls], inner.check)
 
 
 def prefill(

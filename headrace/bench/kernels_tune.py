@@ -22,13 +22,12 @@ from headrace.bench.replay import limits as measure_limits
 from headrace.bench.result import versions
 from headrace.kernels import configs, table
 from headrace.kernels.choices import (
+    Choice,
     Gemv,
-    Gemv8,
-    Int4Few,
-    Int4One,
-    Int4Tile,
     PagedDecode,
+    PagedFew,
     PagedPrefill,
+    Ring,
     Skinny,
     Wide,
 )
@@ -52,6 +51,10 @@ DECODES = (
     PagedDecode(1, 6, 8, 64), PagedDecode(1, 4, 8, 128), PagedDecode(2, 3, 4, 64), PagedDecode(2, 4, 2, 256),
     PagedDecode(4, 3, 2, 128), PagedDecode(4, 4, 2, 256),
 )  # fmt: skip
+FEWS = (
+    PagedFew(64, 8, 1, 64), PagedFew(64, 4, 2, 64), PagedFew(32, 4, 2, 64), PagedFew(32, 4, 2, 32),
+    PagedFew(128, 8, 1, 128),
+)  # fmt: skip
 PREFILLS = (
     PagedPrefill(128, 128, 8, 2), PagedPrefill(128, 128, 8, 3), PagedPrefill(128, 64, 8, 3),
     PagedPrefill(64, 64, 4, 3), PagedPrefill(64, 64, 4, 2, 168), PagedPrefill(64, 32, 4, 3),
@@ -61,7 +64,6 @@ PREFILLS = (
 PROMPTS = ((16, MANY), (MANY, 2048), (MANY, MANY))
 
 
-Config = Gemv | Gemv8 | Skinny | Wide | Int4One | Int4Few | Int4Tile | PagedDecode | PagedPrefill
 Row = tuple[tuple[str, int | bool | str | None], ...]
 """What a row of the table is for, as (name, value)."""
 
@@ -74,7 +76,7 @@ class Trial(NamedTuple):
 
     kind: str
     row: Row
-    config: Config | None
+    config: Choice | None
     bytes: float
     make: Callable[[int, torch.device], Launch]
     floor_us: float = 1.0
@@ -106,6 +108,18 @@ def skinnies(layer: Layer, tokens: int) -> Iterator[Skinny]:
                 yield Skinny(n, k, split, 4, stages)
 
 
+def rings(layer: Layer, tokens: int, processors: int) -> Iterator[Ring]:
+    """Tiles cut into parts for a quarter of the processors or more, until all of them have some."""
+    for rows in (256,) if layer.gated else (128, 256):
+        tiles, parts = -(-layer.rows // rows), 1
+        while True:
+            if 4 * tiles * parts >= processors:
+                yield Ring(rows, tokens, parts)
+            if tiles * parts >= processors:
+                break
+            parts *= 2
+
+
 def wides(layer: Layer, tokens: int, processors: int) -> Iterator[Wide]:
     """Tiles no taller than the tokens ask for, each also cut where its last wave leaves processors idle."""
     for tile in WIDE:
@@ -124,7 +138,7 @@ def wides(layer: Layer, tokens: int, processors: int) -> Iterator[Wide]:
 
 
 def product(
-    layer: Layer, tokens: int, config: Gemv | Skinny | Wide | None, copies: int, device: torch.device
+    layer: Layer, tokens: int, config: Gemv | Skinny | Ring | Wide | None, copies: int, device: torch.device
 ) -> Launch:
     """One kernel by itself: of one token with the norm inside, else with the norm left out. None is the library."""
     around = fusion(layer, tokens, device) if isinstance(config, Gemv) else gpu.Fusion(gated=layer.gated)
@@ -135,6 +149,10 @@ def product(
             calls: list[Call] = [partial(gpu.gemv, x, w, config, around, dtype, pdl) for w in copied]
         case Skinny():
             calls = [partial(gpu.skinny, x, w, config, around, dtype, pdl) for w in copied]
+        case Ring():
+            from headrace.kernels.gpu.ring import ring
+
+            calls = [partial(ring, x, w, config, None, dtype, pdl, layer.gated) for w in copied]
         case Wide():
             calls = [partial(multiply, x, w, config, around, dtype, pdl) for w in copied]
         case None:
@@ -149,15 +167,16 @@ def layer_row(layer: Layer) -> Row:
 
 def linear_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
     """One token, a few, many: the library is a candidate for all but one token."""
-    row = layer_row(layer)
+    row, cap = layer_row(layer), configs.capability(device)
+    fetched = layer.k % 8 == 0  # what TMA can read
     for config in gemvs(layer):
         yield Trial("gemv", row, config, layer.bytes, partial(product, layer, 1, config))
     for most in SKINNY_TOKENS:
-        for few in (None, *skinnies(layer, most)):
+        ours = rings(layer, most, attention.multiprocessors(device)) if fetched and configs.rings(cap) else ()
+        for few in (None, *skinnies(layer, most), *ours):
             make = partial(product, layer, most, few)
             yield Trial("skinny", (("tokens", most), *row), few, layer.bytes, make)
-    fetched = configs.capability(device) >= (9, 0) and layer.k % 8 == 0  # what TMA can do for these tiles
-    for most in MIDDLE_TOKENS if fetched else ():
+    for most in MIDDLE_TOKENS if fetched and cap >= (9, 0) else ():
         tokens = min(most, LONG)
         if layer.name == "head" and most == MANY:
             continue
@@ -211,12 +230,27 @@ def attention_trials(
             yield Trial(
                 "decode", (("head_dim", sizes.head_dim),), config, moved, made, limits.floor_us(moved)
             )
+    yield from few_trials(sizes, limits) if "decode" in kernels else ()
     for most, work in served_prompts() if "prefill" in kernels else ():
         row = (("head_dim", sizes.head_dim), ("queries", said(most[0])), ("keys", said(most[1])))
         for config in PREFILLS:
             moved, operations = work.bytes(sizes, way.kv), work.operations(sizes)
             made = partial(attention.prefill, work, sizes, way, config=config)
             yield Trial("prefill", row, config, moved, made, limits.floor_us(moved, operations))
+
+
+def few_trials(sizes: Sizes, limits: Limits) -> Iterator[Trial]:
+    """Attention of few rows in one launch with what comes before it; None is the two launches. Between products, as
+    launches that wait for each other take other times than alone."""
+    way = Way()
+    for work in attention.FEWS:
+        row = ("head_dim", sizes.head_dim), ("rows", len(work.rows))
+        moved = attention.layer_bytes(work, sizes, way)
+        two = partial(attention.decode_after_store, work, sizes, way)
+        for config in (None, *FEWS):
+            make = two if config is None else partial(attention.few, work, sizes, way, config=config)
+            made = partial(attention.between_products, make, work, sizes)
+            yield Trial("few", row, config, moved, made, limits.floor_us(moved))
 
 
 def served_prompts() -> Iterator[tuple[tuple[int, int], Work]]:
@@ -237,19 +271,24 @@ def said(most: int) -> int | None:
 def choose(timed: Sequence[tuple[Trial, float]]) -> table.Rows:
     """For every row of the table the candidate that took least, summed over its works in units of their floors.
 
-    Candidates that did not run on all works of a row are out; ours must beat the library clearly.
+    Candidates that did not run on all works of a row are out; ours must beat the library clearly. `skinny` stands
+    before `middle`, to which it leaves what that does better.
     """
-    costs: dict[tuple[str, Row], dict[Config | None, list[float]]] = {}
+    costs: dict[tuple[str, Row], dict[Choice | None, list[float]]] = {}
     for trial, us in timed:
         handicap = BETTER if trial.config is None else 1.0
         by_config = costs.setdefault((trial.kind, trial.row), {})
         by_config.setdefault(trial.config, []).append(us / trial.floor_us * handicap)
-    rows: table.Rows = {}
-    for (kind, row), by_config in costs.items():
+    best: dict[tuple[str, Row], tuple[float, Choice | None]] = {}
+    for case, by_config in costs.items():
         works = max(map(len, by_config.values()))
         whole = {config: sum(each) for config, each in by_config.items() if len(each) == works}
-        best = min(whole, key=lambda config: whole[config])
-        rows.setdefault(kind, []).append({**dict(row), "use": configs.brief(best)})
+        config = min(whole, key=lambda config: whole[config])
+        best[case] = whole[config], config
+    rows: table.Rows = {}
+    for (kind, row), (cost, config) in best.items():
+        left = kind == "skinny" and best.get(("middle", row), (cost, None))[0] < cost
+        rows.setdefault(kind, []).append({**dict(row), "use": None if left else configs.brief(config)})
     return rows
 
 

@@ -78,7 +78,11 @@ class Batch:
         k_cache, v_cache = self.cache.k[layer.cache_index], self.cache.v[layer.cache_index]
         slots_T = self.slots[layer.group]
         turned = None
-        if self.staging.alias and layer.rope is not None and layer.q_norm is None:
+        if not self.staging.alias:
+            out = self.backend.run_new(layer, (q_THD, k_TKD, v_TKD), self, k_cache, v_cache)
+            if out is not None:
+                return out
+        elif layer.rope is not None and layer.q_norm is None:
             turns = self._turns(layer.rope)
             turned = rotate_store_few(q_THD, k_TKD, v_TKD, turns, k_cache, v_cache, slots_T)
         if turned is None:

@@ -55,8 +55,8 @@ class Gemv8:
 
 
 @dataclass(frozen=True, slots=True)
-class Ring8:
-    """A few tokens, weights in 8 bits, by a warp that fetches: tiles of 128 or 256 weight rows by 16 to 128 tokens.
+class Ring:
+    """A few tokens, weights in 8 or 16 bits, by a warp that fetches: tiles of 128 or 256 rows by 16 to 128 tokens.
 
     Tiles are cut along the inputs into about `parts` at most.
     """
@@ -127,6 +127,19 @@ class PagedDecode:
 
 
 @dataclass(frozen=True, slots=True)
+class PagedFew:
+    """Attention of few single queries and what comes before it in one launch: tiles of `keys`, one in registers ahead.
+
+    A multiprocessor holds `programs`; rows are not cut into pieces of fewer than `split` keys.
+    """
+
+    keys: int
+    warps: int
+    programs: int
+    split: int
+
+
+@dataclass(frozen=True, slots=True)
 class PagedPrefill:
     """Attention of many queries: `rows` (queries x heads of a group) against `keys` at a time.
 
@@ -155,3 +168,9 @@ class PagedFixed:
     warps: int
     stages: int
     programs: int = 2
+
+
+Choice = (
+    Gemv | Gemv8 | Skinny | Ring | Wide | Int4One | Int4Few | Int4Tile | PagedDecode | PagedFew | PagedPrefill
+)
+"""What a table's rows may say."""

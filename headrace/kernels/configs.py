@@ -14,6 +14,7 @@ import torch
 from headrace.base.errors import Refused
 from headrace.kernels import table as files
 from headrace.kernels.choices import (
+    Choice,
     Gemv,
     Gemv8,
     Int4Few,
@@ -21,9 +22,10 @@ from headrace.kernels.choices import (
     Int4Tile,
     Int4Wide,
     PagedDecode,
+    PagedFew,
     PagedFixed,
     PagedPrefill,
-    Ring8,
+    Ring,
     Skinny,
     Wide,
 )
@@ -44,10 +46,11 @@ class Table:
     wide8            (tokens at most, N, K, "fp8" or "int8")
     decode           head size at most
     prefill          head size at most -> queries and keys of a prompt row at most, on average
+    few              head size at most -> rows at most; None stands for attention in a launch of its own
     """
 
     gemv: dict[tuple[int, int, bool], Gemv]
-    skinny: dict[tuple[int, int, int, bool], Skinny | None]
+    skinny: dict[tuple[int, int, int, bool], Skinny | Ring | None]
     middle: dict[tuple[int, int, int, bool], Wide | None]
     int4: dict[tuple[int, int, int, bool], Int4One | Int4Few | Int4Tile | None]
     gemv8: dict[tuple[int, int, bool], Gemv8]
@@ -55,6 +58,7 @@ class Table:
     wide8: dict[tuple[int, int, int, str], Wide | None]
     decode: dict[int, PagedDecode]
     prefill: dict[int, dict[tuple[int, int], PagedPrefill]]
+    few: dict[int, dict[int, PagedFew | None]]
 
 
 MANY = 1 << 30
@@ -84,9 +88,12 @@ def _table(rows: files.Rows) -> Table:
     for row in rows["prefill"]:
         most = _most(row["queries"]), _most(row["keys"])
         prefill.setdefault(row["head_dim"], {})[most] = PagedPrefill(**row["use"])
+    few: dict[int, dict[int, PagedFew | None]] = {}
+    for row in rows["few"]:
+        few.setdefault(row["head_dim"], {})[row["rows"]] = row["use"] and PagedFew(**row["use"])
     return Table(
         {(r["n"], r["k"], r["gated"]): Gemv(**r["use"]) for r in rows["gemv"]},
-        {_case(r): r["use"] and Skinny(**r["use"]) for r in rows["skinny"]},
+        {_case(r): r["use"] and _skinny(r["use"]) for r in rows["skinny"]},
         {_case(r): r["use"] and Wide(**r["use"]) for r in rows["middle"]},
         {_case(r): r["use"] and _int4(r["use"]) for r in rows["int4"]},
         {(r["n"], r["k"], r["gated"]): Gemv8(**r["use"]) for r in rows["gemv8"]},
@@ -97,7 +104,12 @@ def _table(rows: files.Rows) -> Table:
         },
         {row["head_dim"]: PagedDecode(**row["use"]) for row in rows["decode"]},
         {size: dict(sorted(steps.items())) for size, steps in prefill.items()},
+        {size: dict(sorted(steps.items())) for size, steps in few.items()},
     )
+
+
+def _skinny(use: dict[str, Any]) -> Skinny | Ring:
+    return (Ring if "parts" in use else Skinny)(**use)
 
 
 def _int4(use: dict[str, Any]) -> Int4One | Int4Few | Int4Tile:
@@ -112,9 +124,7 @@ def _case(row: files.Row) -> tuple[int, int, int, bool]:
     return _most(row["tokens"]), row["n"], row["k"], row["gated"]
 
 
-def brief(
-    config: Gemv | Gemv8 | Skinny | Wide | Int4One | Int4Few | Int4Tile | PagedDecode | PagedPrefill | None,
-) -> dict[str, Any] | None:
+def brief(config: Choice | None) -> dict[str, Any] | None:
     """A configuration as a file's row has it under `use`: without fields that are at their defaults."""
     if config is None:
         return None
@@ -193,12 +203,22 @@ def skinny_rule(tokens: int, n: int, k: int, gated: bool, multiprocessors: int =
     return Skinny(width, 128, split, 4, 4)
 
 
-def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Skinny | None:
-    """Configuration for a few tokens, None where the library's product is the better choice."""
+def rings(cap: Capability) -> bool:
+    """Whether gpu/ring.py can be compiled for this generation by this Triton."""
+    return cap == (9, 0) and gluon()
+
+
+def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Skinny | Ring | None:
+    """Configuration for a few tokens, None where the library's product is the better choice.
+
+    A ring that cannot be compiled here is as if it had not been measured.
+    """
     measured = table(cap).skinny
     for most in TOKEN_STEPS:
         if tokens <= most and (most, n, k, gated) in measured:
-            return measured[most, n, k, gated]
+            found = measured[most, n, k, gated]
+            if not isinstance(found, Ring) or rings(cap):
+                return found
     if tokens > SKINNY_TOKENS.get(cap, 0) or n * k * (2 if gated else 1) > SKINNY_ELEMENTS:
         return None
     return skinny_rule(tokens, n, k, gated, MULTIPROCESSORS.get(cap, 132))
@@ -309,19 +329,19 @@ def skinny8(cap: Capability, tokens: int, n: int, k: int) -> Skinny:
 
 
 RING8: dict[Capability, tuple[int, int]] = {(9, 0): (2, 32)}
-"""Least and most tokens for gpu/ring8.py, where it takes a layer."""
+"""Least and most tokens for gpu/ring.py, where it takes a layer."""
 
 
 def fetches8(cap: Capability, tokens: int) -> bool:
-    """Whether gpu/ring8.py comes first for this many tokens, whatever the table says."""
+    """Whether gpu/ring.py comes first for this many tokens, whatever the table says."""
     least, most = RING8.get(cap, (1, 0))
     return least <= tokens <= most and gluon()
 
 
-def ring8(tokens: int, k: int, gated: bool = False) -> Ring8:
-    """Tiles of gpu/ring8.py for K inputs: gate and up beside each other; no more parts than sums are worth."""
+def ring8(tokens: int, k: int, gated: bool = False) -> Ring:
+    """Tiles of gpu/ring.py for K inputs: gate and up beside each other; no more parts than sums are worth."""
     wide = next((most for most in (16, 32, 64) if tokens <= most), 128)
-    return Ring8(256 if gated else 128, wide, 2 if k <= 8192 else 4)
+    return Ring(256 if gated else 128, wide, 2 if k <= 8192 else 4)
 
 
 def wide8(cap: Capability, tokens: int, n: int, k: int, kind: str) -> Wide | None:
@@ -350,6 +370,18 @@ def paged_decode(cap: Capability, head_dim: int) -> PagedDecode:
     """For the smallest listed head size that is at least this one."""
     sizes = table(cap).decode
     return sizes[min(n for n in sizes if n >= head_dim)]
+
+
+def paged_few(cap: Capability, head_dim: int, rows: int) -> PagedFew | None:
+    """As paged_decode, for a step of so many rows; None where nothing was measured or two launches are faster."""
+    sizes = table(cap).few
+    steps = sizes[min(n for n in sizes if n >= head_dim)] if any(n >= head_dim for n in sizes) else {}
+    return next((config for most, config in steps.items() if rows <= most), None)
+
+
+def early(cap: Capability) -> bool:
+    """Whether steps may have attention that reads tables before it has waited: see gpu/paged_few.py."""
+    return any(config for steps in table(cap).few.values() for config in steps.values())
 
 
 def paged_fixed(head_dim: int) -> PagedFixed:

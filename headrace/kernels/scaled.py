@@ -84,7 +84,7 @@ def tiles_fit(values: Tensor, w: Weight8) -> bool:
 
 
 def fetched(values: Tensor, w: Weight8) -> bool:
-    """Whether gpu/ring8.py takes these: a scale per row, so many tokens as it is best for, on some devices alone."""
+    """Whether gpu/ring.py takes these: a scale per row, so many tokens as it is best for, on some devices alone."""
     return (
         w.rounded
         and not w.blocked
@@ -96,11 +96,11 @@ def fetched(values: Tensor, w: Weight8) -> bool:
 def _fetched(
     values: Tensor, x_scale: Tensor, w: Weight8, out_dtype: torch.dtype, gated: bool = False
 ) -> Tensor:
-    from headrace.kernels.gpu.ring8 import ring8
+    from headrace.kernels.gpu.ring import ring
 
     (tokens, k), pdl = values.shape, configs.pdl(values.device)
     config = configs.ring8(tokens, k, gated)
-    return ring8(values, x_scale, w.weight, w.scale, config, w.bias, out_dtype, pdl, gated)
+    return ring(values, w.weight, config, w.bias, out_dtype, pdl, gated, (x_scale, w.scale))
 
 
 def _one_token(
@@ -126,7 +126,7 @@ def linear8(x: Tensor, w: Weight8) -> Tensor:
         out = scaled_linear(values, scale, w, x.dtype)
     else:
         out = widened_linear(flat, w)
-    return out.view(*x.shape[:-1], -1)
+    return out.view(*x.shape[:-1], w.weight.shape[0])
 
 
 def norm_linear8(

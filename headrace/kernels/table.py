@@ -17,7 +17,7 @@ from headrace.base.home import home
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
 
-KINDS = ("gemv", "skinny", "middle", "gemv8", "skinny8", "wide8", "int4", "decode", "prefill")
+KINDS = ("gemv", "skinny", "middle", "gemv8", "skinny8", "wide8", "int4", "decode", "prefill", "few")
 FOLDER = Path(__file__).parent / "tables"
 
 

@@ -136,4 +136,5 @@ def normed(
 def linear_w4a16(x: Tensor, weight: Int4Weight, bias_N: Tensor | None = None) -> Tensor:
     """x [..., K] times the weight, plus bias, as [..., N]."""
     flat = x.reshape(-1, x.shape[-1])
-    return norm_linear_w4a16(flat, None, None, 0.0, 0.0, weight, bias_N)[0].view(*x.shape[:-1], -1)
+    out = norm_linear_w4a16(flat, None, None, 0.0, 0.0, weight, bias_N)[0]
+    return out.view(*x.shape[:-1], weight.shape[0])

@@ -124,6 +124,16 @@ def test_a_kernel_that_is_right_is_found_right(make):
         call()
 
 
+def test_one_launch_of_few_rows_that_is_right_is_found_right(halves: Way, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels_linear, "draw", partial(draw, dtype=torch.float16))
+    work, config = alike(2, 40), kernels_attention.PagedFew(16, 2, 1, 16)
+    make = partial(kernels_attention.few, work, TINY, halves, config=config)
+    launch = kernels_attention.between_products(make, work, TINY, 2, CPU)
+    assert launch.check() <= 6e-3
+    assert len(launch.calls) == 2
+    launch.calls[1]()
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("kernel", ["decode", "decode_after_store", "prefill"])
 def test_attention_that_is_right_is_found_right(halves: Way, kernel: str, fixed: bool):

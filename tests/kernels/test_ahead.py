@@ -82,6 +82,42 @@ def test_functions_are_hashed_in_one_order(monkeypatch: pytest.MonkeyPatch):
     assert ran.stdout.split() == ["True", "True", "headrace.kernels.gpu.gluon"]
 
 
+RING = """
+from ast import literal_eval
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from headrace.kernels import ahead, configs
+from headrace.kernels.choices import Ring
+from headrace.kernels.gpu.matmul import Fusion, product
+
+
+class NoGpu:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = get_current_stream = staticmethod(lambda *device: 0)
+
+
+driver.set_active(NoGpu())
+configs.skinny = lambda *case: Ring(256, 16, 4)
+configs.multiprocessors = lambda device: 132
+told = []
+with ahead.noted(told.append):
+    for tokens in (2, 9):
+        product(torch.ones(tokens, 64).half(), torch.ones(512, 64).half(), Fusion(gated=True))
+job = ahead.Job(*literal_eval(repr(tuple(told[0]))))
+print(len(told), job.module, job.name, job == told[0])
+"""
+
+
+def test_a_ring_that_a_table_names_is_noted(monkeypatch: pytest.MonkeyPatch):
+    """One kernel for all numbers of tokens that its tiles hold, told in literals."""
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    ran = subprocess.run([sys.executable, "-c", RING], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["1", "headrace.kernels.gpu.ring", "ring_kernel", "True"]
+
+
 def test_a_note_is_of_the_facts_and_lies_in_tritons_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     note = ahead.note_of("model", 1)

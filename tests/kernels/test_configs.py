@@ -5,7 +5,18 @@ import torch
 
 from headrace.base.errors import Refused
 from headrace.kernels import configs, table
-from headrace.kernels.choices import Gemv, Int4Few, Int4One, Int4Tile, PagedDecode, PagedPrefill, Skinny, Wide
+from headrace.kernels.choices import (
+    Gemv,
+    Int4Few,
+    Int4One,
+    Int4Tile,
+    PagedDecode,
+    PagedFew,
+    PagedPrefill,
+    Ring,
+    Skinny,
+    Wide,
+)
 
 CAPABILITIES = [(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)]
 
@@ -44,6 +55,20 @@ def test_measured_rows_win_over_rules(measure, monkeypatch):
     assert configs.skinny((9, 9), 17, 8, 16) == Skinny(16, 16, 1, 4, 2)
     assert configs.skinny((9, 9), 64, 8, 32) == configs.skinny_rule(64, 8, 32, False)
     assert configs.skinny((9, 9), 65, 8, 16) is None
+
+
+def test_a_measured_ring_is_for_where_it_can_be_compiled(measure, monkeypatch):
+    size, ring, tiles = {"n": 8, "k": 1 << 21, "gated": False}, Ring(128, 16, 4), Skinny(16, 16, 1, 4, 2)
+    chosen = (16, ring), (32, tiles), (64, ring)
+    rows = [{"tokens": most, **size, "use": configs.brief(config)} for most, config in chosen]
+    for cap, known, wanted in (
+        ((9, 0), True, [ring, ring, tiles, ring]),
+        ((9, 0), False, [tiles, tiles, tiles, None]),
+        ((10, 0), True, [tiles, tiles, tiles, None]),
+    ):
+        measure(cap, skinny=rows)
+        monkeypatch.setattr(configs, "gluon", lambda known=known: known)
+        assert [configs.skinny(cap, tokens, 8, 1 << 21) for tokens in (2, 16, 17, 64)] == wanted
 
 
 def test_unknown_generations_leave_few_tokens_to_the_library_and_never_overlap():
@@ -86,6 +111,22 @@ def test_ones_own_rows_stand_above_the_package_s(measure):
     assert configs.paged_prefill((9, 0), 128, 50, 500) == own
 
 
+def test_attention_of_few_rows_is_one_launch_where_a_table_says_so(measure):
+    measure((9, 9))
+    assert configs.paged_few((9, 9), 128, 1) is None
+    assert not configs.early((9, 9))
+    one, two = PagedFew(64, 8, 1, 64), PagedFew(32, 4, 2, 64)
+    said = [(128, 16, one), (128, 4, None), (128, 1, two), (256, 2, two)]
+    measure((9, 9), few=[{"head_dim": n, "rows": r, "use": configs.brief(use)} for n, r, use in said])
+    for rows, wanted in ((1, two), (2, None), (4, None), (5, one), (16, one), (17, None)):
+        assert configs.paged_few((9, 9), 80, rows) == wanted
+    assert [configs.paged_few((9, 9), 256, rows) for rows in (1, 2, 3)] == [two, two, None]
+    assert configs.paged_few((9, 9), 264, 1) is None
+    assert configs.early((9, 9))
+    measure((9, 9), few=[{"head_dim": 128, "rows": 1, "use": None}])
+    assert not configs.early((9, 9))
+
+
 def test_a_row_that_makes_no_sense_is_refused_with_its_file(measure):
     measure((9, 0), gemv=[{"n": 1, "k": 1, "gated": False, "use": {"rows": 1}}])
     with pytest.raises(Refused, match=r"makes no sense: .*chunk") as refused:
@@ -99,6 +140,8 @@ def test_a_row_that_makes_no_sense_is_refused_with_its_file(measure):
         Gemv(1, 2, 4),
         PagedPrefill(1, 2, 3, 4),
         PagedDecode(1, 2, 3, 4),
+        PagedFew(1, 2, 3, 4),
+        Ring(1, 2, 3),
         Wide(1, 2, 3, 4, 5, stream=True),
         None,
     ],

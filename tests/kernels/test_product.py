@@ -6,8 +6,9 @@ from torch.nn import functional
 
 from headrace.kernels import configs
 from headrace.kernels.activation import silu_mul_ref
-from headrace.kernels.choices import Wide
+from headrace.kernels.choices import Ring, Wide
 from tests.kernels.closeness import assert_close
+from tests.kernels.simulated_gluon import ring as ring
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -59,6 +60,34 @@ def test_product_takes_the_tables_tile(device, monkeypatch, measure):
     matmul.product(torch.cat([x, x]), weight)  # more tokens than any row of the table
     matmul.product(x, weight, deterministic=True)
     assert len(taken) == 1
+
+
+def test_product_takes_the_tables_ring_where_tma_can_read(device, monkeypatch, measure, ring):
+    from headrace.bench.kernels_linear import definition
+    from headrace.kernels.gpu import matmul
+    from headrace.kernels.gpu.matmul import Fusion
+
+    x, weight = torch.randn(5, 64, device=device).half(), torch.randn(32, 64, device=device).half() / 8
+    gain, bias = torch.ones(64, device=device).half(), torch.randn(32, device=device).half()
+    cap, config, taken = configs.capability(device), Ring(256, 16, 4), []
+
+    def noted(*given):
+        taken.append((given[2], given[6]))
+        return ring(*given)
+
+    monkeypatch.setattr("headrace.kernels.gpu.ring.ring", noted)
+    monkeypatch.setattr(configs, "rings", lambda cap: True)
+    measure(cap, skinny=[row(16, n, 64, gated, config) for n, gated in ((32, False), (16, True))])
+    for fusion, dtype in ((Fusion(bias, gain, 1e-6, before=x), None), (Fusion(gated=True), torch.float32)):
+        wanted, total = definition(x, weight, fusion)
+        out, kept = matmul.product(x, weight, fusion, dtype)
+        assert out.dtype == (dtype or x.dtype)
+        assert_close(out, wanted, 2e-3)
+        assert_close(kept, total)
+    assert taken == [(config, False), (config, True)]
+    matmul.product(torch.cat([x, x], 1)[:, 1:65], weight)  # rows that begin anywhere
+    matmul.product(x, weight, deterministic=True)
+    assert len(taken) == 2
 
 
 def test_smallest_row_that_serves_is_chosen(measure):

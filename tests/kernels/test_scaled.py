@@ -19,6 +19,7 @@ from headrace.kernels.scaled import (
     whole_product,
 )
 from tests.kernels.closeness import assert_close
+from tests.kernels.simulated_gluon import ring as ring
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 KINDS = ["fp8", "int8"]
@@ -190,38 +191,6 @@ def test_layers_of_real_size(kind, rounds, tokens, n, k):
     assert_close(gated_linear8(gate_up, w).float().cpu(), plainly(silu_mul_ref(gate_up), w), 2e-2)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "k"), [(200, 208), (64, 32), (4104, 1040), (1024, 3072)])
-@pytest.mark.parametrize("gated", [False, True])
-def test_weights_through_a_ring(kind, n, k, gated):
-    from headrace.kernels import configs
-    from headrace.kernels.choices import Ring8
-    from headrace.kernels.gpu.product import split_counters
-
-    w = weight8(n, k, kind, "cuda", bias=True, dtype=torch.bfloat16)
-    if not configs.fetches8(configs.capability(w.weight.device), 2):
-        pytest.skip("needs compute capability 9.0 and a Triton whose Gluon is known")
-    from headrace.kernels.gpu.ring8 import ring8
-
-    for tokens, config in (
-        (2, Ring8(256, 16, 8)),
-        (33, Ring8(256, 32, 64)),
-        (100, Ring8(256, 128, 2)),
-        (17, Ring8(128, 32, 8)),
-    ):
-        if gated and config.rows == 128:
-            continue
-        values, scale = round_rows(torch.randn(tokens, k, device="cuda"), kind)
-        wanted = scaled_linear_ref(values.cpu(), scale.cpu(), on(w, "cpu"), torch.float32)
-        wanted = silu_mul_ref(wanted) if gated else wanted
-        for _ in range(2):
-            out = ring8(values, scale, w.weight, w.scale, config, w.bias, torch.float32, True, gated)
-            assert_close(out.cpu(), wanted, 2e-3)
-            assert not split_counters(values.device).any()
-
-
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Dispatch as on an H200, for kernels that are interpreted."""
@@ -256,3 +225,15 @@ def test_each_number_of_tokens_finds_its_kernel(device, as_on_a_gpu, tokens, kin
         assert_close(out.float().cpu(), silu_mul_ref(wanted) if gated else wanted, 1e-2)
         assert torch.equal(total, x + residual)
     assert_close(gated_linear8(gate_up, w).float().cpu(), plainly(silu_mul_ref(gate_up), reference), 1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_tokens_go_through_a_ring_where_there_is_one(device, as_on_a_gpu, ring, monkeypatch, kind):
+    monkeypatch.setattr("headrace.kernels.configs.gluon", lambda: True)
+    monkeypatch.setattr("headrace.kernels.gpu.tiles8.skinny8", None)
+    w = weight8(48, 144, kind, device, bias=True, dtype=torch.float16)
+    x, residual = torch.randn(2, 5, 144, device=device, dtype=torch.float16)
+    gain = torch.rand(144, device=device, dtype=torch.float16) + 0.5
+    assert_close(linear8(x, w).float().cpu(), plainly(x, w), 4e-3)
+    out, _ = norm_linear8(x, residual, gain, 1e-5, 0.0, w, gated=True)
+    assert_close(out.float().cpu(), silu_mul_ref(plainly(rms_norm_ref(x + residual, gain, 1e-5), w)), 1e-2)

@@ -138,6 +138,7 @@ def test_public_functions_are_their_compositions():
     plain = unpack_ref(packed, torch.float32)
     assert torch.equal(linear_w4a16(x, packed, bias), functional.linear(x, plain, bias))
     assert linear_w4a16(x.view(1, 3, 128), packed).shape == (1, 3, 32)
+    assert linear_w4a16(x[:0], packed).shape == (0, 32)
     out, total = norm_linear_w4a16(x, x, gain, 1e-6, 0.0, packed, gated=True)
     assert torch.equal(total, x + x)
     assert_close(out, silu_mul_ref(functional.linear(rms_norm_ref(total, gain, 1e-6), plain)))

@@ -334,12 +334,16 @@ def product(
     if tokens == 1:
         return gemv(x, weight, configs.gemv(cap, n, k, fusion.gated), fusion, out_dtype, pdl)
     config = configs.skinny(cap, tokens, n, k, fusion.gated)
-    if config is not None and config.split == 1 and tokens <= configs.FUSED_NORM_TOKENS.get(cap, 0):
+    if isinstance(config, Skinny) and config.split == 1 and tokens <= configs.FUSED_NORM_TOKENS.get(cap, 0):
         return skinny(x, weight, config, fusion, out_dtype, pdl)
     x, total, fusion = normed_first(x, fusion, pdl)
-    if config is None:
-        tiled = configs.middle(cap, tokens, n, k, fusion.gated)
-        if tiled is not None and fits(x, weight):
-            return multiply(x, weight, tiled, fusion, out_dtype, pdl), total
-        return library(x, weight, fusion, out_dtype, pdl), total
-    return skinny(x, weight, config, fusion, out_dtype, pdl)[0], total
+    if isinstance(config, Skinny):
+        return skinny(x, weight, config, fusion, out_dtype, pdl)[0], total
+    if config is not None and fits(x, weight):
+        from headrace.kernels.gpu.ring import ring
+
+        return ring(x, weight, config, fusion.bias, out_dtype or x.dtype, pdl, fusion.gated), total
+    tiled = configs.middle(cap, tokens, n, k, fusion.gated)
+    if tiled is not None and fits(x, weight):
+        return multiply(x, weight, tiled, fusion, out_dtype, pdl), total
+    return library(x, weight, fusion, out_dtype, pdl), total

@@ -51,14 +51,17 @@ def tiles_of(
 
 
 @triton.jit
-def share_of(tiles_R, KV_HEADS: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr):
+def share_of(
+    tiles_R, KV_HEADS: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr, SPARE: tl.constexpr = 0
+):  # fmt: skip
     """How a head's line is cut: (whole, tiles per piece, units per program, first row, its first unit, end).
 
-    A unit is a piece where rows are cut into pieces (`whole`), else a tile.
+    A unit is a piece where rows are cut into pieces (`whole`), else a tile. With a SPARE program for each row, and more
+    of them than that, rows are always cut into pieces.
     """
     programs = tl.num_programs(0) // KV_HEADS
     total = tl.sum(tiles_R)
-    goal = tl.maximum((total + programs - 1) // programs, LEAST)
+    goal = tl.maximum((total + programs - SPARE - 1) // (programs - SPARE), LEAST)
     goal = tl.maximum(goal, (tl.max(tiles_R) + MOST - 1) // MOST)
     pieces_R = (tiles_R + goal - 1) // goal
     whole = tl.sum(pieces_R) <= programs
@@ -75,6 +78,14 @@ def share_of(tiles_R, KV_HEADS: tl.constexpr, LEAST: tl.constexpr, MOST: tl.cons
 def page_of(line_ptr, key, keys, BLOCK: tl.constexpr):
     """Blocks that hold keys; 0 beyond the row's end, where table entries mean nothing."""
     return tl.load(line_ptr + key // BLOCK, mask=key < keys, other=0)
+
+
+@triton.jit
+def capped(score, softcap, SOFTCAP: tl.constexpr):
+    """Scores, soft-capped where that is asked for; in powers of two, as `in_powers_of_two` has them."""
+    if SOFTCAP:
+        score = softcap - 2.0 * softcap / (1.0 + tl.exp2(score))
+    return score
 
 
 @triton.jit
@@ -116,9 +127,7 @@ def attend_tiles(
         score = (
             tl.dot(q_LGD, tl.trans(widen(k_LND, q_GD.dtype), 0, 2, 1), input_precision="ieee") * score_scale
         )
-        if SOFTCAP:
-            score = softcap - 2.0 * softcap / (1.0 + tl.exp2(score))
-        score = tl.where(seen_LN[:, None, :], score, float("-inf"))
+        score = tl.where(seen_LN[:, None, :], capped(score, softcap, SOFTCAP), float("-inf"))
         new_LG = tl.maximum(peak_LG, tl.max(score, 2))
         floor_LG = tl.where(new_LG == float("-inf"), 0.0, new_LG)
         p = tl.exp2(score - floor_LG[:, :, None])
