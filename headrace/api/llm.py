@@ -264,11 +264,9 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def salt_of(prompt: Prompt) -> str:
-    """The "cache_salt" that came with a prompt. Raises Refused for one that is no text."""
+    """The "cache_salt" that came with a prompt; the intake says whether it is one."""
     salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
-    if salt is not None and not isinstance(salt, str):
-        raise Refused(f"cache_salt is {salt!r}; expected text", param="cache_salt")
-    return salt or ""
+    return "" if salt is None else salt
 
 
 def text_of(prompt: Prompt) -> str | None:

@@ -17,6 +17,7 @@ import numpy as np
 from headrace.base.errors import Refused
 from headrace.base.hardware import cores
 from headrace.engine.gauge import Gauge, compiled, library, read_vocabulary, refused
+from headrace.engine.schemas import MOST_TEXT, text_of
 from headrace.engine.structured import (
     KINDS,
     SWITCHES,
@@ -91,7 +92,7 @@ class Compiler:
         return found
 
     def _read_anew(self, params: StructuredOutputsParams) -> Grammar:
-        if params.grammar is not None and GBNF.search(params.grammar):
+        if params.grammar is not None and GBNF.search(text_of(params.grammar, "grammar", MOST_TEXT)):
             params = msgspec.structs.replace(params, grammar=_from_gbnf(params.grammar))
         return to_grammar(params, self.is_special)
 

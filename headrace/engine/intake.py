@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from headrace.base.errors import Refused, TooLong
+from headrace.engine import fields
 from headrace.engine.grammar import Compiler
 from headrace.engine.request import Request, SamplingParams, check_vocab
 from headrace.engine.structured import Grammar, StructuredOutputsParams
@@ -14,6 +15,9 @@ from headrace.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, {"prompt": text} or {"prompt_token_ids": [...]}."""
+
+
+_PRIORITY = fields.whole(-(1 << 63), (1 << 63) - 1, "a whole number")
 
 
 class Intake:
@@ -71,6 +75,7 @@ class Intake:
         An answer that would pass the longest length is cut there. Raises Refused or TooLong. A grammar that has
         not been seen before may take seconds.
         """
+        _check_salt(salt)
         ids = tuple(self.ids(prompt))
         room = self._room(len(ids))
         check_vocab(params, self.vocab, max_logprobs=self.max_logprobs)
@@ -92,7 +97,7 @@ class Intake:
             eos_ids=self.eos_ids,
             bad=self._bad(params),
             salt=salt,
-            priority=priority,
+            priority=_PRIORITY("priority", priority) or 0,
         )
         if params.n == 1:
             return [request]
@@ -149,7 +154,7 @@ class Intake:
 
     def _nth(self, request: Request, i: int) -> Request:
         params = request.params
-        if params.seed is not None:
+        if params.seed is not None and i:  # the first has the seed that was given, be it negative
             params = msgspec.structs.replace(params, seed=(params.seed + i) % 2**63)
         return msgspec.structs.replace(request, id=f"{request.id}/{i}", params=params)
 
@@ -171,3 +176,15 @@ class Intake:
                     param="prompt",
                 )
         return list(ids)
+
+
+def _check_salt(salt: object) -> None:
+    """Blocks are named by its bytes."""
+    if not isinstance(salt, str):
+        raise Refused(f"cache_salt is {salt!r:.60}; expected text", param="cache_salt")
+    try:
+        salt.encode()
+    except UnicodeEncodeError as error:
+        raise Refused(
+            "cache_salt has half of a surrogate pair; expected valid Unicode", param="cache_salt"
+        ) from error

@@ -74,10 +74,11 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, omit_de
         if len(given) != 1:
             what = " and ".join(given) if given else "none"
             raise refused(f"has {what}; expected exactly one of {', '.join(KINDS)}")
-        for name in ("disable_any_whitespace", "disable_additional_properties"):
-            if not isinstance(self[name], bool):
+        for name in ("json_object", "disable_any_whitespace", "disable_additional_properties"):
+            if not isinstance(self[name], bool) and (name, self[name]) != ("json_object", None):
                 raise refused(f"has {name} {self[name]!r:.60}; expected true or false")
-        text_of(self.whitespace_pattern or "", "whitespace_pattern", MOST_REGEX)
+        if self.whitespace_pattern is not None:
+            text_of(self.whitespace_pattern, "whitespace_pattern", MOST_REGEX)
         if self.whitespace_pattern is not None and self.disable_any_whitespace:
             raise refused("has whitespace_pattern with disable_any_whitespace; expected one of them")
 

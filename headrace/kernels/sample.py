@@ -1,6 +1,6 @@
 """Draws one token per row of logits: greedy, or the Gumbel-max trick with random numbers that are a hash.
 
-S rows that sample, V vocabulary, K candidates of a row. A row's randomness is a function of its seed, the
+S rows that sample, V vocabulary. A row's randomness is a function of its seed, the
 position of the new token and each token's id alone: a seeded row draws the same token whatever shares its batch.
 
 What a row may draw, in this order, z = logit / temperature and d = max(z) - z:
@@ -13,6 +13,8 @@ function finds the same sets. Then the token of largest z + Gumbel noise wins, t
 is a draw from softmax over the set (Gumbel 1954; Maddison, Tarlow & Minka 2014, section 2).
 """
 
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -30,21 +32,33 @@ MASS = 2.0**33
 UNIT = 2.0**-31 * (1 - 2.0**-24)
 """Turns 31 random bits into a number below 1 even after rounding to float32."""
 
-MIX_A, MIX_B = 0x21F0AAAD, 0xD35A2D97 - 2**32
+MIX_A, MIX_B = 0x21F0AAAD, 0xD35A2D97
 """Odd multipliers of a 32-bit integer hash of low bias (C. Wellons, hash prospector, public domain)."""
 
-SEED_A, SEED_B = 0x9E3779B9 - 2**32, 0x7FEB352D
+SEED_A, SEED_B = 0x9E3779B9, 0x7FEB352D
 """Start the two row keys off from different places."""
 
 TILE = 1 << 15
 """Numbers a CPU works on at a time: a dozen operations in a row find them in its cache, and none is spread
 over threads, whose meeting costs more than the work where other programs run."""
 
+HASHED = 1 << 16
+"""Ids whose random bits a CPU looks at at a time: as for TILE, but no library spreads this over threads."""
+
 PIECE = 256
 """Numbers of which a CPU finds the largest at once."""
 
-CANDIDATES = (256, 4096)
-"""How many likeliest tokens top_p looks among, first and then; rows that need more are sorted in full."""
+QUIET = 1 << 21
+"""Of 2**31 patterns of random bits, the lowest so many make the largest noise: one token in 1024 has one of them."""
+
+LOUD = math.log(2**31 / QUIET)
+"""No other pattern makes noise above this."""
+
+SLACK, ROUNDING = 0.01, 1e-6
+"""A CPU looks so much farther, and this part of the number, than arithmetic without rounding would have to."""
+
+FARS = (10.0, 16.0)
+"""How far from the likeliest token a CPU looks for those that top_k and top_p allow, before it looks at all."""
 
 
 class Settings(NamedTuple):
@@ -98,6 +112,8 @@ class Draws(NamedTuple):
         return cls(not drawn.any(), bool(cuts.any()), bool(((reach < np.inf) & drawn).any()))
 
 
+_Way = Callable[[Tensor, Settings], Tensor]
+
 ANYTHING = Draws(greedy=False, cuts=True, floors=True)
 """Right for every batch, if not the fastest for most."""
 
@@ -111,17 +127,24 @@ def draw(logits_SV: Tensor, settings: Settings | None, draws: Draws = ANYTHING) 
         from headrace.kernels.gpu import sample as gpu  # needs triton, which only GPU builds of torch bring
 
         return gpu.draw(logits_SV, settings, draws)
-    return draw_ref(logits_SV, settings, draws)
+    return _draw(logits_SV, settings, draws, (_greedy, _race, _rank))
 
 
 def draw_ref(logits_SV: Tensor, settings: Settings | None, draws: Draws = ANYTHING) -> Tensor:
     """The definition of draw, which runs anywhere."""
+    return _draw(logits_SV, settings, draws, (_greedy, _from_all, _from_sorted))
+
+
+def _draw(
+    logits_SV: Tensor, settings: Settings | None, draws: Draws, ways: tuple[_Way, _Way, _Way]
+) -> Tensor:
+    """`ways` for rows without temperature, for those that draw from all tokens, and for those with top_k or top_p."""
     if draws.greedy or settings is None:
         return _likeliest(logits_SV)
     drawn = settings.scale > 0
     ranked = drawn & ((settings.top_k > 0) | (settings.top_p < 1))
     tokens_S = torch.empty(len(logits_SV), dtype=torch.int64, device=logits_SV.device)
-    for rows, way in ((~drawn, _greedy), (drawn & ~ranked, _from_all), (ranked, _from_likeliest)):
+    for rows, way in zip((~drawn, drawn & ~ranked, ranked), ways, strict=True):
         if rows.all():
             return way(logits_SV, settings)
         if rows.any():
@@ -151,8 +174,8 @@ def _from_all(logits_SV: Tensor, settings: Settings) -> Tensor:
     best, tokens = torch.full_like(settings.scale, -torch.inf), torch.zeros_like(settings.seeds)
     for start, tile in _tiles(logits_SV):
         z = tile * scale
-        ids = torch.arange(start, start + tile.shape[1], dtype=torch.int32, device=tile.device)
-        score = gumbel(ids, keys).add_(z)
+        ids = np.arange(start, start + tile.shape[1], dtype=np.uint32)
+        score = gumbel(random_bits(ids, keys).to(z.device)).add_(z)
         if peak is not None:
             score.masked_fill_(_distance(peak, z) > reach, -torch.inf)
         most, at = score.max(-1)
@@ -161,71 +184,28 @@ def _from_all(logits_SV: Tensor, settings: Settings) -> Tensor:
     return tokens
 
 
-def _from_likeliest(logits_SV: Tensor, settings: Settings) -> Tensor:
-    """Rows with top_k or top_p: from a few candidates where these are enough, else from the sorted row."""
-    tokens = torch.zeros_like(settings.seeds)
-    left = torch.arange(len(tokens), device=tokens.device)
-    for count in _counts(settings.top_k, logits_SV.shape[1]):
-        found, enough = _from_candidates(logits_SV[left], settings.rows(left), count)
-        tokens[left] = found
-        left = left[~enough]
-        if not len(left):
-            break
-    return tokens
-
-
-def _counts(top_k: Tensor, vocab: int) -> list[int]:
-    """How many candidates to try, ever more; a few above top_k show whether equals of the last one follow."""
-    least = int(top_k.max()) + 8
-    counts = {max(n, least) for n in CANDIDATES} if (top_k <= 0).any() else {least}
-    return [*sorted(n for n in counts if n < vocab // 4), vocab]
-
-
-def _from_candidates(logits_SV: Tensor, settings: Settings, count: int) -> tuple[Tensor, Tensor]:
-    """(tokens [S], whether the row's `count` likeliest tokens hold all that it may draw [S])."""
-    vocab = logits_SV.shape[1]
-    if count == vocab:
-        likely_SK, ids_SK = logits_SV.sort(-1, descending=True)
-    else:
-        likely_SK, ids_SK = logits_SV.topk(count, -1)
-    z = likely_SK * settings.scale[:, None]
+def _from_sorted(logits_SV: Tensor, settings: Settings) -> Tensor:
+    """Rows with top_k or top_p, sorted."""
+    likely_SV, ids_SV = logits_SV.sort(-1, descending=True)
+    z = likely_SV * settings.scale[:, None]
     d = _distance(z[:, :1], z)
     limit = settings.reach[:, None]
-    k = torch.where(settings.top_k > 0, settings.top_k, vocab).clamp(max=count)[:, None]
-    cut = (settings.top_k > 0)[:, None] & (k <= (d <= limit).sum(-1, keepdim=True))
-    limit = torch.where(cut, torch.minimum(limit, d.gather(-1, k - 1)), limit)
-    limit = torch.where((settings.top_p < 1)[:, None], _nucleus(logits_SV, settings, d, limit), limit)
-    keep = d <= limit
-    score = torch.where(
-        keep, gumbel(ids_SK.int(), row_keys(settings.seeds, settings.positions)) + z, -torch.inf
-    )
+    k = torch.where(settings.top_k > 0, settings.top_k, len(z[0]) + 1)[:, None]
+    cut = k <= (d <= limit).sum(-1, keepdim=True)
+    limit = torch.where(cut, torch.minimum(limit, d.gather(-1, k.clamp(max=len(z[0])) - 1)), limit)
+    limit = torch.where((settings.top_p < 1)[:, None], _nucleus(settings.top_p, d, limit), limit)
+    bits = random_bits(ids_SV.cpu().numpy().astype(np.uint32), row_keys(settings.seeds, settings.positions))
+    score = torch.where(d <= limit, gumbel(bits.to(z.device)).add_(z), -torch.inf)
     winner = score == score.amax(-1, keepdim=True)
-    return torch.where(winner, ids_SK, vocab).amin(-1), ~keep[:, -1] | (count == vocab)
+    return torch.where(winner, ids_SV, len(z[0])).amin(-1)
 
 
-def _nucleus(logits_SV: Tensor, settings: Settings, d_SK: Tensor, limit: Tensor) -> Tensor:
-    """[S, 1] the distance to which top_p reaches, of the tokens up to `limit` [S, 1]; candidates d ascend."""
-    total = torch.where(d_SK <= limit, _mass(d_SK), 0).sum(-1, keepdim=True)
-    if d_SK.shape[1] < logits_SV.shape[1]:
-        beyond = (settings.top_p < 1) & (
-            settings.top_k <= 0
-        )  # others end among the candidates, or are sorted
-        total[beyond] = _total(logits_SV[beyond], settings.rows(beyond), limit[beyond])
-    reached = torch.where(d_SK <= limit, _mass(d_SK), 0).cumsum(-1)
-    target = settings.top_p[:, None].double() * total
-    first = (reached < target).sum(-1, keepdim=True).clamp(max=d_SK.shape[1] - 1)
-    return torch.minimum(d_SK.gather(-1, first), limit)
-
-
-def _total(logits_SV: Tensor, settings: Settings, limit: Tensor) -> Tensor:
-    """[S, 1] the mass of all tokens up to `limit`."""
-    scale = settings.scale[:, None]
-    peak = logits_SV.amax(-1, keepdim=True) * scale
-    total = torch.zeros_like(peak, dtype=torch.int64)
-    for _, tile in _tiles(logits_SV):
-        d = _distance(peak, tile * scale)
-        total += torch.where(d <= limit, _mass(d), 0).sum(-1, keepdim=True)
-    return total
+def _nucleus(top_p: Tensor, d_SV: Tensor, limit: Tensor) -> Tensor:
+    """[S, 1] the distance to which top_p reaches, of the tokens up to `limit` [S, 1]; d ascends."""
+    reached = torch.where(d_SV <= limit, _mass(d_SV), 0).cumsum(-1)
+    target = top_p[:, None].double() * reached[:, -1:]
+    first = (reached < target).sum(-1, keepdim=True).clamp(max=d_SV.shape[1] - 1)
+    return torch.minimum(d_SV.gather(-1, first), limit)
 
 
 def _tiles(logits_SV: Tensor) -> list[tuple[int, Tensor]]:
@@ -244,39 +224,204 @@ def _mass(d: Tensor) -> Tensor:
     return torch.exp(-d).mul_(MASS).long()
 
 
+# -- on a CPU
+
+
+def _race(logits_SV: Tensor, settings: Settings) -> Tensor:
+    """As _from_all, but only tokens that can win get noise."""
+    return _with_field(logits_SV, settings, _Field.race, _from_all)
+
+
+def _rank(logits_SV: Tensor, settings: Settings) -> Tensor:
+    """As _from_sorted, but only tokens near the likeliest are sorted."""
+    return _with_field(logits_SV, settings, _Field.rank, _from_sorted)
+
+
+def _with_field(
+    logits_SV: Tensor, settings: Settings, way: Callable[["_Field"], np.ndarray], definition: _Way
+) -> Tensor:
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite products, and their differences
+        tokens_S = torch.from_numpy(way(_Field(logits_SV, settings)))
+    left = tokens_S < 0
+    if left.any():
+        tokens_S[left] = definition(logits_SV[left], settings.rows(left))
+    return tokens_S
+
+
+class _Field:
+    """Rows with a temperature, as arrays. Where the likeliest z is not a finite number, their token is -1.
+
+    Tokens are looked for with room for rounding: one too many takes time, and does not win.
+    """
+
+    def __init__(self, logits_SV: Tensor, settings: Settings):
+        self.logits_SV = logits_SV.numpy()
+        self.scale, self.reach, self.top_k, self.top_p = (column.numpy() for column in settings[:4])
+        self.keys = tuple(key[:, 0] for key in row_keys(settings.seeds, settings.positions))
+        self.likeliest = np.array([row.argmax() for row in self.logits_SV])
+        self.peaks = self.logits_SV[np.arange(len(self.scale)), self.likeliest] * self.scale
+        self.rows = np.flatnonzero(np.isfinite(self.peaks)).tolist()
+        self._ids = np.arange(self.logits_SV.shape[1], dtype=np.uint32)
+        self._hits = np.empty(self.logits_SV.shape[1], np.bool_)
+
+    def race(self) -> np.ndarray:
+        """Tokens [S] of rows without top_k and top_p.
+
+        The winner scores at least as much as the best of the likeliest token and those with much noise. Others, whose
+        noise is up to LOUD, reach that only if they are less than LOUD below it without any.
+        """
+        loud = {row: self._loud(row) for row in self.rows}
+        least, _ = self._best(loud.items())
+        low = np.maximum(least - LOUD, self.peaks - self.reach).tolist()
+        found = ((row, np.concatenate((ids, self._near(row, low[row])))) for row, ids in loud.items())
+        return self._best(found)[1]
+
+    def rank(self) -> np.ndarray:
+        """Tokens [S] of rows with top_k or top_p."""
+        return self._best((row, self._allowed(row)) for row in self.rows)[1]
+
+    def _best(self, found: Iterable[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """(score, token) [S] of the best of the ids found for each row; NaN and -1 for rows that are not named."""
+        scores, tokens = np.full(len(self.scale), np.nan, np.float32), np.full(len(self.scale), -1)
+        for rows, ids, counts in _batches(found):
+            at, starts = np.repeat(rows, counts), np.cumsum(counts) - counts
+            z = self.logits_SV[at, ids] * self.scale[at]
+            keys = self.keys[0][at], self.keys[1][at]
+            score = gumbel(random_bits(ids.astype(np.uint32), keys)).numpy()
+            score += z
+            score[_gap(self.peaks[at], z) > self.reach[at]] = -np.inf
+            scores[rows] = np.maximum.reduceat(score, starts)
+            ids[score < scores[at]] = self.logits_SV.shape[1]
+            tokens[rows] = np.minimum.reduceat(ids, starts)
+        return scores, tokens
+
+    def _near(self, row: int, low: float) -> np.ndarray:
+        """Ids of all tokens of z >= low, and of few others."""
+        low = (low - abs(low) * ROUNDING - SLACK) / float(self.scale[row])
+        np.greater_equal(self.logits_SV[row], np.float32(low), out=self._hits)
+        return np.flatnonzero(self._hits)
+
+    def _loud(self, row: int) -> np.ndarray:
+        """Ids of random bits below QUIET, and the likeliest."""
+        keys = tuple(key[row] for key in self.keys)
+        found = [self.likeliest[row : row + 1]]
+        for start in range(0, len(self._ids), HASHED):
+            found.append(np.flatnonzero(below(QUIET, self._ids[start : start + HASHED], keys)) + start)
+        return np.concatenate(found)
+
+    def _allowed(self, row: int) -> np.ndarray:
+        """Ids of all tokens that the row may draw."""
+        peak = self.peaks[row]
+        total = self._total(row) if self.top_k[row] <= 0 and self.reach[row] == np.inf else None
+        for far in (*FARS, math.inf):
+            ids = self._near(row, float(peak) - far)
+            d = _gap(peak, self.logits_SV[row].take(ids) * self.scale[row])
+            limit = self._limit(row, np.sort(d[d <= far]), far, total)
+            if limit is not None:
+                return ids[d <= limit]
+        raise AssertionError("nothing is farther than infinity")
+
+    def _limit(self, row: int, d: np.ndarray, far: float, total: float | None) -> float | None:
+        """Up to which distance the row may draw; None if that is not known from `d`, all that are up to `far`."""
+        k, limit = int(self.top_k[row]), float(self.reach[row])
+        d = d[: np.searchsorted(d, limit, "right")]
+        if 0 < k <= len(d):
+            limit = float(d[k - 1])
+        elif limit > far and total is None:
+            return None
+        if self.top_p[row] >= 1:
+            return limit
+        d = d[: np.searchsorted(d, limit, "right")]
+        reached = _mass(torch.from_numpy(d)).cumsum(0).numpy()
+        target = float(self.top_p[row]) * (float(reached[-1]) if total is None else total)
+        first = int(np.searchsorted(reached, target))
+        if first == len(d) and limit > far:
+            return None
+        return min(limit, float(d[min(first, len(d) - 1)]))
+
+    def _total(self, row: int) -> float:
+        """The mass of all tokens."""
+        total = 0.0
+        for _, tile in _tiles(torch.from_numpy(self.logits_SV[row : row + 1])):
+            z = tile * float(self.scale[row])
+            d = torch.threshold_(z.neg_().add_(float(self.peaks[row])), NEAR * (1 - 2**-24), 0.0)
+            total += float(d.neg_().exp_().mul_(MASS).floor_().sum(dtype=torch.float64))
+        return total
+
+
+def _batches(
+    found: Iterable[tuple[int, np.ndarray]],
+) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """(rows, their ids one after the other, how many of each), below TILE ids where several rows share a batch."""
+    rows: list[int] = []
+    lists: list[np.ndarray] = []
+    size = 0
+    for row, ids in found:
+        if rows and size + len(ids) >= TILE:
+            yield rows, np.concatenate(lists), np.array([len(ids) for ids in lists])
+            rows, lists, size = [], [], 0
+        rows.append(row)
+        lists.append(ids)
+        size += len(ids)
+    if rows:
+        yield rows, np.concatenate(lists), np.array([len(ids) for ids in lists])
+
+
+def _gap(peak: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """_distance of arrays."""
+    d = peak - z
+    d[d < NEAR] = 0
+    return d
+
+
 # -- randomness
 
 
-def _mix(x: Tensor) -> Tensor:
-    """A permutation of 32-bit integers in which every input bit moves every output bit. int32, wrapping."""
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * MIX_A
-    x = x ^ ((x >> 15) & 0x1FFFF)
-    x = x * MIX_B
-    return x ^ ((x >> 15) & 0x1FFFF)
+def _mix(x: np.ndarray) -> np.ndarray:
+    """A permutation of uint32 in which every input bit moves every output bit."""
+    x = x ^ (x >> 16)
+    x *= MIX_A
+    x ^= x >> 15
+    x *= MIX_B
+    x ^= x >> 15
+    return x
 
 
-def row_keys(seeds_S: Tensor, positions_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Two int32 keys [S, 1] per row that stand for its seed and position."""
-    low, high, position = seeds_S.int(), (seeds_S >> 32).int(), positions_S.int()
-    first = _mix(_mix(_mix(low + SEED_A) ^ high) + position)
-    second = _mix(_mix(_mix(high + SEED_B) ^ low) ^ position)
+def row_keys(seeds_S: Tensor, positions_S: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Two keys, uint32 [S, 1], per row that stand for its seed and position."""
+    seeds, position = seeds_S.cpu().numpy(), positions_S.cpu().numpy().astype(np.uint32)
+    low, high = seeds.astype(np.uint32), (seeds >> 32).astype(np.uint32)
+    x = _mix(np.stack((low + SEED_A, high + SEED_B))) ^ np.stack((high, low))
+    first, second = _mix(x)
+    first, second = _mix(np.stack((first + position, second ^ position)))
     return first[:, None], second[:, None]
 
 
-def random_bits(ids: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
-    """31 random bits, int32 [S, n], for token ids int32 [n] or [S, n]: the hash of id, seed and position."""
+def _scramble(ids: np.ndarray, keys: tuple[np.ndarray, ...]) -> np.ndarray:
+    """All of the hash but its last step, which leaves the upper 15 bits as they are."""
     x = ids + keys[0]
-    x ^= (x >> 16).bitwise_and_(0xFFFF)
+    x ^= x >> 16
     x *= MIX_A
     x ^= keys[1]
-    x ^= (x >> 15).bitwise_and_(0x1FFFF)
+    x ^= x >> 15
     x *= MIX_B
-    x ^= (x >> 15).bitwise_and_(0x1FFFF)
-    return x.bitwise_and_(0x7FFFFFFF)
+    return x
 
 
-def gumbel(ids: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
-    """Gumbel noise float32 [S, n]: -log of a standard exponential, finest where it is largest, -2.9 to 22."""
-    exponential = random_bits(ids, keys).float().add_(0.5).mul_(-UNIT).log1p_().neg_()
+def random_bits(ids: np.ndarray, keys: tuple[np.ndarray, ...]) -> Tensor:
+    """31 random bits, int32 [S, n], for token ids uint32 [n] or [S, n]: the hash of id, seed and position."""
+    x = _scramble(ids, keys)
+    x ^= x >> 15
+    x &= 0x7FFFFFFF
+    return torch.from_numpy(x.view(np.int32))
+
+
+def below(limit: int, ids: np.ndarray, keys: tuple[np.ndarray, ...]) -> np.ndarray:
+    """random_bits(ids, keys) < limit, a power of two that is 2**17 or more."""
+    return (_scramble(ids, keys) << 1) < 2 * limit
+
+
+def gumbel(bits: Tensor) -> Tensor:
+    """Gumbel noise float32: -log of a standard exponential, finest where it is largest, -2.9 to 22."""
+    exponential = bits.float().add_(0.5).mul_(-UNIT).log1p_().neg_()
     return exponential.log_().neg_()

@@ -48,6 +48,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"grammar": "start: <no_such_token>"}, "no_such_token"),
     ({"grammar": "root ::= nothing"}, "nothing"),
     ({"grammar": "root ::= ("}, "GBNF"),
+    ({"grammar": ["root ::= a"]}, "grammar of type list; expected text"),
     ({"grammar": "root ::= " + "(" * 9000}, "GBNF"),
     ({"grammar": "root ::= " + '"a" ' * 9000}, "GBNF"),
 ]

@@ -1,5 +1,7 @@
 """Every form of a prompt, and every way in which one is refused."""
 
+from typing import Any
+
 import pytest
 
 from headrace.base.errors import Refused, TooLong
@@ -61,6 +63,25 @@ def test_refused_prompts(intake: Intake, prompt, said: str):
     assert caught.value.param == "prompt"
 
 
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"salt": 5}, "cache_salt"),
+        ({"salt": None}, "cache_salt"),
+        ({"salt": "\ud800"}, "cache_salt"),
+        ({"priority": "high"}, "priority"),
+        ({"priority": None}, "priority"),
+        ({"priority": 1.5}, "priority"),
+        ({"priority": 2**63}, "priority"),
+    ],
+)
+def test_what_the_scheduler_could_not_take_is_refused(intake: Intake, more: dict[str, Any], param: str):
+    """It would fail where all requests are planned, and end them all."""
+    with pytest.raises(Refused, match="expected") as caught:
+        intake.requests("a", "ab", SamplingParams(), **more)
+    assert caught.value.param == param
+
+
 def test_one_request_for_one_answer(intake: Intake):
     (request,) = intake.requests("a", "ab", SamplingParams(stop_token_ids=[7]), salt="s", priority=3)
     assert (request.id, request.prompt, request.max_tokens) == ("a", tuple(IDS), 16)
@@ -75,7 +96,14 @@ def test_ignore_eos_leaves_the_callers_own_stops(intake: Intake):
 
 
 @pytest.mark.parametrize(
-    ("seed", "seeds"), [(5, [5, 6, 7]), (2**63 - 2, [2**63 - 2, 2**63 - 1, 0]), (None, [None] * 3)]
+    ("seed", "seeds"),
+    [
+        (5, [5, 6, 7]),
+        (2**63 - 2, [2**63 - 2, 2**63 - 1, 0]),
+        (None, [None] * 3),
+        (-3, [-3, 2**63 - 2, 2**63 - 1]),
+        (-(2**63), [-(2**63), 1, 2]),
+    ],
 )
 def test_every_answer_is_a_request_with_a_seed_of_its_own(
     intake: Intake, seed: int | None, seeds: list[int | None]

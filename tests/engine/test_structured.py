@@ -65,6 +65,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"json": SCHEMA, "disable_any_whitespace": 1}, "true or false"),
     ({"json": SCHEMA, "whitespace_pattern": 1}, "of type int"),
+    ({"json": SCHEMA, "whitespace_pattern": False}, "of type bool"),
+    ({"json_object": "no"}, "true or false"),
     ({"json": SCHEMA, "whitespace_pattern": " ", "disable_any_whitespace": True}, "one of them"),
 ]
 

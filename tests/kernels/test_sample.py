@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.kernels import sample
-from headrace.kernels.sample import ANYTHING, Draws, Settings, draw, draw_ref, gumbel, random_bits, row_keys
+from headrace.kernels.sample import (
+    ANYTHING,
+    Draws,
+    Settings,
+    below,
+    draw,
+    draw_ref,
+    gumbel,
+    random_bits,
+    row_keys,
+)
 
 INF = float("inf")
 
@@ -44,9 +54,13 @@ def allowed(z, top_k=0, top_p=1.0, min_p=0.0):
     return set(kept)
 
 
+def noise_of(vocab, s):
+    return gumbel(random_bits(np.arange(vocab, dtype=np.uint32), row_keys(s.seeds, s.positions)))
+
+
 def reference(logits_SV, s):
     """Row by row: the best of the allowed tokens, noise added."""
-    noise = gumbel(torch.arange(logits_SV.shape[1], dtype=torch.int32), row_keys(s.seeds, s.positions))
+    noise = noise_of(logits_SV.shape[1], s)
     tokens = []
     for row, scale in enumerate(s.scale):
         if scale == 0:
@@ -84,14 +98,89 @@ def test_definition_equals_a_plain_reference(cut, tied):
     assert draw(logits, s).tolist() == reference(logits, s)
 
 
-def test_few_candidates_and_sorting_give_the_same(monkeypatch):
+def test_how_far_is_looked_first_does_not_matter(monkeypatch):
     logits = torch.randn(12, 300, generator=torch.Generator().manual_seed(1)) * 2
     logits[::2] = logits[::2].round()  # equals on both sides of any cut
     s = choose(12, top_p=torch.linspace(0.05, 0.999, 12), top_k=torch.tensor([0, 3, 20] * 4))
     wanted = reference(logits, s)
-    for candidates in ((4, 16), (30,), (299, 300)):
-        monkeypatch.setattr(sample, "CANDIDATES", candidates)
+    for fars in ((), (0.0,), (1.0, 2.0), (7.0,)):
+        monkeypatch.setattr(sample, "FARS", fars)
         assert draw(logits, s).tolist() == wanted
+
+
+def test_equals_of_the_kth_token_count_in_the_mass_of_top_p():
+    logits = torch.full((8, 5000), -9.0)
+    logits[:, 1000:1400] = 0.0
+    logits[:, 20:50] = torch.linspace(0.5, 3, 30)
+    s = choose(8, top_k=40, top_p=0.8)
+    assert draw(logits, s).tolist() == reference(logits, s)
+
+
+TEMPERATURES = st.sampled_from([0.01, 0.3, 0.8, 1.0, 1.5, 2.0, 50.0])
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_quick_draws_equal_the_definition(data):
+    rows, vocab = data.draw(st.integers(1, 6)), data.draw(st.sampled_from([1, 7, 1000, 3000, 70_000]))
+
+    def column(values):
+        return torch.tensor(data.draw(st.lists(values, min_size=rows, max_size=rows)))
+
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    logits = (
+        torch.randn(rows, vocab, generator=generator)
+        * column(st.sampled_from([0.0, 1e-7, 0.1, 3.0, 12.0]))[:, None]
+    )
+    logits += column(st.sampled_from([0.0, -40.0, 3e4, 1e8]))[:, None]
+    if data.draw(st.booleans()):
+        logits = logits.round()
+    hidden = data.draw(st.sampled_from([0.0, 0.5, 0.999, 1.0]))
+    logits[torch.rand(rows, vocab, generator=generator) < hidden] = -INF
+    s = choose(
+        rows,
+        temperature=column(TEMPERATURES),
+        min_p=column(st.sampled_from([0.0, 0.0, 1e-6, 0.1, 1.0])),
+        top_k=column(st.sampled_from([0, 0, 1, 40, 999, 10**6])),
+        top_p=column(st.sampled_from([1.0, 1.0, 1e-6, 0.5, 0.95, 0.9999])),
+        seeds=column(st.integers(-(2**63), 2**63 - 1)),
+        positions=column(st.integers(0, 2**20)),
+    )
+    assert torch.equal(draw(logits, s), draw_ref(logits, s))
+    free = choose(rows, 1.0, seeds=s.seeds)._replace(scale=s.scale, reach=s.reach)
+    z = logits * s.scale[:, None]
+    score = (noise_of(vocab, free) + z).where(z.amax(-1, keepdim=True) - z <= s.reach[:, None], -INF)
+    assert draw(logits, free).tolist() == [int((row == row.max()).nonzero()[0]) for row in score]
+
+
+def test_rows_that_are_not_numbers_draw_as_defined():
+    logits = torch.zeros(6, 500)
+    logits[0], logits[1, 7], logits[2, 300:305], logits[3] = -INF, math.nan, INF, 3e38
+    logits[4, 1:] = -INF
+    for cut in ({}, {"min_p": 0.1}, {"top_k": 3}, {"top_p": 0.9}):
+        s = choose(6, temperature=0.01, **cut)
+        assert torch.equal(draw(logits, s), draw_ref(logits, s))
+
+
+def test_other_patterns_of_bits_are_quieter():
+    bits = torch.cat(
+        (torch.arange(sample.QUIET, 2 * sample.QUIET), torch.randint(sample.QUIET, 2**31, (2**20,)))
+    )
+    assert float(gumbel(bits.int()).max()) < sample.LOUD + sample.SLACK / 2
+    assert float(gumbel(torch.tensor([sample.QUIET * 99 // 100]))) > sample.LOUD
+
+
+def test_bits_below_a_limit_are_found_early():
+    ids, keys = np.arange(1 << 18, dtype=np.uint32), row_keys(torch.tensor([3, 4]), torch.tensor([1, 2]))
+    for limit in (1 << 17, sample.QUIET, 1 << 30):
+        assert np.array_equal(below(limit, ids, keys), random_bits(ids, keys).numpy() < limit)
+
+
+def test_seeds_keep_their_tokens():
+    """What somebody drew with a seed before is drawn again by later versions."""
+    logits = torch.arange(3000.0).remainder(7).expand(8, -1)
+    s = choose(8, seeds=torch.tensor([0, 1, -1, 2**40, -(2**63), 2**63 - 1, 5, 5]), positions=torch.arange(8))
+    assert draw(logits, s).tolist() == [965, 2274, 1930, 775, 1545, 1861, 608, 286]
 
 
 def test_tiles_do_not_matter(monkeypatch):
@@ -100,6 +189,7 @@ def test_tiles_do_not_matter(monkeypatch):
     wanted = draw(logits, s)
     monkeypatch.setattr(sample, "TILE", 100)
     assert torch.equal(draw(logits, s), wanted)
+    assert torch.equal(draw_ref(logits, s), wanted)
 
 
 @pytest.mark.parametrize("cut", CUTS[:8])
@@ -129,10 +219,9 @@ def test_bits_look_random_along_every_axis(along):
     line = torch.arange(n)
     seeds = {"seeds": line, "high seeds": line << 32}.get(along, torch.full((n,), 7))
     positions = line if along == "positions" else torch.zeros(n, dtype=torch.int64)
-    if along == "ids":
-        bits = random_bits(line.int(), row_keys(seeds[:1], positions[:1]))[0]
-    else:
-        bits = random_bits(torch.tensor([12], dtype=torch.int32), row_keys(seeds, positions))[:, 0]
+    ids = line.numpy() if along == "ids" else np.array([12])
+    keys = row_keys(seeds, positions) if along != "ids" else row_keys(seeds[:1], positions[:1])
+    bits = random_bits(ids.astype(np.uint32), keys).flatten()
     for shift in (0, 11, 23):
         counts = torch.bincount((bits.long() >> shift) & 0xFF, minlength=256).double()
         statistic = float(((counts - n / 256) ** 2 / (n / 256)).sum())
@@ -141,16 +230,11 @@ def test_bits_look_random_along_every_axis(along):
     assert abs(float((x[1:] * x[:-1]).mean() * 12)) < 5 / math.sqrt(n)  # neighbours do not move together
 
 
-def test_noise_is_gumbel_and_finite_at_the_ends(monkeypatch):
-    noise = gumbel(
-        torch.arange(1 << 16, dtype=torch.int32), row_keys(torch.tensor([3]), torch.tensor([4]))
-    ).double()
+def test_noise_is_gumbel_and_finite_at_the_ends():
+    noise = noise_of(1 << 16, choose(1, seeds=3, positions=4)).double()
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.03)
     assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.06)
-    monkeypatch.setattr(
-        sample, "random_bits", lambda ids, keys: torch.tensor([[0, 2**31 - 1]], dtype=torch.int32)
-    )
-    high, low = gumbel(torch.zeros(1), None)[0].tolist()  # type: ignore[arg-type]
+    high, low = gumbel(torch.tensor([0, 2**31 - 1])).tolist()
     assert high == pytest.approx(32 * math.log(2), abs=1e-3)
     assert low == pytest.approx(-math.log(24 * math.log(2)), abs=1e-3)
     assert high - low < 32  # what the kernels' FAR relies on
@@ -383,7 +467,7 @@ def test_hash_wraps_like_32_bit_arithmetic():
         x ^= x >> np.uint64(shift)
         x = (x * np.uint64(factor)) & mask
     x ^= x >> np.uint64(15)
-    assert int(sample._mix(torch.tensor([0x12345678], dtype=torch.int32))[0]) & 0xFFFFFFFF == int(x)
+    assert int(sample._mix(np.array([0x12345678], np.uint32))[0]) == int(x)
 
 
 @pytest.mark.parametrize("vocab", [2 * sample.PIECE, 2 * sample.PIECE + 3])
