@@ -72,9 +72,8 @@ class Model(Knobs):
     quantization: str = knob(
         "auto",
         "how weights are kept: none (in dtype), checkpoint (as quantized there), int8 (8-bit products, on a CPU) or"
-        " another scheme (fp8, w8a8, w4a16, q4_0, ...) to round them to while loading; auto: int8 on a CPU for a"
-        " .gguf file with quantized weights, unless a dtype is asked for, checkpoint on a GPU that has kernels for it,"
-        " else none",
+        " another scheme (fp8, w8a8, w4a16, q4_0, ...) to round them to while loading; auto: int8 on a CPU for what"
+        " is quantized already, unless a dtype is asked for, checkpoint on a GPU that has kernels for it, else none",
         check=_named,
     )
     max_len: int | None = knob(

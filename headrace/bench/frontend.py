@@ -99,6 +99,7 @@ def _server(folder: Path, work: Work) -> "Iterator[tuple[int, subprocess.Popen[s
         "schedule.rows": work.streams,
         "serve.port": 0,
         "serve.request_log": "off",
+        "serve.drain_seconds": 0.0,
     }
     told = {"knobs": knobs, "step": work.streams / work.rate if work.rate else 0.0}
     told |= {"core": cores[0], "others": cores[1:] or cores}

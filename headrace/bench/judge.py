@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.api.llm import LLM
-from headrace.base.config import Config
+from headrace.base.config import Config, replace_dotted
 from headrace.base.words import dtype_name
 from headrace.bench import divergence, latency, texts
 from headrace.bench.files import write
@@ -56,8 +56,9 @@ def judge(
         forget()
     speed = None
     if trial.generated:
-        sides = (outcome.model, str(outcome.out))
-        before, after = (_speed(as_judged(config, side), trial.generated, notify) for side in sides)
+        # As they run where nobody says how; quality is that of the very numbers.
+        sides = (replace_dotted(config, {"model.path": side}) for side in (outcome.model, str(outcome.out)))
+        before, after = (_speed(side, trial.generated, notify) for side in sides)
         speed = before, after
     story = Story(outcome, _where(config, outcome, trial), quality, speed, sensitivity or {}, frontier)
     save(story, outcome.out)

@@ -22,8 +22,7 @@ def measure(llm: LLM, tokens_in: int, tokens_out: int, repeats: int, temperature
     Raises TooLong for what the model cannot do in full.
     """
     params = SamplingParams(temperature=temperature, ignore_eos=True, max_tokens=tokens_out, detokenize=False)
-    work = custom(1, tokens_in, tokens_out, llm.intake.vocab)
-    work.check(llm.plan.max_len)
+    work = custom(1, tokens_in, tokens_out, llm.intake.vocab, llm.plan.max_len)
     firsts: list[float] = []
     gaps: list[float] = []
     for repeat in range(repeats + 1):

@@ -1,6 +1,5 @@
 """What structured output costs on the host, per row of a step: following grammars, making masks, applying them."""
 
-from collections.abc import Iterator
 from itertools import count
 from random import Random
 from time import perf_counter
@@ -76,7 +75,9 @@ def measure(tokenizer: Tokenizer, vocab: int, rows: int, steps: int) -> list[Mea
         times.append(perf_counter())
         for name, a, b in (("mask", 0, 1), ("apply", 1, 2), ("follow", 3, 4)):
             spent[name] += times[b] - times[a]
-    return list(_measures(f"{rows} grammars, {vocab} tokens", spent, rows, steps))
+    per = {part: rows if part == "compile" else rows * steps for part in spent}
+    name = f"{rows} grammars, {vocab} tokens"
+    return [Measure(f"{name}: {part}", spent[part] / per[part] * 1e6, "us/row", "lower") for part in spent]
 
 
 def _sequence(seed: int, compiler: Compiler, constraints: Constraints) -> Sequence:
@@ -87,9 +88,3 @@ def _sequence(seed: int, compiler: Compiler, constraints: Constraints) -> Sequen
     seq = Sequence(request, seed)
     seq.matcher = constraints.matcher(request, compiler.start(grammar.source).result())
     return seq
-
-
-def _measures(name: str, spent: dict[str, float], rows: int, steps: int) -> Iterator[Measure]:
-    for part, seconds in spent.items():
-        per = rows if part == "compile" else rows * steps
-        yield Measure(f"{name}: {part}", seconds / per * 1e6, "us/row", "lower")

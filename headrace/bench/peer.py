@@ -1,7 +1,8 @@
 """One engine in a process of its own, run by the Python that has it: loaded once, then told what to run over a pipe.
 
 Stands alone: another environment's interpreter runs this file, so nothing of the package is imported but by the
-engine that is the package. Started as `python -I peer.py ENGINE READ WRITE`, the last two being the pipe's ends.
+engine that is the package. Started as `python -I peer.py ENGINE READ WRITE`, the last two being the pipe's ends;
+`python -I peer.py ENGINE` only says by its exit code whether the engine is there.
 One message of JSON each way: first the settings and {"ready": ...}, then a workload and {"seconds": ..., "made": ...}.
 """
 
@@ -9,6 +10,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
@@ -182,4 +184,6 @@ def _next(asked: Connection) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        sys.exit(find_spec(sys.argv[1].replace("-", "_")) is None)
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

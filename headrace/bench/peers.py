@@ -18,6 +18,7 @@ from headrace.bench.result import Measure, spread
 from headrace.bench.workloads import Workload
 
 OURS = "headrace"
+SCRIPT = Path(__file__).with_name("peer.py")
 PATIENCE = 1800.0
 """Seconds to start an engine, or to run a workload."""
 TAIL = 4000
@@ -34,6 +35,18 @@ class Peer:
     hold: bool = True
 
 
+def check(engine: str, python: Path) -> None:
+    """Raises Refused for a Python that cannot be run or has not the engine; it says so without loading it."""
+    hint = "give the path of the Python of an environment that has it"
+    words, nowhere = [str(python), "-I", str(SCRIPT), engine], subprocess.DEVNULL
+    try:
+        done = subprocess.run(words, stdin=nowhere, stdout=nowhere, stderr=nowhere, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as fault:
+        raise Refused(f"{python} cannot be run: {fault}", param=engine, hint=hint) from fault
+    if done.returncode:
+        raise Refused(f"{python} has no {engine}", param=engine, hint=hint)
+
+
 class Contestant:
     """A peer's process. Whenever it is not its turn it is stopped by a signal, if its peer says so.
 
@@ -47,28 +60,16 @@ class Contestant:
         asked, self._ask = Pipe(duplex=False)
         self._answer, answers = Pipe(duplex=False)
         ends = asked.fileno(), answers.fileno()
-        script = Path(__file__).with_name("peer.py")
-        try:
-            self._process = subprocess.Popen(
-                [str(peer.python), "-I", str(script), peer.engine, *map(str, ends)],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                pass_fds=ends,
-                start_new_session=True,  # its helpers too are stopped and ended with it
-            )
-        except OSError as fault:
-            self._ask.close()
-            self._answer.close()
-            self._log.close()
-            raise Refused(
-                f"{peer.python} cannot be run: {fault.strerror}",
-                param=peer.engine,
-                hint="give the path of the Python of an environment that has the engine",
-            ) from fault
-        finally:
-            asked.close()
-            answers.close()
+        self._process = subprocess.Popen(
+            [str(peer.python), "-I", str(SCRIPT), peer.engine, *map(str, ends)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            pass_fds=ends,
+            start_new_session=True,  # its helpers too are stopped and ended with it
+        )
+        asked.close()
+        answers.close()
 
     def __enter__(self) -> "Contestant":
         try:

@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
+
 from headrace.base.errors import Refused
 from headrace.base.hardware import probe
 from headrace.bench.files import read, write
@@ -61,19 +63,24 @@ class Result:
         write(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> "Result":
-        """Raises Refused for a file that is not a result."""
-        raw = read(path, "compare")
+    def read(cls, path: Path, benchmark: str, param: str = "compare") -> "Result":
+        """Raises Refused for a file that is not a result of that benchmark."""
+        raw = read(path, param)
         try:
-            said = json.loads(raw)
-            return cls(**{**said, "measures": [Measure(**m) for m in said["measures"]]})
-        except (ValueError, TypeError, KeyError) as fault:
-            raise Refused(f"{path} is not a result of a benchmark: {fault}", param="compare") from fault
+            found = msgspec.json.decode(raw, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+            raise Refused(f"{path} is not a result of a benchmark: {fault}", param=param) from fault
+        if found.benchmark != benchmark:
+            raise Refused(
+                f"{path} is a result of `bench {found.benchmark}`; one of `bench {benchmark}` is expected",
+                param=param,
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One row of a comparison. `gain` 0.1 means ten percent better; None where only one side has it."""
+    """One row of a comparison. `gain` 0.1 means ten percent better; None where a side is missing or nothing."""
 
     name: str
     unit: str
@@ -95,7 +102,10 @@ def _verdict(name: str, old: Measure | None, new: Measure | None) -> Verdict:
         assert known is not None
         word = "new" if old is None else "gone"
         return Verdict(name, known.unit, old and old.value, new and new.value, None, word)
-    gain = new.value / old.value - 1 if new.better == "higher" else old.value / new.value - 1
+    more, less = (new.value, old.value) if new.better == "higher" else (old.value, new.value)
+    if not less:
+        return Verdict(name, new.unit, old.value, new.value, None, "better" if more else "equal")
+    gain = more / less - 1
     noise = max(NOISE, old.spread, new.spread)
     word = "equal" if abs(gain) <= noise else "better" if gain > 0 else "worse"
     return Verdict(name, new.unit, old.value, new.value, gain, word)

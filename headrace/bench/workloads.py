@@ -1,6 +1,6 @@
 """Named pieces of work: token ids in, lengths out, always the same ones for a name and a vocabulary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -25,13 +25,8 @@ class Workload(NamedTuple):
 
     def check(self, longest: int) -> None:
         """Raises TooLong for a request that a model of so many tokens cannot answer in full."""
-        most = max(len(prompt) + out for prompt, out in zip(self.prompts, self.outputs, strict=True))
-        if most > longest:
-            raise TooLong(
-                f"{self.name} has a request of {most} tokens, prompt and answer; this model takes {longest}",
-                param="workload",
-                hint="ask for fewer tokens, or raise model.max_len",
-            )
+        lengths = zip(self.prompts, self.outputs, strict=True)
+        _check(self.name, max(len(prompt) + out for prompt, out in lengths), longest)
 
     def again(self, repeat: int, vocab: int) -> "Workload":
         """The same lengths with other tokens, so that nothing of an earlier repeat is found in the prefix cache."""
@@ -110,6 +105,13 @@ CPU: dict[str, Make] = {
 }
 
 
+def check(names: Sequence[str]) -> None:
+    """Raises UnknownName for a workload that no kind of device has."""
+    for name in names:
+        if name not in GPU | CPU:
+            raise UnknownName.among("workload", name, list(GPU | CPU), param="workload")
+
+
 def workload(name: str, vocab: int, gpu: bool) -> Workload:
     """The workload of that name for a kind of device. Raises UnknownName listing the known ones."""
     known = GPU if gpu else CPU
@@ -118,8 +120,17 @@ def workload(name: str, vocab: int, gpu: bool) -> Workload:
     return Workload(name, *known[name](Random(0), vocab))
 
 
-def custom(count: int, tokens_in: int, tokens_out: int, vocab: int) -> Workload:
-    """Requests of given lengths."""
-    return Workload(
-        f"{count}x{tokens_in}+{tokens_out}", *_same(count, tokens_in, tokens_out)(Random(0), vocab)
-    )
+def custom(count: int, tokens_in: int, tokens_out: int, vocab: int, longest: int) -> Workload:
+    """Requests of given lengths. Raises TooLong, before ids are drawn, as `Workload.check` does."""
+    name = f"{count}x{tokens_in}+{tokens_out}"
+    _check(name, tokens_in + tokens_out, longest)
+    return Workload(name, *_same(count, tokens_in, tokens_out)(Random(0), vocab))
+
+
+def _check(name: str, most: int, longest: int) -> None:
+    if most > longest:
+        raise TooLong(
+            f"{name} has a request of {most} tokens, prompt and answer; this model takes {longest}",
+            param="workload",
+            hint="ask for fewer tokens, or raise model.max_len",
+        )

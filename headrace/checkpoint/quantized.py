@@ -151,6 +151,16 @@ def check_fits(scheme: Scheme, layer: str, rows: int, columns: int) -> None:
         )
 
 
+def is_rounded(quantization: Any) -> bool:
+    """Whether a config.json's quantization_config says that weights have few bits, and are not only sparse."""
+    if not isinstance(quantization, dict):
+        return False
+    groups = quantization.get("config_groups")
+    return quantization.get("quant_method") in ("gptq", "awq", "fp8") or (
+        isinstance(groups, dict) and any(isinstance(g, dict) and g.get("weights") for g in groups.values())
+    )
+
+
 def multiplied_packed(quantization: Any) -> bool:
     """Whether a GPU has kernels for what a config.json's quantization_config describes, so that it may stay packed."""
     if not isinstance(quantization, dict):

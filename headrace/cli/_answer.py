@@ -9,6 +9,7 @@ from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from headrace.base.errors import Broken
 from headrace.engine.request import SamplingParams
 
 if TYPE_CHECKING:  # torch is loaded when a model is
@@ -68,7 +69,7 @@ class Interrupt:
 def answer(llm: "LLM", prompt: Sequence[int], params: SamplingParams, write: Write) -> Answer:
     """Generate, writing each piece of text as it comes. Ctrl-C ends it; what was said until then is kept.
 
-    Raises Refused or TooLong before anything runs.
+    Raises Refused or TooLong before anything runs, Broken where the engine fails.
     """
     (request,) = llm.intake.requests(f"answer-{next(_NUMBERS)}", {"prompt_token_ids": list(prompt)}, params)
     got = Answer(len(request.prompt))
@@ -89,6 +90,8 @@ def answer(llm: "LLM", prompt: Sequence[int], params: SamplingParams, write: Wri
         got.total = perf_counter() - began
     got.cached, got.tokens, got.text = stream.cached, len(stream.token_ids), stream.text
     got.finish = stream.finish
+    if got.finish == "error":
+        raise Broken("the request failed in the engine", hint="the log says why")
     return got
 
 

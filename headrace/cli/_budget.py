@@ -12,7 +12,8 @@ from rich.table import Table
 
 from headrace.base.config import knob
 from headrace.base.errors import Refused
-from headrace.cli._making import Asked, Bar, finished, judged, look_ahead, made
+from headrace.cli._load import Meter
+from headrace.cli._making import Asked, finished, judged, look_ahead, made
 
 if TYPE_CHECKING:
     from headrace.bench.report_optimize import Point, Story
@@ -91,7 +92,7 @@ def run(asked: Asked, search: Search) -> "Story | None":
     chosen = chosen_for(asked.out, budget, asked.base, pace)
     made_already = chosen is not None and finished(asked, chosen.recipe, asked.out) is not None
     if chosen is None or not made_already:
-        chosen = choose(_sensitivity(asked, search, budget), budget, asked.base, pace)
+        chosen = choose(_sensitivity(asked, search, budget, pace), budget, asked.base, pace)
         _say(asked.console, chosen)
     if asked.dry_run:
         look_ahead(asked, chosen.recipe, asked.out)
@@ -110,7 +111,8 @@ def _where(asked: Asked) -> tuple[Asked, str | None]:
     return replace(asked, device="auto"), asked.device
 
 
-def _sensitivity(asked: Asked, search: Search, budget: "Budget") -> "Sensitivity":
+def _sensitivity(asked: Asked, search: Search, budget: "Budget", pace: "Pace | None") -> "Sensitivity":
+    from headrace.optimize.budget import check
     from headrace.optimize.losses import read
     from headrace.optimize.sensitivity import SCHEMES, TOKENS, measure, study
 
@@ -125,18 +127,19 @@ def _sensitivity(asked: Asked, search: Search, budget: "Budget") -> "Sensitivity
         asked.out,
         asked.base,
         schemes=names,
-        tokens=search.sensitivity_tokens or TOKENS,
+        tokens=TOKENS if search.sensitivity_tokens is None else search.sensitivity_tokens,
         device=asked.device,
         tell=asked.console.print,
     )
+    check(planned, budget, asked.base, pace)
     layers = len(planned.places)
     asked.console.print(
         f"{layers} layers are tried in {len(planned.trials) / layers:.1f} schemes each: about "
         f"{planned.seconds / 60:.0f} min, and {planned.disk / 1e6:.0f} MB of disk meanwhile",
         highlight=False,
     )
-    with Bar(asked.console) as bar:
-        found = measure(planned, asked.fresh, bar.tell)
+    with Meter(asked.console, lines=1, clock=True) as meter:
+        found = measure(planned, asked.fresh, meter.report)
     return found.only([*names, "none"]) if names and "none" in names else found
 
 

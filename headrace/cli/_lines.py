@@ -24,26 +24,43 @@ class Line(NamedTuple):
     body: Any = None
     wrong: Refused | None = None
 
+    @property
+    def name(self) -> tuple[str, str]:
+        """By which its answer is known."""
+        return ("id", self.id) if self.custom_id is None else ("custom_id", self.custom_id)
+
 
 def read(path: Path) -> Iterator[Line]:
     """The lines of a batch file; blank ones are left out. Raises Refused if the file cannot be read."""
     first: dict[str, int] = {}
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                if raw.strip():
-                    yield _parsed(raw, number, first)
-    except OSError as fault:
-        raise _unreadable(path, fault) from fault
+    for number, raw in _raw(path):
+        yield _parsed(raw, number, first)
 
 
 def count(path: Path) -> int:
     """How many lines `read` gives. Raises Refused if the file cannot be read."""
+    return sum(1 for _ in _raw(path))
+
+
+def _raw(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with something on them, and their numbers."""
+    _check(path, "file")
     try:
         with path.open("rb") as file:
-            return sum(bool(raw.strip()) for raw in file)
+            for number, raw in enumerate(file, 1):
+                if raw.strip():
+                    yield number, raw
     except OSError as fault:
-        raise _unreadable(path, fault) from fault
+        hint = "give a file of OpenAI batch lines"
+        raise Refused(f"{path} cannot be read: {fault.strerror}", param="file", hint=hint) from fault
+
+
+def _check(path: Path, param: str) -> None:
+    """A pipe gives nothing the second time, and a device may have no end. Raises Refused."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise Refused(
+            f"{path} is a pipe or a device; a file is expected, which can be read again", param=param
+        )
 
 
 def _parsed(raw: bytes, number: int, first: dict[str, int]) -> Line:
@@ -68,22 +85,18 @@ def _parsed(raw: bytes, number: int, first: dict[str, int]) -> Line:
     return Line(id, name, said.get("method"), said.get("url"), said.get("body"))
 
 
-def _unreadable(path: Path, fault: OSError) -> Refused:
-    return Refused(f"{path} cannot be read: {fault.strerror}", hint="give a file of OpenAI batch lines")
-
-
 class Answers:
     """The output file: what is in it already, and a way to append that leaves only whole lines behind.
 
-    `done` has the custom_ids answered, and the `id`s of lines that had no usable custom_id.
+    `done` has the names of lines that are answered; see `Line.name`.
     """
 
     def __init__(self, path: Path):
         """Opens the file, cutting off a last line that was torn by an interruption. Raises Refused."""
         self.path = path
-        self.done: set[str] = set()
-        self.failed = 0
+        self.done: set[tuple[str, str]] = set()
         with self._writing(), ExitStack() as closing:
+            _check(path, "output")
             self._file = closing.enter_context(path.open("ab+", buffering=0))
             self._keep_whole_lines()
             closing.pop_all()  # all is well: it stays open
@@ -94,28 +107,17 @@ class Answers:
         with open(self._file.fileno(), "rb", closefd=False) as reader:
             end = 0
             for number, raw in enumerate(reader, 1):
-                whole = raw.endswith(b"\n")
-                if not self._remember(raw) and whole:
+                if not raw.endswith(b"\n"):
+                    break  # torn, even if what is left parses
+                if (name := _answered(raw)) is None:
                     raise Refused(
                         f"{self.path} line {number} is not an answer of a batch",
                         param="output",
                         hint="give another file with -o; this one is left as it is",
                     )
-                if whole:
-                    end += len(raw)
+                self.done.add(name)
+                end += len(raw)
         os.ftruncate(self._file.fileno(), end)
-
-    def _remember(self, raw: bytes) -> bool:
-        """Note whom a line answers. False if it is no answer; a torn line is none, even if what is left parses."""
-        try:
-            said = json.loads(raw)
-        except (ValueError, RecursionError):
-            return False
-        if not isinstance(said, dict) or "custom_id" not in said or not raw.endswith(b"\n"):
-            return False
-        self.done.add(str(said["custom_id"] if said["custom_id"] is not None else said.get("id")))
-        self.failed += said.get("error") is not None
-        return True
 
     def add(self, line: Line, answer: dict[str, Any]) -> None:
         """Append one answer in a single write. Raises Refused when the disk does not take it."""
@@ -137,14 +139,25 @@ class Answers:
             raw = raw[self._file.write(raw) or 0 :]
 
     def _sync(self) -> None:
-        if self._file.seekable():
-            os.fsync(self._file.fileno())
+        os.fsync(self._file.fileno())
         self._synced = monotonic()
 
     def close(self) -> None:
         """Raises Refused where the disk does not take what was added."""
         with self._writing(), self._file:
             self._sync()
+
+
+def _answered(raw: bytes) -> tuple[str, str] | None:
+    """The name of the line that is answered; None where this is no answer."""
+    try:
+        said = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or "custom_id" not in said:
+        return None
+    custom = said["custom_id"]
+    return ("id", str(said.get("id"))) if custom is None else ("custom_id", str(custom))
 
 
 def _json(said: dict[str, Any]) -> bytes:

@@ -4,7 +4,14 @@ import gc
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from headrace.base.config import Config
 from headrace.kernels.ahead import begin_early
@@ -14,13 +21,22 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """How far a model is: a bar in a terminal, gone at the end. Elsewhere nothing, or `lines`, one for each tenth."""
+    """How far something is: a bar in a terminal, gone at the end; elsewhere lines.
 
-    def __init__(self, console: Console | None = None, lines: bool = False):
+    lines   of these for each stage: 1, 10 for one per tenth, or none
+    clock   the time that it took and will take, instead of the part that is done
+    """
+
+    def __init__(self, console: Console | None = None, lines: int = 0, clock: bool = False):
         self._console = console = console or Console(stderr=True)
-        self._lines = lines and not console.is_terminal
+        self._lines = 0 if console.is_terminal else lines
         self._said = ("", 0)
-        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *(times if clock else (TaskProgressColumn(),)),
+        )
         self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bars.add_task("", total=1.0)
 
@@ -31,12 +47,17 @@ class Meter:
         self.stop()
 
     def tell(self, stage: str, part: float) -> None:
-        """Something was done: so much, from 0 to 1, of a stage."""
+        """Something was done: so much, from 0 to 1, of a stage, which ends at a colon if it has one."""
         self._bars.update(self._task, description=stage, completed=part)
         self._bars.start()  # not before: a download, which comes first, shows a bar of its own
-        if self._lines and (now := (stage, int(10 * part))) != self._said:
+        name, tenths = stage.partition(":")[0], self._lines > 1
+        if self._lines and (now := (name, int(10 * part) if tenths else 0)) != self._said:
             self._said = now
-            self._console.print(f"{stage}: {part:.0%}" if part < 1 else stage, highlight=False)
+            self._console.print(f"{name}: {part:.0%}" if tenths and part < 1 else name, highlight=False)
+
+    def report(self, what: str, done: float, total: float) -> None:
+        """See optimize.walk.Report."""
+        self.tell(what, done / total if total else 0.0)
 
     def stop(self) -> None:
         """Take the bar away, for good: an engine that is started again later has lines only."""

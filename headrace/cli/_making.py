@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from headrace.base.config import from_names
+from headrace.cli._load import Meter
 from headrace.cli._print import table
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def made(asked: Asked, recipe: "Recipe", out: Path, beside: Mapping[str, Any] | 
         )
         return found[0]
     job, ahead = look_ahead(asked, recipe, out)
-    with Bar(asked.console) as bar:
-        outcome = execute(job, ahead, asked.fresh, bar.tell, beside)
+    with Meter(asked.console, lines=1, clock=True) as meter:
+        outcome = execute(job, ahead, asked.fresh, meter.report, beside)
     _say(asked.console, outcome)
     return outcome
 
@@ -86,7 +86,6 @@ def judged(
 ) -> "Story":
     """Measure what was asked for, and write the report."""
     from headrace.bench.judge import judge
-    from headrace.cli._load import Meter
     from headrace.optimize.job import device_named
 
     config = from_names(device=str(device_named(asked.device)))
@@ -95,32 +94,6 @@ def judged(
 
 
 # -- what is shown of it ----------------------------------------------------------------------------------------
-
-
-class Bar(Progress):
-    """How much of the work is done and how long the rest will take; a line per block where there is no terminal."""
-
-    def __init__(self, console: Console):
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._line = self.add_task("", total=None)
-        self._stage = ""
-
-    def tell(self, what: str, done: float, total: float) -> None:
-        """See optimize.walk.Report."""
-        self.update(self._line, description=what, completed=done, total=total or None)
-        stage = what.partition(":")[0]
-        if stage != self._stage and not self.console.is_terminal:
-            self.console.print(stage, highlight=False)
-        self._stage = stage
 
 
 def _show(console: Console, ahead: "Preflight") -> None:

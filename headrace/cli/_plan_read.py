@@ -53,13 +53,11 @@ def read(model: str, setup: Setup, wanted: Wanted, results: Sequence[Path]) -> P
         max_len=setup.max_len,
         price=setup.price,
     )
+    check(option)
     fit = _fit(option, results, known)
     option = option if fit is None else replace(option, reach=fit.after)
-    check(option)
     choices = _choices(option, devices, setup, wanted) if wanted.anything else []
-    option = choices[0].option if choices else option
-    check(option)
-    return Planned(option, choices, fit)
+    return Planned(choices[0].option if choices else option, choices, fit)
 
 
 def _devices(names: str | None, known: dict[str, Gpu], several: bool) -> list[Gpu]:

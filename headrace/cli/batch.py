@@ -10,22 +10,13 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from headrace.base.errors import Broken, Fault, Refused
 from headrace.cli import _lines
 from headrace.cli._answer import Interrupt
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._lines import Answers, Line
-from headrace.cli._load import load
+from headrace.cli._load import Meter, load
 from headrace.engine.dialect import ROUTES, Ask
 from headrace.engine.reply import error, reply
 from headrace.engine.stream import Stream
@@ -68,7 +59,7 @@ def run(
         before = len(answers.done)
         if before:
             sys.stderr.write(f"{before} lines are answered in {output} already\n")
-        todo = (line for line in _lines.read(file) if (line.custom_id or line.id) not in answers.done)
+        todo = (line for line in _lines.read(file) if line.name not in answers.done)
         if (first := next(todo, None)) is None:
             sys.stderr.write(f"nothing to do: {total} lines in {file}\n")
             return 0
@@ -107,7 +98,7 @@ class Work:
     def through(self, lines: Iterator[Line], total: int, before: int) -> bool:
         """Answer all `lines`; False if Ctrl-C ended it. What was in the engine then has no answer yet."""
         most = AHEAD * self.llm.plan.rows
-        with Interrupt() as interrupt, Bar(total, before) as bar:
+        with Interrupt() as interrupt, Meter(clock=True) as meter:
             more = True
             while (more or self.jobs) and not interrupt.asked:
                 while more and len(self.jobs) < most and not interrupt.asked:
@@ -115,7 +106,7 @@ class Work:
                     if more := line is not None:
                         self._begin(line)
                 self._step()
-                bar.show(self.done, self.bad, self.written)
+                meter.tell(self._said(total, before), self.done / max(1, total - before))
             for id in list(self.jobs):
                 self.llm.local.cancel(id)
         return not self.jobs
@@ -190,6 +181,11 @@ class Work:
             self._warned.add(text)
             sys.stderr.write(f"warning: {text}\n")
 
+    def _said(self, total: int, before: int) -> str:
+        rate = self.written / max(monotonic() - self.began, 1e-9)
+        wrong = f", {self.bad} with an error" if self.bad else ""
+        return f"{before + self.done} of {total}, {rate:.0f} tok/s{wrong}"
+
     def summary(self, output: Path) -> str:
         seconds = monotonic() - self.began
         return (
@@ -200,23 +196,3 @@ class Work:
 
 def _answer(line: Line, status: int, body: Json) -> Json:
     return {"response": {"status_code": status, "request_id": line.id, "body": body}}
-
-
-class Bar(Progress):
-    """Lines done, errors, time left and speed, on standard error; nothing where that is no terminal."""
-
-    def __init__(self, total: int, before: int):
-        console = Console(stderr=True)
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        hidden = not console.is_terminal
-        super().__init__(
-            *columns, TextColumn("{task.description}"), console=console, transient=True, disable=hidden
-        )
-        self._line = self.add_task("", total=total, completed=before)
-        self._before, self._began = before, monotonic()
-
-    def show(self, done: int, bad: int, written: int) -> None:
-        """So many lines of this run are answered, so many of them with an error; so many tokens were written."""
-        rate = written / max(monotonic() - self._began, 1e-9)
-        text = f"{rate:.0f} tok/s" + (f", {bad} with an error" if bad else "")
-        self.update(self._line, completed=self._before + done, description=text)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace.base.errors import Refused
+from headrace.base.errors import Fault, Refused
 from headrace.cli._answer import answer, write_out
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
+from headrace.cli._print import tell
 from headrace.cli._sampling import Sampling, SamplingFlags
 from headrace.engine.request import SamplingParams
 
@@ -47,7 +48,7 @@ def run(
     talk = Conversation(llm, sampling.params(llm.defaults), system)
     listen = _terminal() if sys.stdin.isatty() and sys.stdout.isatty() else _piped
     if sys.stdin.isatty():
-        _note(f"{llm.plan.model}, {llm.plan.max_len} tokens of context; /help for help, Ctrl-D leaves")
+        tell(f"{llm.plan.model}, {llm.plan.max_len} tokens of context; /help for help, Ctrl-D leaves")
     while (said := listen()) is not None:
         if not said.strip():
             continue
@@ -57,8 +58,8 @@ def run(
             continue
         try:
             talk.say(said)
-        except Refused as fault:
-            _note(f"error: {fault.message}" + (f"\nhint: {fault.hint}" if fault.hint else ""))
+        except Fault as fault:
+            tell(f"error: {fault.message}" + (f"\nhint: {fault.hint}" if fault.hint else ""))
     return 0
 
 
@@ -72,19 +73,19 @@ class Conversation:
     turns: list[Message] = field(default_factory=list)
 
     def say(self, text: str) -> None:
-        """Add a message and write the answer. Raises Refused, and forgets the message, if it cannot be answered."""
+        """Add a message and write the answer. Raises a Fault, and forgets the message, if it cannot be answered."""
         self.turns.append({"role": "user", "content": text})
         try:
             got = answer(self.llm, self._prompt(), self.params, write_out)
-        except Refused:
+        except Fault:
             self.turns.pop()
             raise
         write_out("\n")
         self.turns.append({"role": "assistant", "content": got.text})
         if got.finish == "abort":
-            _note("[stopped]")
+            tell("[stopped]")
         elif got.finish == "length":
-            _note(f"[cut at {got.tokens} tokens; --max-tokens sets the limit]")
+            tell(f"[cut at {got.tokens} tokens; --max-tokens sets the limit]")
 
     def _prompt(self) -> list[int]:
         """Token ids of all that still fits, oldest turns dropped for good."""
@@ -96,7 +97,7 @@ class Conversation:
             del self.turns[:2]  # a question and its answer: templates want them to alternate
             dropped += 2
         if dropped:
-            _note(
+            tell(
                 f"[the conversation is longer than the context: its oldest {dropped} messages are forgotten]"
             )
         return ids
@@ -109,37 +110,36 @@ def _obey(talk: Conversation, said: str) -> bool:
         case "/exit" | "/quit":
             return False
         case "/help":
-            _note(HELP)
+            tell(HELP)
         case "/reset":
             talk.turns.clear()
-            _note("[forgotten]")
+            tell("[forgotten]")
         case "/system" if rest.strip():
             talk.system = rest.strip()
-            _note("[the system message is set]")
+            tell("[the system message is set]")
         case "/system":
-            _note(talk.system or "[there is no system message]")
+            tell(talk.system or "[there is no system message]")
         case _:
-            _note(
-                f"unknown command {word}; a message that begins with a slash: put a space before it\n{HELP}"
-            )
+            tell(f"unknown command {word}; a message that begins with a slash: put a space before it\n{HELP}")
     return True
-
-
-def _note(text: str) -> None:
-    """What is not the model's goes to standard error."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 def _piped() -> str | None:
     """The next message of standard input, lines that end with a backslash joined; None at the end."""
     lines: list[str] = []
-    while line := sys.stdin.readline():
+    while line := _read_line():
         text = line.removesuffix("\n")
         if not text.endswith("\\"):
             return "\n".join([*lines, text])
         lines.append(text[:-1])
     return "\n".join(lines) if lines else None
+
+
+def _read_line() -> str:
+    try:
+        return sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise Refused(f"standard input is not text: {error}") from error
 
 
 def _terminal() -> Callable[[], str | None]:
@@ -172,7 +172,7 @@ def _terminal() -> Callable[[], str | None]:
             try:
                 return session.prompt()
             except KeyboardInterrupt:
-                _note("(Ctrl-D or /exit leaves)")
+                tell("(Ctrl-D or /exit leaves)")
             except EOFError:
                 return None
 

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -153,11 +154,20 @@ def _cache(wishes: Findings) -> dict[str, Any]:
     from headrace.checkpoint.hub import place
 
     folder, model = home(), Model().path
-    files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
     there = place(model).is_file()
     if not there:
         wishes[f"the default model {model} is not here yet"] = f"headrace pull {model}, or just use it"
-    return {"folder": str(folder), "size": sum(file.stat().st_size for file in files), "default_model": there}
+    return {"folder": str(folder), "size": _size(folder), "default_model": there}
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in it that may be looked at and do not go meanwhile."""
+    total = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(at, name).stat().st_size
+    return total
 
 
 # -- for people -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Literal, TextIO
 
 from cyclopts import App
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from headrace import __version__, cli
 from headrace.base.errors import Fault
@@ -59,7 +59,7 @@ def run(words: list[str], debug: bool = False) -> int:
             return PIPE_CLOSED
         raise
     except CycloptsError as error:
-        return _say(str(error), _hint(error), 2)
+        return _say(_misread(error), _hint(error), 2)
     except Fault as fault:
         if debug:
             raise
@@ -74,6 +74,16 @@ def _nowhere(mode: Literal["r", "w"]) -> TextIO:
 def _write_no_more() -> None:
     """What is still in the buffer of standard output must not be written at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _misread(error: CycloptsError) -> str:
+    """What is wrong with the words; in ours where the parser's say little."""
+    said = str(error)
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"no place for {' '.join(error.unused_tokens)!r}; text with spaces belongs in quotes"
+    if isinstance(error, MissingArgumentError) and error.argument and not error.keyword:
+        return f"{error.argument.name} is missing" if said.endswith("requires an argument.") else said
+    return said
 
 
 def _hint(error: CycloptsError) -> str:

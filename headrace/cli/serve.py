@@ -54,7 +54,7 @@ def run(
     except BaseException:
         supervisor.stop()
         raise
-    with Meter(lines=True) as meter:
+    with Meter(lines=10) as meter:
 
         def said(facts: "Facts", url: str) -> None:
             meter.stop()

@@ -12,7 +12,7 @@ from headrace.base import discover
 from headrace.base.config import Config
 from headrace.base.errors import Refused, UnknownName
 from headrace.base.hardware import Hardware
-from headrace.checkpoint.quantized import multiplied_packed, online
+from headrace.checkpoint.quantized import is_rounded, multiplied_packed, online
 from headrace.engine.cache import bytes_per_block
 from headrace.engine.graphs import launch_bound
 from headrace.engine.layout import Layout, lay_out
@@ -118,12 +118,15 @@ def pick_quantization(
     """What weights become while loading; see the knob. Raises Refused where it was asked for and cannot be."""
     asked = config.model.quantization
     if asked == "auto":
-        quantized = path is not None and path.suffix == ".gguf" and settings.get("dtype") is None
+        said = settings.get("quantization_config")
+        rounded = is_rounded(said) or (
+            path is not None and path.suffix == ".gguf" and settings.get("dtype") is None
+        )
         fits = device.type == "cpu" and config.model.dtype == "auto" and int8.missing() is None
         kept = device.type == "cuda" and dtype in TENSOR_CORE_TYPES and not config.schedule.deterministic
-        if kept and multiplied_packed(settings.get("quantization_config")):
+        if kept and multiplied_packed(said):
             return "checkpoint"
-        return "int8" if quantized and fits else "none"
+        return "int8" if rounded and fits else "none"
     if asked in ("none", "checkpoint"):
         return asked
     reason = None

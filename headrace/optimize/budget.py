@@ -18,7 +18,7 @@ from headrace.optimize.losses import FILE, Group, Sensitivity, read
 from headrace.optimize.passes.rtn import Rtn
 from headrace.optimize.recipe import NONE, Choice, Recipe
 from headrace.optimize.search import Option, Pick, best, sweep
-from headrace.optimize.sensitivity import folder_for
+from headrace.optimize.sensitivity import Study, folder_for
 from headrace.optimize.work import folder_of
 from headrace.quant.schemes import scheme_named
 
@@ -144,6 +144,12 @@ def choose(found: Sensitivity, budget: Budget, base: Recipe, pace: Pace | None =
         raise _idle(found, budget, taken)
     frontier = tuple(_spot(found, groups, each, pace) for each in sweep(groups))
     return Chosen(budget, found, taken, frontier, _uniform(found, groups, pace), _recipe(found, taken, base))
+
+
+def check(asked: Study, budget: Budget, base: Recipe, pace: Pace | None = None) -> None:
+    """Raises Refused, as `choose` does, for what can be told before anything is measured: sizes, and their times."""
+    if budget.kl is None:
+        choose(asked.sizes(), budget, base, pace)
 
 
 def _options(group: Group, pace: Pace | None) -> list[Option]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace.base.errors import Refused
 from headrace.optimize import passes
-from headrace.optimize.budget import Budget, beside, choose, forget
+from headrace.optimize.budget import Budget, beside, check, choose, forget
 from headrace.optimize.calibrate import Calibration
 from headrace.optimize.job import look
 from headrace.optimize.outcome import Outcome
@@ -62,6 +62,7 @@ def optimize(  # noqa: PLR0913 - all but two are settings with names
             raise Refused("give a scheme or a budget, not both", param="scheme")
         budget = Budget(bits=target_bits, kl=max_kl)
         asked = study(str(model), str(out), made, schemes=schemes, tokens=sensitivity_tokens, device=device)
+        check(asked, budget, made)
         chosen = choose(measure(asked, fresh, progress), budget, made)
         job = look(str(model), str(out), chosen.recipe, device)
         outcome = execute(job, preflight(job), fresh, progress, beside(chosen))

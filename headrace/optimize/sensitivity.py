@@ -89,6 +89,22 @@ class Study:
         trials = [[each.place.block, each.place.number, each.scheme.name] for each in self.trials]
         return {**self.job.identity(), "schemes and layers": trials}
 
+    def found(self, means: Sequence[float], errors: Sequence[float], seconds: float) -> Sensitivity:
+        """With these losses of the trials, in order."""
+        assert self.job.ids_ST is not None
+        dtype = self.job.dtype
+        losses = {place: {NONE: Loss(place.weights * dtype.itemsize, 0.0, 0.0)} for place in self.places}
+        for trial, mean, error in zip(self.trials, means, errors, strict=True):
+            size = sum(packed_bytes(trial.scheme, *shape, dtype) for shape in trial.place.shapes)
+            losses[trial.place][trial.scheme.name] = Loss(size, mean, error)
+        groups = tuple(Group(place.names, place.weights, own) for place, own in losses.items())
+        return Sensitivity(self.job.model, self.job.ids_ST.numel(), seconds, groups)
+
+    def sizes(self) -> Sensitivity:
+        """What is known before anything is measured: every rounding counts as the same loss."""
+        ones = [1.0] * len(self.trials)
+        return self.found(ones, ones, 0.0)
+
 
 def study(
     model: str,
@@ -290,19 +306,9 @@ class _Measuring:
         return self._parts.model.norm(x_TE.to(self._asked.job.device))
 
     def _summed(self, losses_SC: Tensor) -> Sensitivity:
-        asked, dtype = self._asked, self._asked.job.dtype
         means = losses_SC.mean(0).clamp_min(0).tolist()
         errors = (losses_SC.std(0) / math.sqrt(len(losses_SC))).tolist()
-        groups = []
-        for place in asked.places:
-            found = {NONE: Loss(place.weights * dtype.itemsize, 0.0, 0.0)}
-            for trial, mean, error in zip(asked.trials, means, errors, strict=True):
-                if trial.place == place:
-                    size = sum(packed_bytes(trial.scheme, *shape, dtype) for shape in place.shapes)
-                    found[trial.scheme.name] = Loss(size, mean, error)
-            groups.append(Group(place.names, place.weights, found))
-        seconds = float(self._work.journal["seconds"])
-        return Sensitivity(asked.job.model, self._ids_ST.numel(), seconds, tuple(groups))
+        return self._asked.found(means, errors, float(self._work.journal["seconds"]))
 
     # -- where it stands ------------------------------------------------------------------------------------------
 

@@ -63,12 +63,7 @@ def read(path: Path, option: Option, known: dict[str, Gpu]) -> list[Sample]:
 
     What the file does not say is taken from `option`. Raises Refused for a file of anything else.
     """
-    result = Result.read(path)
-    if result.benchmark != "throughput":
-        raise Refused(
-            f"{path} is a result of `bench {result.benchmark}`; one of `bench throughput` is expected",
-            param="calibrate",
-        )
+    result = Result.read(path, "throughput", "calibrate")
     anatomy = _anatomy(result.settings, option)
     device = _device(result.machine, option, known)
     kept = _scheme(result.settings, option)

@@ -83,6 +83,8 @@ UNITS = {"memory": GIB, "bandwidth": GIGA, "link": GIGA} | dict.fromkeys(
     ("bf16", "fp8", "int8", "fp4", "fp32"), TERA
 )
 """Of the numbers in a file: GiB, GB/s, TFLOP/s."""
+LEAST, MOST = 1e-6, 1e9
+"""Of those that are not 0."""
 
 
 def gpu(name: str, known: dict[str, Gpu] | None = None) -> Gpu:
@@ -105,7 +107,7 @@ def read_table(path: Path) -> dict[str, Gpu]:
     raw = read(path, "gpus_file")
     try:
         said = json.loads(raw)
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise Refused(f"{path} is not JSON: {fault}", param="gpus_file") from fault
     if not isinstance(said, dict) or not all(isinstance(row, dict) for row in said.values()):
         raise Refused(
@@ -119,12 +121,12 @@ def _row(name: str, row: dict[str, Any], path: Path) -> Gpu:
     for column, value in row.items():
         if column not in columns:
             raise UnknownName.among(f"column of {path}", column, columns, param="gpus_file")
-        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-        if not (value in ("gpu", "cpu") if column == "kind" else number):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        likely = number and (value == 0 or LEAST <= value <= MOST)
+        if not (value in ("gpu", "cpu") if column == "kind" else likely):
             raise Refused(f"{path}: {name}.{column} is {value!r}; expected a number", param="gpus_file")
     scaled = {column: v if column == "kind" else v * UNITS.get(column, 1) for column, v in row.items()}
-    if name in GPUS:
-        return replace(GPUS[name], **scaled)
-    if lacking := [c for c in ("memory", "bandwidth", "bf16") if not scaled.get(c)]:
+    made = replace(GPUS.get(name, Gpu(name, 0, 0, 0)), **scaled)
+    if lacking := [column for column in ("memory", "bandwidth", "bf16", "link") if not getattr(made, column)]:
         raise Refused(f"{path}: {name} lacks {', '.join(lacking)}", param="gpus_file")
-    return Gpu(name, **scaled)
+    return made

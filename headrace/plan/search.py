@@ -118,5 +118,5 @@ def _nothing(misses: list[tuple[float, Option, Forecast]], found: list[Limit]) -
     return Refused(
         f"no configuration holds; nearest is {option.name} with one request at a time: {said}",
         param="slo",
-        hint=f"allow {excess:.1f} times as much, or other devices (leave --gpu out) or schemes",
+        hint=f"allow {excess:.3g} times as much, or other devices (leave --gpu out) or schemes",
     )

@@ -13,7 +13,7 @@ import pytest
 from headrace.base.config import values
 from headrace.base.errors import Broken, Refused
 from headrace.bench import peers
-from headrace.bench.peers import OURS, Contestant, Peer, Race, race
+from headrace.bench.peers import OURS, Contestant, Peer, Race, check, race
 from headrace.bench.workloads import Workload, workload
 from headrace.models.llama import TINY
 from tests.bench.fakes import fake_python
@@ -83,16 +83,15 @@ def test_patience_ends(vllm: Callable[..., Peer], monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_python_that_is_none(tmp_path: Path):
-    with pytest.raises(Refused, match="cannot be run"):
-        Contestant(Peer("vllm", tmp_path / "none", {}))
+    with pytest.raises(Refused, match=r"cannot be run: .*No such file"):
+        check("vllm", tmp_path / "none")
 
 
-def test_an_environment_without_the_engine(tmp_path: Path):
-    with (
-        pytest.raises(Broken, match="ModuleNotFoundError"),
-        Contestant(Peer("llama-cpp", Path(sys.executable), {"model": ""})),
-    ):
-        pass
+def test_an_environment_with_and_without_the_engine(python: Path):
+    for engine in ("vllm", "llama-cpp"):
+        check(engine, python)
+        with pytest.raises(Refused, match=f"has no {engine}"):
+            check(engine, Path(sys.executable))
 
 
 # -- the race --------------------------------------------------------------------------------------------------

@@ -15,14 +15,26 @@ def result(*measures: Measure) -> Result:
 def test_a_result_comes_back_from_its_file(tmp_path: Path):
     made = result(Measure("time", 1.5, "s", "lower", 0.1))
     made.write(tmp_path / "r.json")
-    assert Result.read(tmp_path / "r.json") == made
+    assert Result.read(tmp_path / "r.json", "test") == made
+    with pytest.raises(Refused, match="of `bench test`; one of `bench other` is expected"):
+        Result.read(tmp_path / "r.json", "other")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"measures": [{"x": 1}]}'])
+def measured(value: str, settings: str = "{}") -> str:
+    measure = f'{{"name": "m", "value": {value}, "unit": "s", "better": "lower"}}'
+    rest = '"benchmark": "test", "machine": {}, "versions": {}, "commit": null'
+    return f'{{{rest}, "settings": {settings}, "measures": [{measure}]}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", measured("1")[:-2], measured('"x"'), measured("null"), measured("1", "[]"), "[" * 200_000],
+    ids=lambda text: text[:9],
+)
 def test_another_file_is_refused(tmp_path: Path, text: str):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(Refused, match=r"r\.json is not a result"):
-        Result.read(tmp_path / "r.json")
+        Result.read(tmp_path / "r.json", "test")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +46,10 @@ def test_another_file_is_refused(tmp_path: Path, text: str):
         ("higher", 1.0, 0.8, 0.0, "worse"),
         ("lower", 1.0, 1.02, 0.0, "equal"),
         ("lower", 1.0, 1.2, 0.3, "equal"),
+        ("lower", 1.0, 0.0, 0.0, "better"),
+        ("lower", 0.0, 1.0, 0.0, "worse"),
+        ("lower", 0.0, 0.0, 0.0, "equal"),
+        ("higher", 0.0, 1.0, 0.0, "better"),
     ],
 )
 def test_verdicts(better: str, before: float, after: float, spread: float, word: str):

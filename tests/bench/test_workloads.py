@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from headrace.base.config import Config, Model
-from headrace.base.errors import UnknownName
+from headrace.base.errors import TooLong, UnknownName
 from headrace.bench.shapes import SHAPES, shaped
-from headrace.bench.workloads import CPU, GPU, custom, workload
+from headrace.bench.workloads import CPU, GPU, check, custom, workload
 from headrace.checkpoint.config import read_config
 
 SMALL = [(True, name) for name in GPU if name not in ("mixed", "long", "prefill", "prefix")]
@@ -36,13 +36,21 @@ def test_a_shared_prefix_is_shared():
 
 
 def test_sizes():
-    work = custom(3, 5, 7, 1000)
+    work = custom(3, 5, 7, 1000, longest=12)
     assert (work.tokens_in, work.tokens_out) == (15, 21)
+
+
+def test_what_never_fits_is_refused_before_its_tokens_are_drawn():
+    with pytest.raises(TooLong, match="10000000000007 tokens"):
+        custom(1, 10**13, 7, 1000, longest=12)
 
 
 def test_unknown_names_list_the_known():
     with pytest.raises(UnknownName, match="batch16"):
         workload("nothing", 1000, gpu=False)
+    check(["batch256", "batch16"])
+    with pytest.raises(UnknownName, match="did you mean 'single'"):
+        check(["single", "sngle"])
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace.api.llm import LLM
+from headrace.base.errors import Broken
 from headrace.cli._answer import Answer, Interrupt, answer
 from headrace.engine.request import SamplingParams
 from tests.tiny import config
@@ -64,6 +65,15 @@ def test_a_long_prompt_can_be_stopped_before_its_first_token(llm: LLM, monkeypat
     monkeypatch.setattr(llm.local, "step", pressed)
     got = answer(llm, [7] * 200, params(5), writes([]))
     assert (got.finish, got.tokens, got.first, len(steps)) == ("abort", 0, None, 1)
+
+
+def test_an_engine_that_fails_is_said(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> None:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(llm.local.engine.runner, "run", fails)
+    with pytest.raises(Broken, match="failed in the engine"):
+        answer(llm, [9] * 5, params(5), writes([]))
 
 
 def test_the_second_ctrl_c_interrupts():

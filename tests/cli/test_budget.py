@@ -96,6 +96,7 @@ def test_latency(command: Command, at: Path, tmp_path: Path):
         (["--device=h200"], "device 'h200' is not known"),
         (["--schemes=w8a16"], "--schemes is for a search"),
         (["--target-bits=5", "--sensitivity=x", "--sensitivity-tokens=512"], "was measured already"),
+        (["--target-bits=5", "--sensitivity-tokens=0"], "0 tokens are too few"),
         (["--target-bits=5", "--sensitivity=nowhere"], "holds no measured sensitivity"),
         (["--max-latency-ms=5", "--device=h2000"], "h2000"),
     ],
@@ -104,7 +105,7 @@ def test_refused(command: Command, at: Path, tmp_path: Path, more: list[str], sa
     code, _, err = command(*words(at, tmp_path / "out", *more))
     assert code == 2
     assert said in " ".join(err.split())
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
 def test_killed_while_it_is_compared_it_goes_on_there(

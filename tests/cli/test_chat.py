@@ -11,6 +11,7 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from headrace.base.errors import Broken, Fault, Refused, TooLong
 from headrace.cli import chat
 from headrace.cli._answer import Answer
 from headrace.cli.chat import Conversation
@@ -95,6 +96,21 @@ def test_an_answer_cut_at_the_limit_says_so(
     assert "[cut at 3 tokens" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fault", [Broken("the request failed"), TooLong("no place")])
+def test_a_message_that_is_not_answered_is_forgotten(
+    talk: Callable[..., Conversation], fault: Fault, monkeypatch: pytest.MonkeyPatch
+):
+    conversation = talk()
+
+    def fails(*_: object) -> Answer:
+        raise fault
+
+    monkeypatch.setattr(chat, "answer", fails)
+    with pytest.raises(type(fault)):
+        conversation.say("one")
+    assert conversation.turns == []
+
+
 # -- piped in -------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +129,12 @@ def test_a_whole_conversation_from_a_pipe(command: Command):
 def test_lines_that_go_on(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a\\\nb\n\nc\\"))
     assert [chat._piped() for _ in range(4)] == ["a\nb", "", "c\n".removesuffix("\n"), None]
+
+
+def test_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    with pytest.raises(Refused, match="standard input is not text"):
+        chat._piped()
 
 
 def test_a_flag_is_refused_before_a_model_is_looked_for(command: Command):

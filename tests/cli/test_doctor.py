@@ -73,6 +73,12 @@ def test_a_device_that_will_not_do(monkeypatch: pytest.MonkeyPatch):
     assert doctor.examine()["missing"] == [{"problem": "no back end", "remedy": "get one"}]
 
 
+def test_a_file_that_goes_meanwhile_counts_nothing(nothing_cached: Path, monkeypatch: pytest.MonkeyPatch):
+    (nothing_cached / "file").write_bytes(b"x" * 100)
+    monkeypatch.setattr("os.walk", lambda folder: [(str(folder), [], ["file", "download that is over"])])
+    assert doctor.examine()["cache"]["size"] == 100
+
+
 def test_features_that_matter(monkeypatch: pytest.MonkeyPatch):
     flags = frozenset({"avx2", "amx_int8", "fpu"})
     monkeypatch.setattr(

@@ -1,6 +1,8 @@
 """The two files of a batch."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,10 +52,19 @@ def test_what_is_added_is_found_again(tmp_path: Path):
     answers.add(Line("batch_req_2", None), {"response": {}, "error": {"message": "no"}})
     answers.close()
     again = Answers(file)
-    assert again.done == {"a", "batch_req_2"}
-    assert again.failed == 1
+    assert again.done == {("custom_id", "a"), ("id", "batch_req_2")}
     again.close()
     assert [json.loads(one)["id"] for one in file.read_text().splitlines()] == ["batch_req_1", "batch_req_2"]
+
+
+def test_a_custom_id_like_the_number_of_a_line_is_another_name(tmp_path: Path):
+    answers = Answers(tmp_path / "out")
+    answers.add(Line("batch_req_1", "batch_req_2"), {"error": None})
+    answers.close()
+    again = Answers(tmp_path / "out")
+    again.close()
+    assert Line("batch_req_7", "batch_req_2").name in again.done
+    assert Line("batch_req_2", None).name not in again.done
 
 
 def test_half_a_surrogate_pair_leaves_a_file_that_others_can_read(tmp_path: Path):
@@ -62,7 +73,7 @@ def test_half_a_surrogate_pair_leaves_a_file_that_others_can_read(tmp_path: Path
     answers.close()
     assert json.loads((tmp_path / "out").read_text(encoding="utf-8"))["custom_id"] == "\ud800"
     again = Answers(tmp_path / "out")
-    assert again.done == {"\ud800"}
+    assert again.done == {("custom_id", "\ud800")}
     again.close()
 
 
@@ -72,7 +83,7 @@ def test_a_torn_last_line_is_cut_off(left: str, tmp_path: Path):
     whole = '{"id": "1", "custom_id": "a", "error": null}\n'
     file.write_text(whole + left)
     answers = Answers(file)
-    assert answers.done == {"a"}
+    assert answers.done == {("custom_id", "a")}
     answers.add(Line("2", "b"), {"error": None})
     answers.close()
     assert file.read_text() == whole + '{"id": "2", "custom_id": "b", "error": null}\n'
@@ -85,6 +96,14 @@ def test_a_file_of_somebody_elses_is_left_as_it_is(foreign: str, tmp_path: Path)
     with pytest.raises(Refused, match="line 1 is not an answer of a batch"):
         Answers(file)
     assert file.read_text() == foreign
+
+
+@pytest.mark.parametrize("do", [count, Answers])
+def test_what_cannot_be_read_again_is_no_file_of_a_batch(do: Callable[[Path], object], tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):  # the one would wait, the other has no end
+        with pytest.raises(Refused, match="a pipe or a device"):
+            do(path)
 
 
 def test_a_folder_cannot_be_written(tmp_path: Path):

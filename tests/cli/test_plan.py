@@ -123,6 +123,8 @@ def test_calibration_says_its_error(planned: Plan, command: Command, tmp_path: P
     code, _, err = command("plan", LLAMA, "--gpu", "cpu", "--calibrate", str(file))
     assert code == 2
     assert "another kind of device" in err
+    code, _, err = command("plan", LLAMA, "--gpus", "0", "--calibrate", str(file))
+    assert (code, "--gpus is 0" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from headrace.engine.resolve import (
     resolve,
 )
 from headrace.engine.room import workspace
+from headrace.kernels import int8
 from headrace.models import gemma, llama
 
 MIB = 2**20
@@ -327,4 +328,18 @@ def test_on_a_gpu_a_checkpoint_stays_as_it_is_where_there_are_kernels(settings, 
     made = from_names(**config)
     found = pick_quantization(made, settings, torch.device("cuda"), torch.bfloat16, None)
     assert found == wanted
-    assert pick_quantization(made, settings, torch.device("cpu"), torch.float32, None) == "none"
+
+
+@pytest.mark.parametrize(("settings", "config", "wanted"), [
+    ({"quant_method": "fp8"}, {}, "int8"), ({"quant_method": "awq", "bits": 4}, {}, "int8"),
+    ({"quant_method": "fp8"}, {"dtype": "float32"}, "none"),
+    ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4}}}}, {}, "int8"),
+    ({"quant_method": "compressed-tensors", "config_groups": {}, "sparsity_config": {"format": "x"}}, {}, "none"),
+    (None, {}, "none"),
+])  # fmt: skip
+def test_on_a_cpu_what_is_rounded_already_is_multiplied_in_8_bits(settings, config, wanted):
+    if int8.missing():
+        wanted = "none"
+    made = from_names(**config)
+    cpu = torch.device("cpu")
+    assert pick_quantization(made, {"quantization_config": settings}, cpu, torch.float32, None) == wanted

@@ -59,6 +59,8 @@ def test_a_file_changes_prices_and_adds_devices(tmp_path: Path):
     [
         "no json", "[]", {"h100": 3}, {"h100": {"prize": 2}}, {"h100": {"price": "cheap"}}, {"h100": {"price": -1}},
         {"h100": {"price": True}}, {"h100": {"kind": "tpu"}}, {"mine": {"memory": 48}},
+        *({"h100": {name: 0}} for name in ("memory", "bandwidth", "bf16", "link")), "[" * 200_000,
+        {"h100": {"memory": 1e300}}, {"h100": {"bandwidth": 1e-300}},
     ],
 )  # fmt: skip
 def test_a_file_that_is_wrong_is_refused(tmp_path: Path, said: Any):

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from itertools import islice, takewhile
-from math import sqrt
+from math import inf, sqrt
 from random import Random
 from typing import Literal
 
 import msgspec
 
 from headrace.base.errors import Refused
+
+MOST = 10_000_000
+"""Requests of a level: all of them are drawn before it begins."""
 
 Pattern = Literal["poisson", "constant", "burst", "ramp"]
 
@@ -24,7 +27,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     replay      due times come with the data
     """
 
-    rate: float = float("inf")
+    rate: float = inf
     streams: int | None = None
     pattern: Pattern = "poisson"
     requests: int | None = None
@@ -40,8 +43,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         if self.streams is not None:
             return f"{self.streams} streams"
         if self.replay:
-            return "trace" if self.rate in (1.0, float("inf")) else f"trace, {self.rate:g} times as fast"
-        if self.rate == float("inf"):
+            return "trace" if self.rate in (1.0, inf) else f"trace, {self.rate:g} times as fast"
+        if self.rate == inf:
             return "all at once"
         said = f"{self.rate:.4g}/s"
         if self.pattern != "poisson":
@@ -55,17 +58,20 @@ def times(load: Load, seed: int) -> list[float]:
         raise Refused("neither --requests nor --duration is given; expected one of them", param="requests")
     if load.rate <= 0:
         raise Refused(f"--rate is {load.rate:g}; expected more than 0", param="rate")
+    if load.requests is None and load.rate == inf:
+        raise Refused("a rate without bound needs --requests", param="requests")
+    asked = min(load.requests or inf, load.rate * (load.duration or inf))
+    if asked > MOST:
+        raise Refused(f"{load.name}: {asked:,.0f} requests; at most {MOST:,} are played", param="rate")
     found = _endless(load, Random(f"arrivals {seed}"))
     if load.duration is not None:
         last = load.duration
         found = takewhile(lambda at: at < last, found)
-    if load.requests is None and load.rate == float("inf"):
-        raise Refused("a rate without bound needs --requests", param="requests")
     return list(islice(found, load.requests))
 
 
 def _endless(load: Load, random: Random) -> Iterator[float]:
-    if load.rate == float("inf"):
+    if load.rate == inf:
         while True:
             yield 0.0
     match load.pattern:

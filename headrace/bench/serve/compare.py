@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from headrace.base.errors import Refused
 from headrace.bench import files
+from headrace.bench.serve.export import SCHEMA
 from headrace.bench.serve.measures import FLOORS, KNOWN, Json, read_terms, value
 
 GATE = re.compile(r"\s*([a-z0-9_]+)\s*([+-])\s*([0-9.]+)\s*(%|)\s*")
@@ -54,9 +55,16 @@ def read(path: Path) -> Json:
     try:
         found: Any = json.loads(raw)
         if found["benchmark"] != "serve":
-            raise KeyError("benchmark")
-        _ = [(level["name"], [value(level["whole"], name) for name in KNOWN]) for level in found["levels"]]
-    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+            raise ValueError(f"it is one of `bench {found['benchmark']}`")
+        if found["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {found['schema']}; this version reads {SCHEMA}")
+        for level in found["levels"]:
+            numbers = [value(level["whole"], name) for name in KNOWN]
+            if not isinstance(level["name"], str) or not all(
+                isinstance(n, float | int | None) for n in numbers
+            ):
+                raise TypeError("a level has a name or a number that is none")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
         raise Refused(
             f"{path} is not a result of `headrace bench serve`: {fault}", param="compare"
         ) from fault

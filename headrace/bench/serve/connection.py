@@ -26,18 +26,20 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, url: str, headers: dict[str, str], verify: bool = True) -> "Target":
         """Raises Refused for what is no http(s) address. A path of `/v1` at its end is taken off."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
-            port = parts.port
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port, host, _ = parts.port, (parts.hostname or "").encode("idna"), parts.path.encode("ascii")
+            if parts.scheme not in ("http", "https") or not host:
+                raise ValueError(url)
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise Refused(f"--url is {url!r}; expected an address such as http://127.0.0.1:8000", param="url")
+            raise Refused(
+                f"--url is {url!r}; expected an address such as http://127.0.0.1:8000", param="url"
+            ) from None
         secure = parts.scheme == "https"
         path = parts.path.rstrip("/").removesuffix("/v1")
         return cls(
             url=f"{parts.scheme}://{parts.netloc}{path}",
-            host=parts.hostname,
+            host=host.decode(),
             port=port or (443 if secure else 80),
             secure=secure,
             path=path,

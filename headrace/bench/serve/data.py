@@ -1,7 +1,8 @@
 """What is asked: synthetic prompts, conversations, files of prompts, traces; the same for the same seed."""
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, pairwise
+from math import isfinite
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -98,8 +99,8 @@ def _synthetic(source: Synthetic, seed: int) -> Iterator[Conversation]:
 
 
 def text(source: Source, tokens: int, random: Random) -> str:
-    """Random words that are so many tokens."""
-    return " ".join(random.choices(source.words, k=round(tokens / source.per_word)))
+    """Random words that are so many tokens, as far as words can be; at least one, for a prompt is never empty."""
+    return " ".join(random.choices(source.words, k=max(1, round(tokens / source.per_word))))
 
 
 # -- files --------------------------------------------------------------------------------------------------------
@@ -164,10 +165,11 @@ def _sharegpt(item: Any, most: Any, think: Any) -> Conversation:
     An answer may be as long as the one in the file, at about four characters a token.
     """
     said = item.get("conversations") if isinstance(item, dict) else None
+    said = [part for part in said if isinstance(part, dict)] if isinstance(said, list) else []
     turns: list[Turn] = []
-    for person, model in zip(said or [], (said or [])[1:], strict=False):
+    for person, model in pairwise(said):
         if person.get("from") in ("human", "user") and model.get("from") in ("gpt", "assistant", "chatgpt"):
-            text, answer = person.get("value"), model.get("value") or ""
+            text, answer = person.get("value"), str(model.get("value") or "")
             if isinstance(text, str) and text:
                 turns.append(Turn(text, most(max(1, len(answer) // 4)), think() if turns else 0.0))
     return turns
@@ -198,6 +200,9 @@ def trace(source: Prompts, seed: int) -> list[tuple[float, Conversation]]:
     for n, item in enumerate(_entries(source)):
         try:
             stamp, tokens_in = item["timestamp"], int(item["input_length"])
+            at = float(stamp) / (1000 if isinstance(stamp, int) else 1)
+            if not isfinite(at) or not 0 <= tokens_in <= lengths.MOST:
+                raise ValueError(item)
             tokens_out = lengths.whole(draw, random) if draw else int(item["output_length"])
             shared = [int(id) for id in item.get("hash_ids", ())]
         except (KeyError, TypeError, ValueError) as fault:
@@ -208,7 +213,6 @@ def trace(source: Prompts, seed: int) -> list[tuple[float, Conversation]]:
         whole = [text(source, BLOCK, Random(f"block {id}")) for id in shared[: tokens_in // BLOCK]]
         rest = tokens_in - BLOCK * len(whole)
         parts = [*whole, text(source, rest, Random(f"rest {seed} {n}"))] if rest > 0 else whole
-        at = stamp / 1000 if isinstance(stamp, int) else float(stamp)
         found.append((at, [Turn(" ".join(parts), max(1, tokens_out))]))
     if not found:
         raise Refused(f"{source.path} has no entries", param="replay")

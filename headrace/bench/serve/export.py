@@ -131,10 +131,11 @@ def write_samples(path: Path, levels: Sequence[Level]) -> None:
     """A line of JSON per request: everything the client noted. Raises Refused."""
     lines = [
         json.dumps({"level": level.load.name, **{n: getattr(sample, n) for n in sample.__struct_fields__}})
+        + "\n"
         for level in levels
         for sample in level.samples
     ]
-    write(path, "\n".join(lines) + "\n", "samples")
+    write(path, "".join(lines), "samples")
 
 
 def _plain(value: Any) -> Any:

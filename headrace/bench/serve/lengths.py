@@ -6,9 +6,10 @@ from random import Random
 from headrace.base.errors import Refused
 
 EXPECTED = (
-    "a number (128), a range (64-256), normal:MEAN,SPREAD, lognormal:MEDIAN,SIGMA, exp:MEAN, or a mixture of"
-    " numbers (128:0.7,1024:0.3)"
+    "a number (128), a range (64-256), normal:MEAN,SPREAD, lognormal:MEDIAN,SIGMA (below 10), exp:MEAN, or a mixture"
+    " of numbers (128:0.7,1024:0.3)"
 )
+STEEPEST = 10
 
 MOST = 2**20
 
@@ -51,6 +52,8 @@ def _distribution(kind: str, numbers: list[float]) -> Draw:
     first, second = numbers
     if kind == "normal":
         return lambda random: random.gauss(first, second)
+    if second > STEEPEST:
+        raise ValueError(second)
     return lambda random: first * random.lognormvariate(0, second)
 
 

@@ -4,7 +4,8 @@ import os
 
 from headrace.base.errors import Refused
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report
+from headrace.cli.bench._ending import unwound
+from headrace.cli.bench._report import FileFlags, Files
 
 
 def run(
@@ -32,10 +33,12 @@ def run(
     """
     at_least(1, streams=streams, tokens=tokens, repeats=repeats)
     at_least(0, rate=rate)
+    report = files.begin("frontend")
     if not hasattr(os, "sched_setaffinity"):
         raise Refused("processes cannot be kept on one core here", hint="run it on Linux")
     from headrace.bench.frontend import Work, measure
 
-    found = measure(Work(streams, tokens, rate), repeats)
+    with unwound():
+        found = measure(Work(streams, tokens, rate), repeats)
     settings = {"streams": streams, "tokens": tokens, "rate": rate, "repeats": repeats}
-    report("frontend", settings, found, files)
+    report.show(settings, found)

@@ -2,10 +2,11 @@
 
 from headrace.bench.result import Measure
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report
+from headrace.cli.bench._report import FileFlags, Files
 
 CASES = ((1, 128, 256), (64, 128, 128), (256, 128, 128), (512, 128, 64), (64, 2048, 1))
 """Requests, tokens in and tokens out of each."""
+MOST_TOKENS = 1 << 20
 GRAMMARS, MASK_STEPS = 128, 60
 
 
@@ -19,16 +20,15 @@ def run(*, step_tokens: int = 8192, grammars: str | None = None, files: FileFlag
     grammars
         model for whose vocabulary masks of structured output are timed as well, 128 schemas in a step
     """
-    at_least(1, step_tokens=step_tokens)
+    at_least(1, MOST_TOKENS, step_tokens=step_tokens)
+    report = files.begin("host")
     from headrace.bench.host import measure
 
-    measures = []
+    measures = [] if grammars is None else _masks(grammars)
     for rows, tokens_in, tokens_out in CASES:
         costs = measure(rows, tokens_in, tokens_out, step_tokens)
         measures += costs.measures(f"{rows} x {tokens_in}+{tokens_out}")
-    if grammars is not None:
-        measures += _masks(grammars)
-    report("host", {"step_tokens": step_tokens}, measures, files)
+    report.show({"step_tokens": step_tokens}, measures)
 
 
 def _masks(model: str) -> list[Measure]:

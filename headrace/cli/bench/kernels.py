@@ -9,7 +9,7 @@ from rich.table import Table
 from headrace.base.errors import Broken, Refused
 from headrace.cli._print import table as table_of
 from headrace.cli._print import tell
-from headrace.cli.bench._report import FileFlags, Files, report
+from headrace.cli.bench._report import FileFlags, Files, Report
 
 if TYPE_CHECKING:
     from headrace.bench.kernels import Outcome
@@ -53,13 +53,16 @@ def run(
     """
     if table is not None and not tune:
         raise Refused("--table is given without --tune; it says where to write what was found", param="table")
+    if tune and (deterministic, kv_dtype, files) != (False, "auto", Files()):
+        raise Refused(
+            "--tune is for the ordinary way, and writes a table and no result",
+            param="tune",
+            hint="leave out --deterministic, --kv-dtype, --output and --compare",
+        )
+    report = files.begin("kernels")
     _need_gpu()
     if not tune:
-        _measure(tuple(kernels or ()), shape, deterministic, kv_dtype, files)
-    elif deterministic or kv_dtype != "auto":
-        raise Refused(
-            "--tune is for the ordinary way; leave out --deterministic and --kv-dtype", param="tune"
-        )
+        _measure(tuple(kernels or ()), shape, deterministic, kv_dtype, report)
     else:
         from headrace.bench.kernels_tune import TUNED
         from headrace.bench.kernels_tune import tune as find_fastest
@@ -68,7 +71,7 @@ def run(
 
 
 def _measure(
-    kernels: tuple[str, ...], shapes: tuple[str, ...], deterministic: bool, kv_dtype: str, files: Files
+    kernels: tuple[str, ...], shapes: tuple[str, ...], deterministic: bool, kv_dtype: str, report: Report
 ) -> None:
     import torch
 
@@ -85,7 +88,7 @@ def _measure(
     settings = {"kernels": selection.kernels, "shapes": shapes, "deterministic": deterministic}
     settings |= {"kv_dtype": kv_dtype, **limits._asdict()}
     measures = [measure for outcome in outcomes for measure in outcome.measures(limits)]
-    report("kernels", settings, measures, files, torch.cuda.get_device_name(), shown(outcomes, limits))
+    report.show(settings, measures, torch.cuda.get_device_name(), shown(outcomes, limits))
     if wrong := [outcome.name for outcome in outcomes if not outcome.sound]:
         raise Broken(f"{len(wrong)} kernels do not give what they are defined to: {', '.join(wrong[:5])}")
 

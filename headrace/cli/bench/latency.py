@@ -3,7 +3,8 @@
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report
+from headrace.cli.bench._report import FileFlags, Files, facts
+from headrace.engine.request import SamplingParams
 
 
 def run(
@@ -29,10 +30,18 @@ def run(
         of the sampling; 0 takes the likeliest token
     """
     at_least(1, tokens_in=tokens_in, tokens_out=tokens_out, repeats=repeats)
+    SamplingParams(temperature=temperature)  # what cannot be is refused before a model is loaded
+    report = files.begin("latency")
     from headrace.bench.latency import measure
     from headrace.bench.plain import gpu_name
 
     llm = load(engine.config)
     measures = measure(llm, tokens_in, tokens_out, repeats, temperature)
-    settings = {"model": llm.plan.model, "tokens_in": tokens_in, "tokens_out": tokens_out, "repeats": repeats}
-    report("latency", settings, measures, files, gpu_name(llm.plan.device))
+    settings = {
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+        "repeats": repeats,
+        "temperature": temperature,
+    }
+    settings |= facts(llm.plan)
+    report.show(settings, measures, gpu_name(llm.plan.device))

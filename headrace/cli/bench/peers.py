@@ -14,14 +14,16 @@ from rich.table import Table
 from headrace.base.config import Config, values
 from headrace.base.errors import Refused
 from headrace.base.hardware import cores
+from headrace.bench.workloads import Workload, check, workload
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._print import table, tell
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report
+from headrace.cli.bench._ending import unwound
+from headrace.cli.bench._report import FileFlags, Files
+from headrace.engine.request import SamplingParams
 
 if TYPE_CHECKING:
     from headrace.bench.peers import Peer, Race
-    from headrace.bench.workloads import Workload
 
 SHARED_GPU, VLLM_CPU = 0.9, 0.4
 """Part of a GPU that all engines together take, as they are all loaded while they wait for their turn; and part of a
@@ -65,17 +67,21 @@ def run(
         of the sampling; 0 takes the likeliest token, which is all that llama.cpp is asked for
     """
     at_least(1, rounds=rounds)
+    SamplingParams(temperature=temperature)  # what cannot be is refused before anything is started
+    names = workloads or ["single"]
+    check(names)
+    report = files.begin("peers")
     _check_peers(vllm, llama_cpp, greedy_gguf=shape is None and not temperature)
     options = _options(vllm_options)
-    with ExitStack() as open_things:
+    with unwound(), ExitStack() as open_things:
         folder = Path(open_things.enter_context(tempfile.TemporaryDirectory()))
         peers = _peers(engine.config, {"vllm": vllm, "llama-cpp": llama_cpp}, shape, options, folder)
         peers = [replace(peer, settings={"temperature": temperature, **peer.settings}) for peer in peers]
-        races, facts = _run(peers, workloads or ["single"], rounds, open_things)
+        races, facts = _run(peers, names, rounds, open_things)
     measures = [measure for race in races for measure in race.measures()]
     settings = {"temperature": temperature, "rounds": rounds, "engines": facts}
     settings["model"] = shape or engine.config.model.path
-    report("peers", settings, measures, files, facts["headrace"].get("gpu"), _table(races, facts))
+    report.show(settings, measures, facts["headrace"].get("gpu"), _table(races, facts))
 
 
 def _check_peers(vllm: Path | None, llama_cpp: Path | None, greedy_gguf: bool) -> None:
@@ -107,10 +113,14 @@ def _peers(
     """The engines with what each is to load; we first."""
     import torch
 
+    from headrace.bench import peers
     from headrace.bench.peers import OURS, Peer
     from headrace.bench.shapes import shaped
     from headrace.checkpoint.hub import find
 
+    for engine, python in pythons.items():
+        if python is not None:
+            peers.check(engine, python)
     if shape is None:
         model = find(config.model.path)
     else:
@@ -155,7 +165,6 @@ def _run(
     peers: "list[Peer]", names: list[str], rounds: int, open_things: ExitStack
 ) -> "tuple[list[Race], dict[str, Any]]":
     from headrace.bench.peers import Contestant, race
-    from headrace.bench.workloads import workload
 
     contestants: list[Contestant] = []
     for peer in peers:

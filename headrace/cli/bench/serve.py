@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 from rich.console import Console
 
 from headrace.base.config import knob
-from headrace.base.errors import Refused
+from headrace.base.errors import Fault, Refused
 from headrace.base.hardware import cores
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headrace.bench.serve.data import Source
 
 KEY = "OPENAI_API_KEY"
+MOST_STREAMS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,13 +137,15 @@ def run(
     settings["server_version"] = version(campaign.target)
     if judgement.self_test:
         settings["client"] = _test_self(told)
-    levels, found = _play(campaign, traffic, judgement, console, told)
+    levels, found, ended = _play(campaign, traffic, judgement, console, told)
     said = document(campaign, levels, settings, found)
     rows: list[Row] = []
     try:
         rows = _against(before, said, gates, console)
     finally:  # what was measured is kept, even if it cannot be compared
         _write(said, levels, rows, judgement)
+    if ended is not None:
+        raise ended
     nothing = not any(level.whole.outcomes.get("ok") for level in levels)
     return int(nothing or any(row.broken for row in rows))
 
@@ -162,8 +165,10 @@ def _campaign(
     from headrace.bench.serve.measures import read_limits
     from headrace.bench.serve.probe import find_model
 
-    _check(traffic, prompts, judgement)
-    key = server.api_key or os.environ.get(KEY)
+    _check(server, traffic, prompts, judgement)
+    key = server.api_key or os.environ.get(KEY) or ""
+    if not (key.isascii() and key.isprintable()):
+        raise Refused("the key has characters that no header may have", param="api_key", hint=f"see ${KEY}")
     target = Target.of(server.url, {"Authorization": f"Bearer {key}"} if key else {}, server.verify)
     try:
         extra = msgspec.json.decode(server.extra, type=dict[str, Any]) if server.extra else {}
@@ -181,22 +186,27 @@ def _campaign(
     return Campaign(
         target, ask, source, prompts.seed, traffic.processes or max(1, min(8, cores() // 2)),
         timeout=traffic.timeout, drain=traffic.drain, cancel=traffic.cancel, definitions=judgement.definitions,
-        limits=read_limits(judgement.goodput) if judgement.goodput else None,
+        limits=None if judgement.goodput is None else read_limits(judgement.goodput),
     )  # fmt: skip
 
 
-def _check(traffic: Traffic, prompts: Prompts, judgement: Judgement) -> None:
+def _check(server: Server, traffic: Traffic, prompts: Prompts, judgement: Judgement) -> None:
     """Refuse what makes no sense before anything is sent."""
     from headrace.bench.serve.arrivals import times
     from headrace.bench.serve.search import read_limits
-    from headrace.cli.bench._checks import check
+    from headrace.cli.bench._checks import at_least, check
 
+    at_least(0, temperature=server.temperature)
+    if server.endpoint == "completions" and prompts.turns != Prompts().turns:
+        raise Refused(
+            "--turns is given, and --endpoint completions", param="turns", hint="conversations are chat"
+        )
     usual = {**asdict(Traffic()), **asdict(Prompts()), **asdict(Judgement())}
     check({**asdict(traffic), **asdict(prompts), **asdict(judgement)}, usual)
     for load in _loads(traffic):
         if load.streams is None and not load.replay:
             times(load, 0)
-    limits = read_limits(judgement.find_slo) if judgement.find_slo else []
+    limits = [] if judgement.find_slo is None else read_limits(judgement.find_slo)
     if judgement.goodput is None and any(limit.name in ("goodput", "attained") for limit in limits):
         raise Refused(
             f"--find-slo {judgement.find_slo} needs to know what a good request is",
@@ -240,9 +250,10 @@ def _loads(traffic: Traffic) -> "list[Load]":
     if base.replay:
         return [base]
     streams = _numbers(traffic.concurrency or "8", "concurrency")
-    if not all(number.is_integer() for number in streams):
+    if not all(number.is_integer() and number <= MOST_STREAMS for number in streams):
         raise Refused(
-            f"--concurrency is {traffic.concurrency!r}; expected whole numbers", param="concurrency"
+            f"--concurrency is {traffic.concurrency!r}; expected whole numbers up to {MOST_STREAMS}",
+            param="concurrency",
         )
     return [structs.replace(base, streams=int(number)) for number in streams]
 
@@ -274,14 +285,16 @@ def _test_self(told: Console) -> dict[str, float]:
 
 def _play(
     campaign: "Campaign", traffic: Traffic, judgement: Judgement, console: Console, told: Console
-) -> "tuple[list[Level], dict[str, Any] | None]":
-    """All levels, shown as they come; and what a search found."""
+) -> "tuple[list[Level], dict[str, Any] | None, BaseException | None]":
+    """All levels, shown as they come; what a search found; what ended it too early, where there is a level by then."""
+    from headrace.cli.bench._ending import unwound
     from headrace.cli.bench._live import Watch
     from headrace.cli.bench._tables import shown
 
     levels: list[Level] = []
     found: dict[str, Any] | None = None
-    with Watch(told) as watch:
+    ended: BaseException | None = None
+    with unwound(), Watch(told) as watch:
         campaign = replace(campaign, told=watch.told)
         campaign.warm_up(traffic.warmup)
         try:
@@ -290,11 +303,12 @@ def _play(
                 console.print(shown(levels[-1], found))
                 if levels[-1].dead:
                     break
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit, Fault) as fault:
             if not levels:
                 raise
+            ended = fault
             told.print("[yellow]stopped: what was measured until now follows[/]")
-    return levels, found
+    return levels, found, ended
 
 
 def _steps(

@@ -3,7 +3,7 @@
 from headrace.base.config import Config, values
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report
+from headrace.cli.bench._report import FileFlags, Files
 
 
 def run(*, repeats: int = 3, files: FileFlags = Files(), engine: EngineFlags = Engine()) -> None:
@@ -15,11 +15,11 @@ def run(*, repeats: int = 3, files: FileFlags = Files(), engine: EngineFlags = E
         how many interpreters are started, one after the other
     """
     at_least(1, repeats=repeats)
+    report = files.begin("startup")
     from headrace.bench.startup import measure
-    from headrace.checkpoint.hub import find
+    from headrace.engine.start import look
 
-    find(engine.config.model.path)  # fetched before it is timed, refused here where there is none
-
+    look(engine.config)  # fetched before it is timed, refused here where it cannot be
     given = values(engine.config)
     settings = {name: value for name, value in given.items() if value != values(Config())[name]}
-    report("startup", {"repeats": repeats, **settings}, measure(settings, repeats), files)
+    report.show({"repeats": repeats, **settings}, measure(settings, repeats))

@@ -2,20 +2,20 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from headrace.base.errors import Refused
-from headrace.base.words import dtype_name
+from headrace.bench.workloads import check, custom, workload
 from headrace.cli._knobs import Engine, EngineFlags
 from headrace.cli._load import load
 from headrace.cli._print import tell
 from headrace.cli.bench._checks import at_least
-from headrace.cli.bench._report import FileFlags, Files, report
+from headrace.cli.bench._report import FileFlags, Files, facts
+from headrace.engine.request import SamplingParams
 
-if TYPE_CHECKING:
-    from headrace.engine.resolve import Plan
+TOKENS_IN, TOKENS_OUT = 512, 128
 
 
 def run(
@@ -24,8 +24,8 @@ def run(
     *,
     shape: str | None = None,
     requests: int | None = None,
-    tokens_in: int = 512,
-    tokens_out: int = 128,
+    tokens_in: int = TOKENS_IN,
+    tokens_out: int = TOKENS_OUT,
     repeats: int = 2,
     temperature: float = 0.8,
     files: FileFlags = Files(),
@@ -54,37 +54,33 @@ def run(
         of the sampling; 0 takes the likeliest token
     """
     at_least(1, repeats=repeats, requests=requests, tokens_in=tokens_in, tokens_out=tokens_out)
+    SamplingParams(temperature=temperature)  # what cannot be is refused before a model is loaded
+    check(workloads or [])
+    report = files.begin("throughput")
     if requests is not None and workloads:
         raise Refused(
             "both workloads and --requests are given", param="requests", hint="leave one of them out"
         )
+    if requests is None and (tokens_in, tokens_out) != (TOKENS_IN, TOKENS_OUT):
+        raise Refused(
+            "--tokens-in and --tokens-out are for --requests; named workloads have lengths of their own",
+            param="requests",
+            hint="add --requests N",
+        )
     from headrace.bench.plain import gpu_name
     from headrace.bench.shapes import shaped
     from headrace.bench.throughput import time_workload
-    from headrace.bench.workloads import custom, workload
 
     with tempfile.TemporaryDirectory() as folder:
         llm = load(engine.config if shape is None else shaped(engine.config, shape, Path(folder)))
     vocab, on_gpu = llm.intake.vocab, llm.plan.device.type == "cuda"
     if requests is not None:
-        works = [custom(requests, tokens_in, tokens_out, vocab)]
+        works = [custom(requests, tokens_in, tokens_out, vocab, llm.plan.max_len)]
     else:
         works = [workload(name, vocab, on_gpu) for name in workloads or ["single"]]
     measures = []
     for work in works:
-        measures += time_workload(llm, work, repeats, temperature, tell).measures()
-    settings = {"temperature": temperature, "repeats": repeats, **_facts(llm.plan, shape)}
-    report("throughput", settings, measures, files, gpu_name(llm.plan.device))
-
-
-def _facts(plan: "Plan", shape: str | None) -> dict[str, Any]:
-    return {
-        "model": shape or plan.model,
-        "dtype": dtype_name(plan.dtype),
-        "quantization": plan.quantization,
-        "kv_dtype": dtype_name(plan.kv_dtype),
-        "kv_tokens": plan.kv_tokens,
-        "deterministic": plan.deterministic,
-        "rows": plan.rows,
-        "tokens": plan.tokens,
-    }
+        measures += time_workload(llm, work, repeats, temperature, tell)
+    settings = {"temperature": temperature, "repeats": repeats, **facts(llm.plan)}
+    settings["model"] = shape or llm.plan.model
+    report.show(settings, measures, gpu_name(llm.plan.device))

@@ -62,7 +62,16 @@ def test_without_a_bound_all_come_at_once():
     assert times(Load(rate=inf, requests=3), 0) == [0, 0, 0]
 
 
-@pytest.mark.parametrize("load", [Load(rate=3), Load(rate=inf, duration=3.0), Load(rate=0, requests=3)])
+@pytest.mark.parametrize(
+    "load",
+    [
+        Load(rate=3),
+        Load(rate=inf, duration=3.0),
+        Load(rate=0, requests=3),
+        Load(rate=1e9, duration=30.0),
+        Load(requests=10**9),
+    ],
+)
 def test_a_load_without_end_is_refused(load: Load):
     with pytest.raises(Refused):
         times(load, 0)

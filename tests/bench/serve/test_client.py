@@ -176,7 +176,10 @@ def test_addresses(url: str, host: str, port: int, path: str):
     assert target.head("POST", "/x", 3).startswith(f"POST {path}/x HTTP/1.1\r\nHost: ".encode())
 
 
-@pytest.mark.parametrize("url", ["ftp://h", "http://", "http://h:x", "http://h:99999"])
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://h", "http://", "http://h:x", "http://h:99999", "http://[::1", "http://a..b", "http://h/\u20ac"],
+)
 def test_what_is_no_address_is_refused(url: str):
     with pytest.raises(Refused, match="--url"):
         Target.of(url, {})

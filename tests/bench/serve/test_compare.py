@@ -72,9 +72,17 @@ def test_a_file_survives_its_writing(tmp_path: Path):
     "content",
     ["{", "[]", '{"benchmark": "throughput"}', '{"benchmark": "serve"}', "null"]
     + [
-        f'{{"benchmark": "serve", "levels": [{{"name": "a", "whole": {whole}}}]}}'
-        for whole in ("null", '{"ttft": 3}')
-    ],
+        f'{{"benchmark": "serve", "schema": {schema}, "levels": [{{"name": {name}, "whole": {whole}}}]}}'
+        for schema, name, whole in (
+            (1, '"a"', "null"),
+            (1, '"a"', '{"ttft": 3}'),
+            (1, '"a"', '{"goodput": "3"}'),
+            (1, '["a"]', "{}"),
+            (2, '"a"', "{}"),
+        )
+    ]
+    + ["[" * 200_000],
+    ids=lambda content: content[-20:],
 )
 def test_another_file_is_refused(tmp_path: Path, content: str):
     (tmp_path / "x").write_text(content)

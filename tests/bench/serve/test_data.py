@@ -34,6 +34,7 @@ def test_prompts_have_the_length_that_is_wanted_and_differ():
 
 def test_words_may_be_more_than_a_token():
     assert len(text(Synthetic(per_word=2.0), 100, Random(0)).split()) == 50
+    assert len(text(Synthetic(per_word=3.0), 1, Random(0)).split()) == 1
 
 
 def test_groups_share_their_beginning():
@@ -83,11 +84,19 @@ def test_conversations_as_sharegpt_has_them(kind: Any, tmp_path: Path):
         {"from": "human", "value": "two"},
         {"from": "gpt", "value": "b"},
         {"from": "human", "value": "nobody answers"},
+        "no part",
     ]
-    items = [{"conversations": said}, {"conversations": []}, {"other": 1}, "x"]
+    odd: list[Any] = [{"conversations": "no list"}, {"conversations": ["one", "two"]}]
+    items = [{"conversations": said}, {"conversations": []}, {"other": 1}, "x", *odd]
     source = Prompts(path=write(tmp_path / "s", items, True), kind=kind, think="3")
     (found,) = first(source, 1)
     assert [(turn.prompt, turn.max_tokens, turn.think) for turn in found] == [("one", 10, 0), ("two", 1, 3)]
+
+
+def test_an_answer_that_is_no_text_is_as_long_as_it_is_written(tmp_path: Path):
+    said = [{"from": "human", "value": "one"}, {"from": "gpt", "value": 12345678}]
+    (found,) = first(Prompts(path=write(tmp_path / "s", [{"conversations": said}])), 1)
+    assert [turn.max_tokens for turn in found] == [2]
 
 
 def test_a_trace_says_when_and_how_long(tmp_path: Path):
@@ -128,6 +137,10 @@ def test_a_trace_may_be_sped_up_and_cut(tmp_path: Path):
         ('{"timestamp": 1}\n', "trace"),
         ("[]", "trace"),
         ("[1]", "trace"),
+    ]
+    + [
+        (f'{{"timestamp": {stamp}, "input_length": {length}, "output_length": 4}}', "trace")
+        for stamp, length in (('"abc"', 5), ('"nan"', 5), ("null", 5), (1, -5), (1, 10**12))
     ],
 )
 def test_a_file_that_is_of_no_use_is_refused(tmp_path: Path, content: str, kind: Any):

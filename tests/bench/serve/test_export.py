@@ -58,3 +58,5 @@ def test_samples_have_a_line_each(tmp_path: Path):
     lines = (tmp_path / "s.jsonl").read_text().splitlines()
     assert len(lines) == 200
     assert json.loads(lines[0])["outcome"] == "ok"
+    write_samples(tmp_path / "none.jsonl", [])
+    assert (tmp_path / "none.jsonl").read_text() == ""

@@ -37,7 +37,21 @@ def test_a_whole_number_has_bounds():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "-3", "5-2", "normal:1", "exp:1,2", "1:0", "1:x", "nan", "1e10", "uniform:1,2"]
+    "text",
+    [
+        "",
+        "x",
+        "-3",
+        "5-2",
+        "normal:1",
+        "exp:1,2",
+        "1:0",
+        "1:x",
+        "nan",
+        "1e10",
+        "uniform:1,2",
+        "lognormal:9,500",
+    ],
 )
 def test_what_is_no_length_is_refused(text: str):
     with pytest.raises(Refused, match="--tokens-in is"):

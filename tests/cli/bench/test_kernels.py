@@ -27,6 +27,13 @@ def test_a_table_to_write_is_of_no_use_without_tuning(tmp_path: Path, capsys: py
     assert "--tune" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--output", "--compare", "--deterministic", "--kv-dtype"])
+def test_tuning_heeds_no_flag_of_measuring(flag: str, capsys: pytest.CaptureFixture[str]):
+    words = {"--deterministic": [], "--kv-dtype": ["fp8"]}.get(flag, ["r.json"])
+    assert run(["bench", "kernels", "--tune", flag, *words]) == 2
+    assert "leave out --deterministic, --kv-dtype" in capsys.readouterr().err
+
+
 def test_the_table_has_a_line_for_every_case():
     pytest.importorskip("triton")
     from headrace.bench.kernels import Outcome, Selection
@@ -64,7 +71,7 @@ def test_the_whole_command(
     monkeypatch.setattr(kernels, "_timed", timed)
     words = ["bench", "kernels", "norm", "--shape", "qwen3-0.6b"]
     assert run([*words, "--output", str(tmp_path / "a.json")]) == 0
-    first = Result.read(tmp_path / "a.json")
+    first = Result.read(tmp_path / "a.json", "kernels")
     assert first.machine["gpu"] == "a GPU"
     assert first.settings["bandwidth"] == 1e12
     assert [m.value for m in first.measures if m.unit == "us"] == [5.0] * 4

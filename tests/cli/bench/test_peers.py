@@ -1,10 +1,13 @@
 """`headrace bench peers`."""
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from headrace.bench.peers import Contestant
 from tests.bench.fakes import fake_python
 from tests.cli.conftest import Command
 
@@ -43,16 +46,50 @@ def test_both_engines_in_one_run(
         (("--vllm", "p", "--vllm-options", "3"), "no JSON object"),
         (("--llama-cpp", "p", "--shape", "qwen3-0.6b"), "GGUF file"),
         (("--llama-cpp", "p", "--temperature", "1"), "temperature 0"),
-        (("--vllm", "p", "--shape", "qwen3-0.7b"), "did you mean 'qwen3-0.6b'"),
+        (("--vllm", "p", "--temperature", "nan"), "temperature is nan"),
+        (("sngle", "--vllm", "p"), "did you mean 'single'"),
+        (("--vllm", "p"), "p cannot be run: [Errno 2] No such file"),
+        (("--vllm", sys.executable), "has no vllm"),
     ],
 )
-def test_refused(command: Command, words: tuple[str, ...], said: str):
+def test_refused_before_anything_is_started(
+    command: Command, words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("headrace.bench.peers.Contestant", None)
     code, out, err = command("bench", "peers", *words)
     assert (code, out) == (2, "")
     assert said in err
 
 
-def test_llama_cpp_wants_gguf(command: Command, tiny: Path):
-    code, _, err = command("bench", "peers", "--llama-cpp", "p", "--model", str(tiny))
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--vllm", "--shape", "qwen3-0.7b"), "did you mean 'qwen3-0.6b'"),
+        (("--llama-cpp", "--model", "tiny"), "GGUF"),
+    ],
+)
+def test_models_that_will_not_do(
+    command: Command, tiny: Path, tmp_path: Path, words: tuple[str, ...], said: str
+):
+    flag, *rest = (str(tiny) if word == "tiny" else word for word in words)
+    code, _, err = command("bench", "peers", flag, str(fake_python(tmp_path)), *rest)
     assert code == 2
-    assert "GGUF" in err
+    assert said in err
+
+
+def test_sigterm_leaves_no_engine_behind(
+    command: Command, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started: list[Contestant] = []
+
+    def ended(contestants: list[Contestant], *_: object) -> None:
+        started.extend(contestants)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("headrace.bench.peers.race", ended)
+    words = ("--model", str(tiny), "--dummy-weights", "--vllm", str(fake_python(tmp_path)), *SIZES)
+    with pytest.raises(SystemExit) as end:
+        command("bench", "peers", *words)
+    assert end.value.code == 143
+    assert [contestant._process.poll() is None for contestant in started] == [False, False]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

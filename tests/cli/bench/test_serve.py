@@ -3,10 +3,14 @@
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from headrace.base.errors import Broken
+from headrace.bench.serve.arrivals import Load
+from headrace.bench.serve.campaign import Campaign, Level
 from headrace.bench.serve.selftest import stub
 from headrace.cli.main import run
 
@@ -128,6 +132,18 @@ def test_a_server_where_everything_fails_gives_numbers_and_an_exit_code(capsys: 
         (["--data", "x.jsonl", "--tokens-in", "9"], "--tokens-in and --data are both given"),
         (["--find-slo", "attained>0.9"], "what a good request is"),
         (["--html", "no/such/folder.html"], "cannot be written: no/such is no folder"),
+        (["--html", "r.json", "--output", "r.json"], "one file is given for two of output, html"),
+        (["--concurrency", "1e30"], "whole numbers up to 100000"),
+        (["--requests", f"{10**22}"], "expected at most"),
+        (["--seed", f"{10**22}"], "expected at most"),
+        (["--prefix-tokens", f"{10**12}"], "expected at most 1048576"),
+        (["--rate", "1e9"], "at most 10,000,000 are played"),
+        (["--temperature", "nan"], "--temperature is nan"),
+        (["--find-slo", ""], "no limit"),
+        (["--goodput", ""], "--goodput is ''"),
+        (["--turns", "2", "--endpoint", "completions"], "conversations are chat"),
+        (["--api-key", "k\r"], "characters that no header may have"),
+        (["--api-key", "\u043a"], "characters that no header may have"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_sent(
@@ -135,6 +151,28 @@ def test_bad_flags_are_refused_before_anything_is_sent(
 ):
     assert bench(url, *words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [(KeyboardInterrupt(), 130), (Broken("a client process died"), 1), (SystemExit(143), 143)],
+)
+def test_what_was_measured_is_kept_when_a_later_level_is_not(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException, code: int
+):
+    level = Campaign.level
+
+    def second_fails(self: Campaign, load: Load, number: int = 0) -> Level:
+        if number:
+            raise fault
+        return level(self, load, number)
+
+    monkeypatch.setattr(Campaign, "level", second_fails)
+    output = tmp_path / "o.json"
+    words = ("--concurrency", "1,2", "--requests", "4", "--duration", "60", "--output", str(output))
+    with pytest.raises(SystemExit) if code == 143 else nullcontext():
+        assert bench(url, *words) == code
+    assert [one["name"] for one in json.loads(output.read_text())["levels"]] == ["1 streams"]
 
 
 def test_a_server_that_dies_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.bench.result import Result
+from headrace.bench.result import Measure, Result
 from tests.cli.conftest import Command
 
 
@@ -38,15 +38,48 @@ def test_a_result_is_shown_and_written(
     assert said["settings"].get("model", "tiny").endswith("tiny")
 
 
+def test_what_cannot_start_is_refused_before_an_interpreter_is(command: Command):
+    code, out, err = command("bench", "startup", "--max-len=9999", small=True)
+    assert (code, out) == (2, "")
+    assert "model.max_len 9999" in err
+
+
 def test_a_result_of_another_benchmark_is_no_comparison(command: Command, tmp_path: Path):
     Result("latency", {}, {}, None, {}).write(tmp_path / "before.json")
     names = f"--compare={tmp_path}/before.json", f"--output={tmp_path}/now.json"
     words = "throughput", "--requests=1", "--tokens-in=5", "--tokens-out=4", "--repeats=1"
     code, out, err = command("bench", *words, *names, small=True)
-    assert code == 2
+    assert (code, out) == (2, "")
     assert "of `bench latency`; one of `bench throughput` is expected" in err
-    assert "1x5+4: time" in out
-    assert (tmp_path / "now.json").exists(), "what was measured is kept"
+    assert not (tmp_path / "now.json").exists()
+
+
+def test_a_result_takes_the_place_of_the_one_that_it_is_compared_with(command: Command, tmp_path: Path):
+    file = tmp_path / "r.json"
+    old = Measure("TTFT p50", 1e9, "ms", "lower")
+    Result("latency", {"cpu": "another"}, {}, None, {"tokens_in": 9, "repeats": 1}, [old]).write(file)
+    words = "latency", "--tokens-in=5", "--tokens-out=2", "--repeats=1"
+    code, out, _ = command("bench", *words, f"--output={file}", f"--compare={file}", small=True)
+    assert code == 0
+    assert "1,000,000,000" in out
+    said = " ".join(out.split("measured otherwise: ")[1].split())
+    assert said.startswith("cpu another, now")
+    assert "tokens_in 9, now 5" in said
+    assert "repeats" not in said
+    assert Result.read(file, "latency").measures[0].value < 1e9
+
+
+def test_a_reader_who_has_left_does_not_take_the_result_along(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def left(*_: object) -> None:
+        raise SystemExit(1)  # what rich makes of a closed pipe
+
+    monkeypatch.setattr("headrace.cli.bench._report.Console.print", left)
+    words = "latency", "--tokens-in=5", "--tokens-out=2", "--repeats=1"
+    with pytest.raises(SystemExit):
+        command("bench", *words, f"--output={tmp_path}/r.json", small=True)
+    assert (tmp_path / "r.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -57,10 +90,16 @@ def test_a_result_of_another_benchmark_is_no_comparison(command: Command, tmp_pa
         (["throughput", "--requests=1", "--tokens-in=0"], "--tokens-in is 0"),
         (["throughput", "single", "--requests=1"], "both workloads and --requests"),
         (["throughput", "--shape=qwen3-0.7b"], "did you mean 'qwen3-0.6b'"),
+        (["throughput", "--tokens-in=7"], "are for --requests"),
+        (["throughput", "sngle", "--model=no-such-model"], "did you mean 'single'"),
+        (["throughput", "--temperature=-1", "--model=no-such-model"], "temperature is -1.0"),
+        (["latency", "--temperature=nan", "--model=no-such-model"], "temperature is nan"),
         (["latency", "--tokens-out=0"], "--tokens-out is 0"),
         (["latency", "--output=no/such/r.json"], "no/such is no folder"),
         (["throughput", "--compare=no-such.json"], "no-such.json cannot be read"),
         (["host", "--step-tokens=0"], "--step-tokens is 0"),
+        (["host", "--step-tokens=100000000000"], "expected at most 1048576"),
+        (["host", "--grammars=no-such-model"], "unknown model 'no-such-model'"),
         (["startup", "--model=no-such-model"], "unknown model 'no-such-model'"),
     ],
 )
