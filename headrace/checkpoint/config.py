@@ -15,8 +15,8 @@ The form is that of Hugging Face's config.json, made regular:
   dtype                what the weights were saved in, or None
 """
 
+import sys
 from collections.abc import Iterable
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,10 @@ def regular(given: dict[str, Any], where: str) -> dict[str, Any]:
     config = DEFAULTS.get(str(given.get("model_type")), {}) | _rope(given, where)
     missing = [name for name in NEEDED if config.get(name) is None]
     if missing:
-        raise BadCheckpoint(f"{where} (model type {given.get('model_type')!r}) lacks {', '.join(missing)}")
+        raise BadCheckpoint(
+            f"{where} (model type {given.get('model_type')!r}) lacks {', '.join(missing)}",
+            hint="models of this type may not be supported, see README.md; or download or export the model again",
+        )
     _check_counts(config, NEEDED[1:], where)
     if config["num_hidden_layers"] > MOST_LAYERS:
         raise BadCheckpoint(
@@ -188,4 +191,4 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max

@@ -110,7 +110,7 @@ def _hyper_parameters(config: dict[str, Any], scheme: str, model: Path, source: 
     return {
         "general.architecture": arch,
         "general.type": "model",
-        "general.name": name if isinstance(name, str) else model.resolve().stem,
+        "general.name": name if isinstance(name, str) else model.resolve().name.removesuffix(".gguf"),
         "general.file_type": FILE_TYPES[scheme],
         "general.quantization_version": LAYOUT,
         **{f"{arch}.{key}": value for key, value in own.items()},

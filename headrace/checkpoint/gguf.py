@@ -89,7 +89,7 @@ class Gguf:
 def opened(path: str | Path) -> Path | Gguf:
     """A .gguf file opened, for several readers that each would do so; any other path as it is."""
     path = Path(path)
-    return Gguf(path) if path.suffix == ".gguf" else path
+    return Gguf(path) if path.suffix == ".gguf" and not path.is_dir() else path
 
 
 class _Header:
@@ -108,9 +108,9 @@ class _Header:
             if key in metadata:
                 raise self.bad(f"has the key {key!r} twice")
             metadata[key] = self.value(self.number("I"))
-        if int(metadata.get("split.count") or 1) > 1:
+        if (parts := metadata.get("split.count", 1)) not in (0, 1):
             raise BadCheckpoint(
-                f"{self.path} is one of {metadata['split.count']} parts of a model",
+                f"{self.path} is one of {parts} parts of a model",
                 hint="merge the parts into one file first (llama-gguf-split --merge)",
             )
         found = [self.tensor() for _ in range(tensors)]
@@ -200,7 +200,7 @@ class _Header:
     def tensor(self) -> Entry:
         """One entry, its offset still counted from the start of the data."""
         name, dimensions = self.name(), self.number("I")
-        if dimensions > MOST_DIMENSIONS:
+        if not 0 < dimensions <= MOST_DIMENSIONS:
             raise self.bad(f"has tensor {name!r} of {dimensions} dimensions; {MOST_DIMENSIONS} are the most")
         shape = tuple(reversed([self.number("Q") for _ in range(dimensions)]))
         code, offset = self.number("I"), self.number("Q")

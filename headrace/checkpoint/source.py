@@ -60,7 +60,7 @@ def open_source(path: str | Path | Gguf) -> Source:
     path = path if isinstance(path, Gguf) else opened(path)
     if isinstance(path, Gguf):
         return GgufSource(path)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and not path.is_dir():
         return SafetensorsSource(path, {path.name: None})
     if not path.is_dir():
         raise UnknownName(f"no folder {path}", hint="expected a folder with safetensors, or a .gguf file")

@@ -36,7 +36,8 @@ SANDWICHED = {
 }
 ROPE_FACTORS = "rope_freqs.weight"
 NOT_WEIGHTS = frozenset({ROPE_FACTORS})
-FILE_DTYPES = {0: "float32", 1: "float16", 32: "bfloat16"}  # general.file_type, where nothing is quantized
+FILE_DTYPES = {"0": "float32", "1": "float16", "32": "bfloat16"}
+"""By general.file_type, where nothing is quantized."""
 # Depth of the two models whose scale is the width of a head by the book and not head_dim.
 BY_THE_BOOK = {"gemma2": 46, "gemma3": 62}
 
@@ -109,7 +110,7 @@ def translate_metadata(gguf: Gguf) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_up.bias" in gguf.tensors,
         "attn_logit_softcapping": get("attn_logit_softcapping", float),
         "final_logit_softcapping": get("final_logit_softcapping", float),
-        "dtype": FILE_DTYPES.get(gguf.metadata.get("general.file_type", -1)),
+        "dtype": FILE_DTYPES.get(str(gguf.metadata.get("general.file_type"))),
         **_token_ids(gguf),
     }
     if (width := get("attention.value_length", int)) and config["head_dim"] and width != config["head_dim"]:
@@ -174,7 +175,7 @@ def _scaling(get: Reader, gguf: Gguf) -> dict[str, Any] | None:
         scaling["beta_fast"] = get("rope.scaling.yarn_beta_fast", float)
         scaling["beta_slow"] = get("rope.scaling.yarn_beta_slow", float)
         own = get("rope.scaling.attn_factor", float) or get("rope.scaling.yarn_attn_factor", float)
-        if own and own != 1 and factor:  # the file's comes on top of the usual one
+        if own and own != 1 and factor and factor > 0:  # the file's comes on top of the usual one
             scaling["attention_factor"] = own * (0.1 * log(factor) + 1)
     return {key: value for key, value in scaling.items() if value is not None}
 
@@ -220,4 +221,4 @@ def _add_scale(config: dict[str, Any], get: Reader, arch: str) -> None:
     book = config["num_hidden_layers"] == BY_THE_BOOK[arch]
     config["query_pre_attn_scalar"] = hidden // heads if book else config["head_dim"] or hidden // heads
     if scale := get("attention.scale", float):
-        config["query_pre_attn_scalar"] = scale**-2
+        config["query_pre_attn_scalar"] = (1 / scale) * (1 / scale)  # infinite where a power would raise

@@ -173,7 +173,7 @@ def _divisors(factors: Sequence[float] | None, pairs: int) -> Tensor:
         return torch.ones(pairs, device="cpu")
     try:
         divisors = torch.as_tensor(factors, dtype=torch.float32, device="cpu").flatten()
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         divisors = torch.empty(0, device="cpu")
     if len(divisors) != pairs or not bool((divisors.isfinite() & (divisors > 0)).all()):
         raise BadCheckpoint(

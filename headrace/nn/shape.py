@@ -1,5 +1,6 @@
 """The numbers of a decoder, read from a Hugging Face config.json with every complaint naming its key."""
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ def number(config: dict[str, Any], key: str, default: object = MISSING) -> float
         value = default
     if value is MISSING:
         raise BadCheckpoint(f"config.json has no {key}; expected a number", param=key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise BadCheckpoint(f"config.json: {key} is {value!r}; expected a positive number", param=key)
     return float(value)
 

@@ -16,7 +16,7 @@ from headrace.quant.export import VERSION
 
 def card(job: Job, outcome: Outcome) -> str:
     """README.md, with nothing in it that differs between two runs of the same recipe."""
-    name, recipe = job.path.stem if job.path.suffix else job.path.name, job.recipe
+    name, recipe = job.path.name if job.path.is_dir() else job.path.stem, job.recipe
     rounded = [layer for layer in outcome.layers if layer.scheme != NONE]
     about = {
         "library_name": "headrace",
@@ -54,7 +54,7 @@ def card(job: Job, outcome: Outcome) -> str:
         "",
         "## Running it",
         "",
-        "    headrace run --model . --quantization checkpoint",
+        "    headrace run --model .",
         "",
         "## Change of each layer's outputs",
         "",

@@ -68,6 +68,7 @@ class Job:
             "torch": torch.__version__,
             "model": str(self.path.resolve()),
             "files of the model": [list(each) for each in stats],
+            "configuration": self.settings,
             "recipe": self.recipe.as_object(),
             "calibration texts": None if self.ids_ST is None else fingerprint(self.ids_ST),
             "dtype": str(self.dtype),
@@ -141,7 +142,10 @@ def _check_words(*words: str) -> None:
 
 def files_of(path: Path) -> list[Path]:
     """That hold a model's weights."""
-    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    # Of some models the same weights lie beside them in their makers' own form.
+    return sorted(f for f in path.glob("*.safetensors") if not f.name.startswith("consolidated"))
 
 
 def schemes_of(plan: dict[str, Assigned], names: list[str]) -> list[Scheme]:
@@ -168,8 +172,9 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as fault:
         raise Refused(f"device {name!r} is not known", param="device", hint="cpu, cuda, cuda:1") from fault
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise Refused("there is no CUDA device", param="device", hint="use --device cpu")
+    there = torch.cuda.device_count() if device.type == "cuda" else int(device.type == "cpu")
+    if (device.index or 0) >= there:
+        raise Refused(f"there is no device {name!r}", param="device", hint="use --device cpu")
     return device
 
 

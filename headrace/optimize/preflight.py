@@ -95,12 +95,14 @@ def _rows(job: Job, model: Decoder) -> Iterator[Row]:
 
 
 def _notes(job: Job, model: Decoder, rows: list[Row]) -> Iterator[str]:
-    if job.path.suffix == ".gguf":
+    if job.path.is_file():
         yield "the source is quantized already: what is lost is counted from its unpacked weights"
     elif job.settings.get("quantization_config"):
         yield "the source is quantized already and is unpacked first: better start from the original"
     rounded = [row for row in rows if row.becomes != AS_IS]
-    before, after = (8 * sum(sizes) for sizes in ([r.before for r in rounded], [r.after for r in rounded]))
+    # A head that gets a weight of its own was the embedding, the first row.
+    sources = [rows[0] if job.untied and row.name == HEAD else row for row in rounded]
+    before, after = 8 * sum(row.before for row in sources), 8 * sum(row.after for row in rounded)
     if after >= WORTH * before and (weights := sum(row.shape[0] * row.shape[1] for row in rounded)):
         yield (
             f"the layers to be rounded have {before / weights:.2f} bits per weight in the source and would have "

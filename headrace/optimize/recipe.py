@@ -69,7 +69,11 @@ class Recipe:
             raise UnknownName.among("dtype", self.dtype, ["auto", *DTYPES], param="dtype")
         _check_order(self.passes)
         every = [*self.passes, *(choice.rounding for _, choice in self.layers if choice.rounding is not None)]
-        needy = [each.name for each in every if isinstance(each, Change) or _needs(each)]
+        needy = [
+            each.name
+            for each in every
+            if isinstance(each, Change) or (isinstance(each, Rounding) and each.needs)
+        ]
         if needy and not self.calibration.samples:
             raise Refused(
                 f"{needy[0]} needs calibration, and there are no samples",
@@ -259,10 +263,6 @@ def _check_order(given: Sequence[Pass]) -> None:
             param="passes",
             hint="at most one that turns the whole model, those that change blocks, and one that rounds at the end",
         )
-
-
-def _needs(each: Pass) -> bool:
-    return isinstance(each, Rounding) and bool(each.needs)
 
 
 # -- from YAML ------------------------------------------------------------------------------------------------

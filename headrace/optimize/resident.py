@@ -92,8 +92,8 @@ class Resident:
         give_back()
 
     def _there(self, name: str) -> str:
-        """Its name in the source: a head that turning untied is there as the embedding."""
-        return self.embedding if name == HEAD and name not in self.source.names() else name
+        """Its name in the source: a head that is untied now was the embedding, whatever else lies there."""
+        return self.embedding if name == HEAD and self._job.untied else name
 
     def _reopen(self) -> None:
         """Pages of files that were read count as ours until the files are closed."""

@@ -5,7 +5,7 @@ all windows lie in a file between blocks (see work.py). The same machine with as
 whatever was interrupted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from time import perf_counter
@@ -13,7 +13,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from headrace.base.errors import BadCheckpoint
 from headrace.base.memory import give_back
+from headrace.base.words import dtype_name
 from headrace.checkpoint.load import HEAD as WEIGHT
 from headrace.checkpoint.shards import Entry, entry, streamed, write
 from headrace.nn.decoder import Block
@@ -192,15 +194,15 @@ class Walk:
             return lambda: (rows for _, rows in self.parts.rows(name))
 
         table = self.parts.embedding
-        self._save("embedding", [streamed(table, self.job.dtype, shape, rows_of(table))])
+        self._save("embedding", [self._plain(table, shape, rows_of(table))])
         self.parts.fill([self.model.norm])
         ((name, weight),) = [each for each in self.model.sources() if not each[1].is_meta]
-        self._save("norm", [entry(name, weight.to(self.job.dtype))])
+        self._save("norm", [self._plain(name, weight.shape, lambda: iter([weight]))])
         if self.model.lm_head is None:
             return ["embedding", "norm"]
         assigned = self.job.plan[HEAD]
         if assigned.scheme is None:
-            self._save("head", [streamed(WEIGHT, self.job.dtype, shape, rows_of(WEIGHT))])
+            self._save("head", [self._plain(WEIGHT, shape, rows_of(WEIGHT))])
         else:
             self._save("head", self._round_head())
         return ["embedding", "norm", "head"]
@@ -244,13 +246,28 @@ class Walk:
 
     def _write(self, name: str, block: Block, done: Done) -> None:
         entries = [
-            streamed(own, self.job.dtype, tuple(tensor.shape), partial(pieces, tensor))
+            self._plain(own, tensor.shape, partial(pieces, tensor))
             for own, tensor in self.model.sources()
             if not tensor.is_meta and own.removesuffix(".weight") not in done.packed
         ]
         for layer, (scheme, packed) in done.packed.items():
             entries += [entry(f"{layer}.{name}", each) for name, each in tensors_of(scheme, packed).items()]
         self._save(name, entries)
+
+    def _plain(self, name: str, shape: Sequence[int], rows: Callable[[], Iterator[Tensor]]) -> Entry:
+        """A tensor that stays as it is. Raises BadCheckpoint when it is written and is not finite."""
+        dtype = self.job.dtype
+
+        def finite(some: Tensor) -> Tensor:
+            found = some.to(dtype)
+            if not bool(found.isfinite().all()):
+                raise BadCheckpoint(
+                    f"{name} has numbers that are not finite in {dtype_name(dtype)}",
+                    hint="the checkpoint may be damaged: get it again; or the recipe's dtype too small",
+                )
+            return found
+
+        return streamed(name, dtype, tuple(shape), lambda: map(finite, rows()))
 
     def _save(self, name: str, entries: list[Entry]) -> None:
         write(self.work.folder / f"{name}.part", entries)

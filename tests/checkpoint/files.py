@@ -45,6 +45,8 @@ def add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     """A metadata value of the type that llama.cpp's converter would give it."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
+    elif isinstance(value, np.float64):
+        writer.add_float64(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)
     elif isinstance(value, float):

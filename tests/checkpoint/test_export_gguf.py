@@ -46,8 +46,9 @@ def plain_rounding(name: str, weight: torch.Tensor, scheme: str, tied: bool) -> 
 @pytest.mark.parametrize("scheme", ["q8_0", "q4_0"])
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 def test_it_is_the_same_model_rounded(config: dict[str, Any], scheme: str, tmp_path: Path):
-    folder = tiny.folder(tmp_path / "m", config)
+    folder = tiny.folder(tmp_path / "Tiny-0.6B", config)
     export_gguf(folder, tmp_path / "x.gguf", scheme)
+    assert Gguf(tmp_path / "x.gguf").metadata["general.name"] == "Tiny-0.6B"
     before, after = open_source(folder), open_source(tmp_path / "x.gguf")
     assert after.names() == before.names()
     for name in before.names():

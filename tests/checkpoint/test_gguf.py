@@ -124,9 +124,11 @@ DAMAGED = {
     "ends within a string at": start(keys=1) + pieces("k", 9, 8, u64(2), "ab", u64(1 << 62)),
     "5 deep|4 deep": start(keys=1) + pieces("k", 9) + pieces(9, u64(1)) * 6 + pieces(4, u64(0)),
     "one of 3 parts": start(keys=1) + pieces("split.count", 4, 3),
+    "one of x parts": start(keys=1) + pieces("split.count", 8, "x"),
     "alignment 12": start(keys=1) + pieces("general.alignment", 4, 12),
     "alignment 'x'": start(keys=1) + pieces("general.alignment", 8, "x"),
     "5 dimensions": start(1) + tensor("t", [1] * 5),
+    "of 0 dimensions": start(1) + tensor("t", []),
     "an empty tensor": start(1) + tensor("t", [4, 0]),
     "unknown type 77": start(1) + tensor("t", [4], kind=77),
     "IQ4_XS, which is not supported": start(1) + tensor("t", [256], kind=23),
@@ -188,6 +190,8 @@ def test_a_file_is_opened_and_a_folder_is_not(file: Path):
     assert isinstance(found, Gguf)
     assert found.path == file
     assert opened(file.parent) == file.parent
+    (folder := file.parent / "folder.gguf").mkdir()
+    assert opened(folder) == folder
 
 
 def held(file: Path) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headrace import models
@@ -169,6 +169,22 @@ def test_gptq(tmp_path: Path, bits: int, version: int, group: int, symmetric: bo
     assert ("order" in qkv.parts[0].tensors) == (act_order and group < 256)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gptq_zero_points_of_zero_borrow_within_a_word(tmp_path: Path, bits: int):
+    """GPTQModel takes one from each value of version 2 by one subtraction of words."""
+
+    def convert(weight: Tensor) -> tuple[Tensors, Tensor]:
+        weight = weight.clone()
+        weight[::3] = weight[::3].abs()
+        stored, plain = gptq(weight, bits, 64, 2, False, False)
+        ones = sum(1 << place for place in range(0, 32, bits))
+        return {**stored, "qzeros": stored["qzeros"] - ones}, plain
+
+    stored, plain = converted(convert)
+    said = {"quant_method": "gptq", "bits": bits, "group_size": 64, "sym": False}
+    assert_reads(checkpoint(tmp_path / "m", stored, said), plain)
+
+
 def test_gptq_layers_may_differ(tmp_path: Path):
     stored, plain = converted(lambda w: gptq(w, 4, 64, 1, True, False))
     made, plain["model.layers.0.mlp.down_proj.weight"] = gptq(
@@ -299,12 +315,32 @@ def test_a_projection_left_out_is_joined_as_it_is(tmp_path: Path):
 # -- what cannot be ---------------------------------------------------------------------------------------------
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path):
-    stored, _ = converted(lambda w: gptq(w, 4, 64, 1, True, False))
-    del stored["model.layers.0.self_attn.v_proj.scales"]
-    said = {"quant_method": "gptq", "bits": 4, "group_size": 64}
-    with pytest.raises(BadCheckpoint, match=r"layers\.0\.self_attn\.v_proj lacks scales"):
+@pytest.mark.parametrize(("method", "suffix"), [("gptq", "scales"), ("gptq", "g_idx"), ("awq", "qzeros")])
+def test_a_missing_tensor_is_named(tmp_path: Path, method: str, suffix: str):
+    stored, _ = converted(lambda w: gptq(w, 4, 64, 1, True, True) if method == "gptq" else awq(w, 64))
+    del stored[f"model.layers.0.self_attn.v_proj.{suffix}"]
+    said = {"quant_method": method, "bits": 4, "group_size": 64, "desc_act": True}
+    with pytest.raises(BadCheckpoint, match=rf"layers\.0\.self_attn\.v_proj lacks {suffix}"):
         loaded(open_source(checkpoint(tmp_path / "m", stored, said)), packed=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "change", "message"),
+    [
+        ("w4a16_g64_asym", "weight_zero_point", Tensor.char, r"int8 \[32, 4\]; int8 \[256, 4\] or \[1\] was"),
+        ("sparse24", "bitmask", lambda mask: mask | 7, "does not keep two of every four columns"),
+        ("sparse24_fp8", "bitmask", lambda mask: mask & 0xF1, "does not keep two of every four columns"),
+    ],
+)
+def test_tensors_that_make_no_sense_are_named(
+    tmp_path: Path, name: str, suffix: str, change: Callable[[Tensor], Tensor], message: str
+):
+    at, _ = written(tmp_path, name)
+    stored = load_file(at / "model.safetensors")
+    broken = f"model.layers.0.mlp.down_proj.{suffix}"
+    save_file({**stored, broken: change(stored[broken])}, at / "model.safetensors")
+    with pytest.raises(BadCheckpoint, match=message):
+        loaded(open_source(at), packed=True)
 
 
 def test_a_tensor_too_many_is_named(tmp_path: Path):

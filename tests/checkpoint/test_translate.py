@@ -9,6 +9,7 @@ import pytest
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.checkpoint.config import FULL, SLIDING, read_config
 from headrace.checkpoint.translate import FAMILIES, hf_name
+from headrace.models import build
 from tests.checkpoint.files import LLAMA, keys, write_gguf
 
 EMBEDDING = {"token_embd.weight": np.zeros((100, 64), np.float32)}
@@ -176,6 +177,33 @@ def test_equal_values_per_layer_are_one(tmp_path: Path):
 def test_what_is_refused(tmp_path: Path, arch: str, more: dict[str, Any], kind: type[Refused], message: str):
     with pytest.raises(kind, match=message):
         read(tmp_path, arch, **more)
+
+
+@pytest.mark.parametrize(
+    ("arch", "more", "message"),
+    [
+        (
+            "gemma2",
+            {"attention__scale": np.float64(1e-300), "attention__sliding_window": 9},
+            "query_pre_attn_scalar is inf",
+        ),
+        (
+            "llama",
+            {"rope__scaling__type": "yarn", "rope__scaling__factor": -2.0, "rope__scaling__attn_factor": 2.0},
+            r"factor is -2\.0",
+        ),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_with_the_model(
+    tmp_path: Path, arch: str, more: dict[str, Any], message: str
+):
+    with pytest.raises(BadCheckpoint, match=message):
+        build(read(tmp_path, arch, **more), 16)
+
+
+def test_a_file_type_that_is_none_says_nothing(tmp_path: Path):
+    path = write_gguf(tmp_path / "x.gguf", "llama", LLAMA | {"general.file_type": [1]}, EMBEDDING)
+    assert read_config(path)["dtype"] is None
 
 
 def test_missing_keys_are_named(tmp_path: Path):

@@ -91,9 +91,10 @@ def test_the_card_says_what_was_done(tmp_path: Path, text: Path):
 
 
 def test_a_card_says_odd_names_so_that_they_are_read_as_they_are(tmp_path: Path):
-    base = small.model(tmp_path / "a: b [c] #d 'e'")
+    base = small.model(tmp_path / "a: b [c] #d 'e' 0.6B")
     run(str(base), str(tmp_path / "out"), small.recipe(None))
     card = (tmp_path / "out" / "README.md").read_text()
+    assert f"\n# {base.name}, optimized\n" in card
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == str(base)
     (command,) = (line for line in card.splitlines() if "-o OUT" in line)
     assert shlex.split(command)[2] == str(base)

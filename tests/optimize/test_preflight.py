@@ -88,3 +88,10 @@ def test_layers_are_watched_one_by_one_where_there_are_hessians(tmp_path: Path, 
     job = look(str(model), tmp_path / "out", small.recipe(text, passes=["gptq"], layers={"*.o_proj": "none"}))
     meta = job.build()
     assert staged(job, meta, blocks_of(meta)[0]) == [[0], [2], [3]]
+
+
+def test_a_head_that_is_rounded_was_the_embedding(tmp_path: Path):
+    export_gguf(small.model(tmp_path / "m", tie_word_embeddings=True), tmp_path / "m.gguf", "q8_0")
+    wanted = small.recipe(None, scheme="w8a16_g32", layers={"lm_head": "w8a16_g32"}, dtype="float16")
+    said = ahead(tmp_path / "m.gguf", tmp_path / "out", wanted).notes
+    assert any("have 8.50 bits per weight in the source and would have 8.50" in note for note in said)

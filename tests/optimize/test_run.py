@@ -124,6 +124,21 @@ def test_gptq_sees_what_the_layers_before_give(tmp_path: Path, model: Path, text
     assert all(layer.error != errors[layer.name] for layer in alone.layers if layer.scheme != "none")
 
 
+@pytest.mark.parametrize("changes", [{"passes": ["rotation", "rtn"]}, {"layers": {"lm_head": "w8a16"}}])
+def test_a_tied_model_has_no_other_head(tmp_path: Path, text: Path, changes: dict[str, Any]):
+    """Some checkpoints have an lm_head.weight that nobody reads."""
+    model = small.model(tmp_path / "m", tie_word_embeddings=True)
+    made(model, tmp_path / "plain", small.recipe(text, **changes))
+    weights = load_file(model / "model.safetensors")
+    save_file(
+        {**weights, "lm_head.weight": torch.ones_like(weights["model.embed_tokens.weight"])},
+        model / "model.safetensors",
+    )
+    made(model, tmp_path / "out", small.recipe(text, **changes))
+    with_it, without = (small.hashes(tmp_path / at)["model.safetensors"] for at in ("out", "plain"))
+    assert with_it == without
+
+
 # -- interrupted ------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +224,10 @@ def test_work_of_another_recipe_or_model_is_refused_and_fresh_begins_again(
     monkeypatch.undo()
     with pytest.raises(Refused, match="another recipe"):
         made(model, tmp_path / "out", small.recipe(text, passes=["gptq"]))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rope_theta": 500.0}))
+    with pytest.raises(Refused, match="another configuration"):  # what is done was computed with the old one
+        made(model, tmp_path / "out", recipe)
     shutil.rmtree(model)
     small.model(tmp_path / "m", seed=1)
     with pytest.raises(Refused, match="another files of the model"):
@@ -332,6 +351,8 @@ def test_what_else_is_refused_before_any_work(tmp_path: Path, model: Path, text:
         (small.recipe(text, tokens=300), {}, "this model reads 256 at most"),
         (small.recipe(text, samples=10_000), {}, "10000 are asked for"),
         (small.recipe(text), {"device": "abacus"}, "device 'abacus' is not known"),
+        (small.recipe(text), {"device": "meta"}, "there is no device 'meta'"),
+        (small.recipe(text), {"device": "cuda:99"}, "there is no device 'cuda:99'"),
         (small.recipe(text, scheme="w4a16"), {}, "groups of 128 do not divide 64"),
     ):
         with pytest.raises(Refused, match=said):
@@ -359,6 +380,28 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, text: Path, layer:
     with pytest.raises(BadCheckpoint, match=f"{layer}: weights, or what goes into them, are not finite"):
         made(model, tmp_path / "out", recipe)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens", "model.norm", "model.layers.0.mlp.up_proj", "lm_head"]
+)
+def test_what_stays_as_it_is_must_be_finite_too(tmp_path: Path, name: str):
+    """In the type that it is written in: a number may be too large for it."""
+    model = small.model(tmp_path / "m")
+    weights = load_file(model / "model.safetensors")
+    weights[f"{name}.weight"].view(-1)[5] = 7e4
+    save_file(weights, model / "model.safetensors")
+    made(model, tmp_path / "wide", small.recipe(None, scheme="none", dtype="bfloat16"))
+    with pytest.raises(BadCheckpoint, match=rf"{name}\.weight has numbers that are not finite in float16"):
+        made(model, tmp_path / "out", small.recipe(None, scheme="none", dtype="float16"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_in_their_makers_own_form_do_not_count(tmp_path: Path, model: Path):
+    copy = shutil.copytree(model, tmp_path / "m")
+    shutil.copy(copy / "model.safetensors", copy / "consolidated.safetensors")
+    outcome = made(copy, tmp_path / "out", small.recipe(None))
+    assert outcome.before == (model / "model.safetensors").stat().st_size
 
 
 def test_progress_is_told_and_never_goes_back(tmp_path: Path, model: Path, text: Path):

@@ -57,6 +57,13 @@ def test_apply_is_the_product_with_unpack(scheme: Scheme):
     assert scheme.apply(packed, x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_no_tokens_have_no_products(scheme: Scheme):
+    _, packed = packed_weight(scheme)
+    for shape in ((0,), (2, 0)):
+        assert scheme.apply(packed, torch.empty(*shape, COLUMNS)).shape == (*shape, ROWS)
+    assert scheme.apply_gated(packed, torch.empty(0, 2 * COLUMNS)).shape == (0, ROWS)
+
+
 def test_norm_and_gate_are_those_of_modules(scheme: Scheme):
     _, packed = packed_weight(scheme)
     columns = scheme.size(packed)[1]

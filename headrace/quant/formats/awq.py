@@ -32,10 +32,8 @@ class Awq:
         def convert() -> tuple[Scheme, dict[str, Tensor]]:
             values_KN = nibbles(tensor(layer, "qweight", (torch.int32,)))
             scale = tensor(layer, "scales", FLOATS, (grid.groups, rows))
-            zero_NG = None
-            if "qzeros" in layer.suffixes:
-                zero_NG = nibbles(tensor(layer, "qzeros", (torch.int32,), (grid.groups, words))).T
-            return grid.assemble(values_KN.T, scale.T, zero_NG)
+            zeros_GN = nibbles(tensor(layer, "qzeros", (torch.int32,), (grid.groups, words)))
+            return grid.assemble(values_KN.T, scale.T, zeros_GN.T)
 
         return Stored((rows, columns), layer.suffixes & {"qweight", "qzeros", "scales"}, convert)
 

@@ -166,8 +166,9 @@ def _zero(layer: Layer, bits: int, rows: int, groups: int) -> Tensor | None:
     if "weight_zero_point" not in layer.suffixes:
         return None
     dense, loose = -(-rows * bits // WORD), -(-rows // (WORD // bits))
-    shapes = ((rows, groups), (dense, groups), (loose, groups), (1,))
-    found = tensor(layer, "weight_zero_point", (torch.int8, torch.int32), *shapes)
+    found = tensor(layer, "weight_zero_point", (torch.int8, torch.int32))
+    shapes = ((rows, groups), (1,)) if found.dtype == torch.int8 else ((dense, groups), (loose, groups))
+    tensor(layer, "weight_zero_point", (found.dtype,), *shapes)
     if found.dtype == torch.int8:
         return found.expand(rows, groups)
     if found.shape[0] != dense:
@@ -234,9 +235,13 @@ def _sparse(layer: Layer) -> Stored:
     columns = 2 * half
     quantized = "weight_scale" in layer.suffixes
     taken = layer.suffixes & {"compressed", "bitmask", "shape", "weight_scale"}
+    if reason := sparse24.SCHEMES["sparse24"].fits(rows, columns):
+        raise refused(layer.name, reason)
 
     def convert() -> tuple[Scheme, dict[str, Tensor]]:
-        mask = tensor(layer, "bitmask", (torch.uint8,), (rows, -(-columns // sparse24.BYTE)))
+        mask = tensor(layer, "bitmask", (torch.uint8,), (rows, columns // sparse24.BYTE))
+        if not bool((sparse24.chosen(mask).sum(2) == sparse24.KEPT).all()):
+            raise BadCheckpoint(f"{layer.name}.bitmask does not keep two of every four columns")
         kept = tensor(layer, "compressed", (E4M3,) if quantized else FLOATS)
         packed = {"weight": kept, "mask": mask}
         if not quantized:

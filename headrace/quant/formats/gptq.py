@@ -47,6 +47,8 @@ class Gptq:
         columns = words * WORD // bits
         grid = grid_of(layer, bits, group, columns)
         taken = layer.suffixes & {"qweight", "qzeros", "scales", "g_idx"}
+        if self.settings.get("desc_act") and grid.group and "g_idx" not in taken:
+            raise BadCheckpoint(f"{layer.name} lacks g_idx, which desc_act needs")
 
         def convert() -> tuple[Scheme, dict[str, Tensor]]:
             words_KN = tensor(layer, "qweight", (torch.int32,))
@@ -73,8 +75,10 @@ class Gptq:
 
 def _zero(words: Tensor, bits: int, rows: int, shift: int) -> Tensor:
     """Zero points for signed values: int8 [N, G]."""
+    if WORD % bits == 0:
+        # Version 1 takes one from all values of a word at once: a zero point of 0 borrows from the one above it.
+        words, shift = words + shift * sum(1 << place for place in range(0, WORD, bits)), 0
     stored = unpack_bits(words, bits, rows).to(torch.int16)
-    # 2^b - 1 in version 1 is a zero point of 0 from which one was taken.
     return (((stored + shift) & (1 << bits) - 1) - (1 << bits - 1)).to(torch.int8).T
 
 

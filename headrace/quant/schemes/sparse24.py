@@ -30,10 +30,10 @@ class Sparse24(Scheme):
     def pack(self, weight_NK: Tensor) -> dict[str, Tensor]:
         """See Scheme. The two largest of four are kept; a weight pruned already stays as it is."""
         fours = weight_NK.unflatten(1, (-1, OF))
-        chosen = fours.abs().float().topk(KEPT, dim=2, sorted=False).indices.sort(2).values
-        mask = torch.zeros(fours.shape, dtype=torch.uint8, device=fours.device).scatter_(2, chosen, 1)
+        places = fours.abs().float().topk(KEPT, dim=2, sorted=False).indices.sort(2).values
+        mask = torch.zeros(fours.shape, dtype=torch.uint8, device=fours.device).scatter_(2, places, 1)
         bits = mask.flatten(1).unflatten(1, (-1, BYTE)) << _places(mask)
-        kept = fours.gather(2, chosen).flatten(1)
+        kept = fours.gather(2, places).flatten(1)
         packed = {"weight": kept, "mask": bits.sum(2).to(torch.uint8)}
         if self.spec.activation is None:
             return packed
@@ -44,15 +44,19 @@ class Sparse24(Scheme):
         kept, mask = packed["weight"].float(), packed["mask"]
         if "scale" in packed:
             kept = kept * packed["scale"].float()
-        bits = (mask.unsqueeze(2) >> _places(mask)) & 1
         whole = kept.new_zeros(len(mask), mask.shape[1] * BYTE)
-        return whole.masked_scatter_(bits.flatten(1).bool(), kept).to(dtype)
+        return whole.masked_scatter_(chosen(mask).flatten(1).bool(), kept).to(dtype)
 
     def seen(self, packed: Packed, x: Tensor) -> Tensor:
         if self.spec.activation is None:
             return x
         values, scale = rounded(x, LARGEST, E4M3)
         return (values.float() * scale).to(x.dtype)
+
+
+def chosen(mask: Tensor) -> Tensor:
+    """Which columns a mask [N, K / 8] keeps: uint8 [N, K / 4, 4] of ones and zeros."""
+    return ((mask.unsqueeze(2) >> _places(mask)) & 1).flatten(1).unflatten(1, (-1, OF))
 
 
 def _places(like: Tensor) -> Tensor:
