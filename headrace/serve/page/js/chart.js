@@ -5,14 +5,16 @@ import { el } from "./dom.js";
 
 const DASHES = [[], [6, 3], [2, 3]]; // so that the lines differ without their colours, too
 const HEIGHT = 180;
+const WHOLE = [1, 10, 100, 1000, 10000].flatMap((ten) => [ten, 2 * ten, 3 * ten, 5 * ten]); // between lines of the grid
 
-/** `lines`: names from top to bottom; `format(value)`: as the axis and the legend show it. */
+/** `lines`: names from top to bottom; `format(value)`: as the axis and the legend show it; `whole`: of whole numbers. */
 export class Chart {
-  constructor(title, lines, format, { top = null } = {}) {
+  constructor(title, lines, format, { top = null, whole = false } = {}) {
     this.title = title;
     this.lines = lines;
     this.format = format;
     this.top = top; // the least that the axis reaches up to
+    this.steps = whole ? { incrs: WHOLE } : {};
     this.values = lines.map(() => el("b", {}, "–"));
     const legend = lines.map((name, i) => el("li", { class: `line-${i}` }, el("i"), name, " ", this.values[i]));
     this.plot = el("div", { class: "plot", role: "img", "aria-label": title });
@@ -69,8 +71,8 @@ export class Chart {
         y: { range: (_, __, most) => [0, Math.max(this.top ?? 0, (most || 0) * 1.1) || 1] },
       },
       axes: [
-        { ...axis, grid: { show: false }, size: 28, space: 52, values: (_, ticks) => ticks.map(clock) },
-        { ...axis, grid, size: 62, space: 34, values: (_, ticks) => ticks.map((tick) => this.format(tick)) },
+        { ...axis, grid: { show: false }, size: 28, gap: 9, space: 52, values: (_, ticks) => ticks.map(clock) },
+        { ...axis, ...this.steps, grid, size: 62, space: 34, values: (_, ticks) => ticks.map((tick) => this.format(tick)) },
       ],
       series: [
         {},

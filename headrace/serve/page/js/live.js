@@ -24,7 +24,7 @@ const latency = (kind) => ["p50", "p90", "p99"].map((share) => (now) => now.late
 // chart, where its lines come from
 const CHARTS = [
   [new Chart("Tokens per second", ["generated", "prompt"], rate), [(now) => now.tokens_per_second.generated, (now) => now.tokens_per_second.prompt]],
-  [new Chart("Requests", ["running", "waiting"], count, { top: 4 }), [(now) => now.requests.running, (now) => now.requests.waiting]],
+  [new Chart("Requests", ["running", "waiting"], count, { top: 4, whole: true }), [(now) => now.requests.running, (now) => now.requests.waiting]],
   [new Chart("KV blocks in use, prefix hits", ["in use", "hits"], percent, { top: 1 }), [(now) => now.kv.usage, (now) => now.prefix.rate]],
   [new Chart("Time to first token (TTFT)", ["p50", "p90", "p99"], seconds), latency("ttft")],
   [new Chart("Inter-token latency (ITL)", ["p50", "p90", "p99"], seconds), latency("itl")],
