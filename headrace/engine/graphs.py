@@ -164,8 +164,10 @@ class Graphs:
                 batch.last.copy_(kept)
                 self.stream.synchronize()
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            out = step()
-            graph.capture_end()
+            try:
+                out = step()
+            finally:  # or whatever comes next would be recorded, too, or refused
+                graph.capture_end()
         torch.cuda.current_stream().wait_stream(self.stream)
         return Captured(graph, out)
 

@@ -243,9 +243,8 @@ class Sampler:
         if params.allowed_token_ids is not None:
             strip_V.fill_(-math.inf)[self._send(params.allowed_token_ids)] = 0.0
         if params.logit_bias:
-            strip_V[self._send(tuple(params.logit_bias))] += torch.tensor(
-                tuple(params.logit_bias.values()), dtype=torch.float32, device=self.device
-            )
+            added = self._send(tuple(params.logit_bias.values()), np.float32)
+            strip_V[self._send(tuple(params.logit_bias))] += added
         if single:
             strip_V[self._send(single)] += FORBIDDEN
         return BIAS
@@ -351,9 +350,13 @@ class Sampler:
                 mirror.copy_(torch.from_numpy(table).pin_memory(), non_blocking=True)
         self._stale = False
 
-    def _send(self, numbers: np.ndarray | Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-        """Whole numbers as an int64 tensor on the device, without waiting for the device."""
-        tensor = torch.from_numpy(np.asarray(numbers, np.int64))
+    def _send(
+        self,
+        numbers: np.ndarray | Sequence[float] | Sequence[Sequence[int]],
+        kind: type[np.generic] = np.int64,
+    ) -> Tensor:
+        """Numbers as a tensor on the device, without waiting for the device."""
+        tensor = torch.from_numpy(np.asarray(numbers, kind))
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)

@@ -2,7 +2,9 @@
 
 import torch
 
-from headrace.quant.fp4 import VALUES, codes, pack_fp4, unpack_fp4
+from headrace.quant.fp4 import codes, pack_fp4, unpack_fp4
+
+VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def test_halves():
@@ -22,3 +24,10 @@ def test_even_columns_are_in_low_nibbles():
     packed = pack_fp4(torch.tensor([[0.5, -6.0, 3.0, 0.0]]))
     assert packed.tolist() == [[0xF1, 0x05]]
     assert unpack_fp4(packed).tolist() == [[0.5, -6.0, 3.0, 0.0]]
+
+
+def test_every_code_has_its_value():
+    packed = torch.arange(256, dtype=torch.uint8)
+    table = [*VALUES, *(-value for value in VALUES)]
+    expected = [[table[byte & 15], table[byte >> 4]] for byte in packed.tolist()]
+    assert unpack_fp4(packed[:, None]).tolist() == expected
