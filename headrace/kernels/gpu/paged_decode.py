@@ -30,7 +30,7 @@ from headrace.kernels.paged import Pages, Scores
 
 LOG2_E = 1.4426950408889634
 MOST_PIECES = 64  # of one row where it is cut evenly: more take longer to add up than they save
-ROW_STEPS = (8, 32, 512, 4096, 32768)  # rows a compiled kernel can plan for
+ROW_STEPS = (8, 32, 512, 1024, 4096, 32768)  # rows a compiled kernel can plan for
 BUNCH_ELEMENTS = 2048  # of pieces, that a warp reads at once when it adds them up
 LANE_KEYS = 16  # keys of a tile per lane: one matrix instruction's depth, one block at least
 
