@@ -128,7 +128,7 @@ def read_chat(body: Body, intake: Intake, defaults: SamplingParams) -> Ask:
         switch(body, "echo") and isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant"
     )
     last = messages[-1].get("content") if echo else ""
-    ids, voice = _spoken(body, messages, intake)
+    ids, voice = _spoken(body, messages, intake, whole=True)
     more = {
         "shown_token_ids": voice.shown(intake.text_tokenizer),
         "structured_outputs": _constraint(body, intake, voice),
@@ -301,8 +301,23 @@ def _messages(body: Body) -> Sequence[Any]:
     return messages
 
 
-def _spoken(body: Body, messages: Sequence[Any], intake: Intake) -> tuple[list[int], Voice]:
-    """The prompt that the messages make, and how to read the answer."""
+def _spoken(
+    body: Body, messages: Sequence[Any], intake: Intake, *, whole: bool = False
+) -> tuple[list[int], Voice]:
+    """The prompt that the messages make, and how to read the answer. `whole`: it is one that can be answered."""
+    try:
+        text, voice = _rendered(body, messages, intake)
+        ids = intake.encode(text, add_special_tokens=bool(switch(body, "add_special_tokens")))
+        return intake.ids(ids) if whole else ids, voice
+    except Refused as fault:
+        if fault.param == "prompt":  # a chat has no such field
+            fault.param = "messages"
+            fault.message = fault.message.replace("the prompt", "the prompt of messages", 1)
+        raise
+
+
+def _rendered(body: Body, messages: Sequence[Any], intake: Intake) -> tuple[str, Voice]:
+    """The text of the prompt that the messages make, and how to read the answer."""
     tokenizer = intake.text_tokenizer
     template, formats, box = tokenizer.chat_template(), tokenizer.formats, read_tools(body)
     more = body.get("chat_template_kwargs")
@@ -319,8 +334,7 @@ def _spoken(body: Body, messages: Sequence[Any], intake: Intake) -> tuple[list[i
         documents=body.get("documents"),
         chat_template_kwargs=effort(body) | dict(more or {}),
     )
-    ids = intake.encode(text, add_special_tokens=bool(switch(body, "add_special_tokens")))
-    return ids, read_voice(body, box, formats, text, continued)
+    return text, read_voice(body, box, formats, text, continued)
 
 
 def _prompts(given: object) -> list[str | list[Any]]:

@@ -66,13 +66,13 @@ def whole(
 
 
 def seed(name: str, given: object) -> int | None:
-    value = whole(-(2**63), 2**63 - 1, "a whole number of 64 bits, or None", optional=True)(name, given)
+    value = whole(-(2**63), 2**63 - 1, "a whole number of 64 bits", optional=True)(name, given)
     return None if value == -1 else value
 
 
 def switch(name: str, given: object) -> None:
     if not isinstance(given, bool):
-        raise _wrong(name, given, "True or False")
+        raise _wrong(name, given, "true or false")
 
 
 def strings(most: int) -> Callable[[str, object], tuple[str, ...]]:

@@ -2,28 +2,32 @@
 
 import faulthandler
 import json
-import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from threading import Lock
+from threading import Lock, Timer
 from time import thread_time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.base.errors import Broken, Refused
+from headrace.base.errors import Broken, Fault, Refused, Unreachable
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-
-log = logging.getLogger(__name__)
 
 SECONDS = 2.0
 """The longest that a stranger's grammar may take to compile."""
 MEGABYTES = 4096
 """Address space of the process that tries it."""
+START = 30.0
+"""The longest that this process may take to start, which is to import packages and to read the vocabulary."""
+SLACK = 3.0
+"""Seconds beyond SECONDS after which it is killed from outside: it was stopped, and cannot end itself."""
+OWN_ENDS = (1, -signal.SIGABRT, -signal.SIGSEGV)
+"""Exit codes that are due to the grammar: the time limit's, and those of a lack of memory or of stack."""
 MASK_SECONDS = 0.05
 """The longest that one mask may take."""
 LOOKS = 3
@@ -103,6 +107,8 @@ def refused(reason: str) -> Refused:
     lines = [line.strip() for line in reason.partition("\n<state>")[0].splitlines()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     said = " ".join(told or (line for line in lines if line.strip("^ ")))
+    if "coerce_one_of" in said:  # a setting of llguidance's that nobody here can reach
+        said = "oneOf has alternatives that may overlap; use anyOf"
     return Refused(f"structured_outputs cannot be followed: {said[:400]}", param="structured_outputs")
 
 
@@ -118,14 +124,22 @@ class Gauge:
         self._lock = Lock()
 
     def check(self, source: str) -> None:
-        """Raise Refused if something is wrong with it. Takes SECONDS at most, and what it takes to start."""
+        """Raise Refused if something is wrong with it, Unreachable if that cannot be found out now.
+
+        Takes SECONDS at most, and what it takes to start. Where the process is ended from outside it is tried once
+        more; where it is stopped, that is found out after SECONDS + SLACK, or START.
+        """
         with self._lock:
-            answer = self._ask(source)
-        message = json.loads(answer) if answer else None
-        if message is None:
-            raise refused(f"it takes more than {SECONDS:g} seconds or {MEGABYTES} MiB to compile")
-        if message:
-            raise Refused(message, param="structured_outputs")
+            said = self._ask(source)
+            if said is None:
+                said = self._ask(source)
+        if said is None:
+            raise Unreachable(
+                "the form of the answer could not be tried: the process that tries forms was ended from outside",
+                hint="ask again in a moment",
+            )
+        if said:
+            raise Refused(said, param="structured_outputs")
 
     def close(self) -> None:
         """End the process."""
@@ -134,23 +148,23 @@ class Gauge:
             self._child.communicate()
             self._child = None
 
-    def _ask(self, source: str) -> str:
-        """The child's line; "" if it died of the question."""
-        child = self._started()
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            child.stdin.write(json.dumps(source) + "\n")
-            child.stdin.flush()
-            answer = child.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
+    def _ask(self, source: str) -> str | None:
+        """What is wrong with it, "" if nothing; None if the process ended for another reason than this grammar."""
+        if (said := self._start()) != "":
+            return said
+        said = self._exchange(source, SECONDS + SLACK)
+        if said is None:
+            assert self._child is not None
+            if self._child.wait() in OWN_ENDS:
+                most = f"{SECONDS:g} seconds or {MEGABYTES} MiB"
+                said = refused(f"it takes more than {most} to compile").message
             self.close()
-        return answer
+        return said
 
-    def _started(self) -> "subprocess.Popen[str]":
+    def _start(self) -> str | None:
+        """As `_ask`, about the vocabulary, where there is no process yet."""
         if self._child is not None and self._child.poll() is None:
-            return self._child
+            return ""
         self.close()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "headrace.engine.gauge"],
@@ -159,23 +173,41 @@ class Gauge:
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
         )
-        assert self._child.stdin is not None
+        settings = {"words": self._words(), "vocab": self._vocab, "ends": self._ends, "seconds": SECONDS}
+        if (said := self._exchange(settings, START)) != "":
+            self.close()
+        return said
+
+    def _exchange(self, message: object, seconds: float) -> str | None:
+        """What the process says to a message; None if it ends, which it does after so many seconds."""
+        child = self._child
+        assert child is not None and child.stdin is not None and child.stdout is not None
+        timer = Timer(seconds, child.kill)
+        timer.daemon = True
+        timer.start()
         try:
-            settings = {"words": self._words(), "vocab": self._vocab, "ends": self._ends, "seconds": SECONDS}
-            self._child.stdin.write(json.dumps(settings) + "\n")
+            child.stdin.write(json.dumps(message) + "\n")
+            child.stdin.flush()
+            answer = child.stdout.readline()
         except BrokenPipeError:
-            log.warning("the process that tries grammars ended at once")
-        return self._child
+            answer = ""
+        finally:
+            timer.cancel()
+        return json.loads(answer) if answer.endswith("\n") else None
 
 
 def main() -> None:
-    """The process: a vocabulary on the first line, then grammars; what is wrong with each, "" if nothing.
+    """The process: a vocabulary on the first line, then grammars; it says what is wrong with each, "" if nothing.
 
     A thread of faulthandler ends it while llguidance computes, which nothing in Python could.
     """
     _limit_memory()
     settings = json.loads(sys.stdin.readline())
-    words = read_vocabulary(settings["words"], settings["vocab"], settings["ends"])
+    try:
+        words = read_vocabulary(settings["words"], settings["vocab"], settings["ends"])
+    except Fault as fault:
+        return _say(fault.message)
+    _say("")
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
         for line in sys.stdin:
             faulthandler.dump_traceback_later(settings["seconds"], exit=True, file=nowhere)
@@ -185,8 +217,12 @@ def main() -> None:
             except Refused as fault:
                 said = fault.message
             faulthandler.cancel_dump_traceback_later()
-            sys.stdout.write(json.dumps(said) + "\n")
-            sys.stdout.flush()
+            _say(said)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(json.dumps(text) + "\n")
+    sys.stdout.flush()
 
 
 def _limit_memory() -> None:

@@ -97,7 +97,10 @@ class Compiler:
         return to_grammar(params, self.is_special)
 
     def check(self, grammar: Grammar) -> None:
-        """Raise Refused if the grammar is none, or takes too long. May take seconds for a new one."""
+        """Raise Refused if the grammar is none, or takes too long. May take seconds for a new one.
+
+        Unreachable, which is not remembered: it could not be tried.
+        """
         name = blake2b(grammar.source.encode(), digest_size=16).digest()
         with self._lock:
             known = name in self._verdicts

@@ -267,7 +267,7 @@ _SWITCHES = (
     "spaces_between_special_tokens",
 )
 
-_COUNT = "a whole number, 0 or more, -1 for the whole vocabulary, or None"
+_COUNT = "a whole number, 0 or more, or -1 for the whole vocabulary"
 _FIELDS: dict[str, Callable[[str, object], object]] = {
     "n": fields.whole(1, MOST_ANSWERS, f"a whole number from 1 to {MOST_ANSWERS}"),
     "presence_penalty": fields.real(-2, 2),
@@ -284,13 +284,7 @@ _FIELDS: dict[str, Callable[[str, object], object]] = {
     "stop_token_ids": fields.ids(),
     "shown_token_ids": fields.ids(),
     "bad_words": fields.strings(MOST_BAD_WORDS),
-    "max_tokens": fields.whole(
-        1,
-        None,
-        "a whole number, 1 or more, or None",
-        optional=True,
-        hint="None goes on to the end of the context",
-    ),
+    "max_tokens": fields.whole(1, None, "a whole number, 1 or more", optional=True),
     "min_tokens": fields.whole(0, None, "a whole number, 0 or more"),
     "logprobs": fields.whole(-1, None, _COUNT, optional=True),
     "prompt_logprobs": fields.whole(-1, None, _COUNT, optional=True),

@@ -10,7 +10,7 @@ from headrace.base.errors import Fault
 from headrace.engine.request import Request
 from headrace.engine.stream import Stream, Update
 from headrace.serve.queue import Load
-from headrace.serve.record import Record
+from headrace.serve.record import Spans
 from headrace.text.tokenizer import Tokenizer
 
 WORST = ("stop", "length", "abort", "timeout", "error")
@@ -21,7 +21,11 @@ class Answer:
     """A stream per prompt and answer, in the order they were submitted.
 
     fault       why a stream ended with "error" (or was never taken): what the client is to be told
-    arrived, scheduled, first, last     monotonic seconds: submitted, first admitted to a step, first and last token
+    cause       "stop", "length", "abort", "error" or "timeout"; of several answers the worst
+    arrived, scheduled, first, last, ended      monotonic seconds: submitted, first admitted to a step, first and
+                last token, over; None for what has not happened
+    prompts, prompt_tokens      how many prompts, and their tokens, each prompt counted once
+    resumes     how often the engine died meanwhile
     """
 
     def __init__(
@@ -34,6 +38,10 @@ class Answer:
     ):
         self.id, self.kind, self.name = id, kind, name
         self.trace: str | None = None
+        one = requests[0]
+        self.params, self.max_tokens, self.n = one.params, one.max_tokens, one.params.n
+        self.prompts = len(requests) // self.n
+        self.prompt_tokens = sum(len(request.prompt) for request in requests[:: self.n])
         self.streams = [Stream(request, tokenizer) for request in requests]
         self.open = len(requests)
         self.fault: Fault | None = None
@@ -42,6 +50,7 @@ class Answer:
         self.scheduled: float | None = None
         self.first: float | None = None
         self.last: float | None = None
+        self.ended: float | None = None
         self.evictions = 0
         self.resumes = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -92,37 +101,41 @@ class Answer:
         if WORST.index(cause) > WORST.index(self.cause):
             self.cause = cause
         if not self.open:
+            self.ended = monotonic()
             if self.timer is not None:
                 self.timer.cancel()
             if self._quiet and self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 
-    def record(self) -> Record:
-        """What is kept when it is over."""
-        request = self.streams[0].request
-        n = max(1, request.params.n)
-        prompts = self.streams[::n]
-        return Record(
-            id=self.id,
-            kind=self.kind,
-            name=self.name,
-            trace=self.trace,
-            params=request.params,
-            prompt_tokens=sum(len(stream.request.prompt) for stream in prompts),
-            cached=sum(stream.cached for stream in prompts),
-            generated=sum(len(stream.token_ids) for stream in self.streams),
-            max_tokens=request.max_tokens,
-            prompts=len(prompts),
-            n=n,
-            arrived=self.arrived,
-            scheduled=self.scheduled,
-            first=self.first,
-            last=self.last,
-            ended=monotonic(),
-            evictions=self.evictions,
-            resumes=self.resumes,
-            cause=self.cause,
-            status=self.fault.status if self.fault is not None else STATUS.get(self.cause, 200),
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompts found in the prefix cache."""
+        return sum(stream.cached for stream in self.streams[:: self.n])
+
+    @property
+    def generated(self) -> int:
+        """Tokens of all its answers."""
+        return sum(len(stream.token_ids) for stream in self.streams)
+
+    @property
+    def status(self) -> int:
+        """What HTTP says of it."""
+        return self.fault.status if self.fault is not None else STATUS.get(self.cause, 200)
+
+    @property
+    def spans(self) -> Spans:
+        """How long its parts took: the definitions behind metrics, log and traces."""
+        arrived, scheduled, first, last = self.arrived, self.scheduled, self.first, self.last
+        decode = last - first if first is not None and last is not None else None
+        answers = len(self.streams)
+        later = self.generated - answers
+        return Spans(
+            queue=None if scheduled is None else max(0.0, scheduled - arrived),
+            prefill=None if scheduled is None or first is None else max(0.0, first - scheduled),
+            ttft=None if first is None else first - arrived,
+            decode=decode,
+            tpot=decode / (later / answers) if decode is not None and later > 0 else None,
+            total=(self.ended or monotonic()) - arrived,
         )
 
 

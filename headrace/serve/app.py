@@ -62,11 +62,11 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=layers(settings, door, told),
+        middleware=layers(front, settings, door, told),
     )
     app.state.front, app.state.settings, app.state.door = front, settings, door
     shelf = Shelf(settings.keep_responses, shared and shared / "responses")
-    app.state.desk = responses.Desk(shelf)
+    app.state.desk = responses.Desk(shelf, front.front)
     errors.install(app)
     pages = [page.router] if settings.page else []
     for more in (router, responses.router, small.router, docs, *routers, *pages):
@@ -82,7 +82,7 @@ def make_app(
     return app
 
 
-def layers(settings: Serve, door: Door, told: Told | None) -> list[Middleware]:
+def layers(front: Frontend, settings: Serve, door: Door, told: Told | None) -> list[Middleware]:
     """What a request passes before it comes to a route, from the outside in."""
     around = [Middleware(Named, told=told)]
     if origins := split(settings.cors):
@@ -99,6 +99,6 @@ def layers(settings: Serve, door: Door, told: Told | None) -> list[Middleware]:
     return [
         *around,
         Middleware(Auth, door=door),
-        Middleware(Limits, settings=settings),
+        Middleware(Limits, settings=settings, waits=front.waits),
         Middleware(Straight, routes=straight),
     ]

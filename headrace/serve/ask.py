@@ -5,7 +5,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import time
+from time import monotonic, time
 from typing import Any, NamedTuple
 
 from fastapi import Request
@@ -75,7 +75,7 @@ class Offer:
         body, model = await read_body(request, admit)
         intake = front.intake
         size = LONG_TEXT if takes_long(body) else length(request, settings)
-        ask: Ask = await front.off_loop(size, lambda: self.read(body, intake, front.defaults))
+        ask: Ask = await front.off_loop(size, lambda: self.read(body, intake, front.facts.defaults))
         self._warn(ask.unknown)
         name = named(request, ask)
         id = f"{PREFIX[self.kind]}-{name or request.scope['state']['id']}"
@@ -184,23 +184,23 @@ def whole(asked: Asked, answer: Answer, intake: Intake) -> Json:
 
 def timings(answer: Answer) -> Json:
     """How long the parts of an answer took, in milliseconds, with the names llama.cpp has for some of them."""
-    found = answer.record()
-    scheduled, first = found.scheduled or found.ended, found.first or found.ended
-    last = found.last or first
-    computed = found.prompt_tokens - found.cached
+    ended = answer.ended or monotonic()
+    scheduled, first = answer.scheduled or ended, answer.first or ended
+    last = answer.last or first
+    computed, generated = answer.prompt_tokens - answer.cached, answer.generated
     prompt_ms, predicted_ms = 1e3 * (first - scheduled), 1e3 * (last - first)
     return {
-        "queue_ms": 1e3 * (scheduled - found.arrived),
-        "ttft_ms": 1e3 * (first - found.arrived),
-        "total_ms": 1e3 * (last - found.arrived),
-        "cache_n": found.cached,
+        "queue_ms": 1e3 * (scheduled - answer.arrived),
+        "ttft_ms": 1e3 * (first - answer.arrived),
+        "total_ms": 1e3 * (last - answer.arrived),
+        "cache_n": answer.cached,
         "prompt_n": computed,
         "prompt_ms": prompt_ms,
         "prompt_per_second": 1e3 * computed / prompt_ms if prompt_ms > 0 else None,
-        "predicted_n": found.generated,
+        "predicted_n": generated,
         "predicted_ms": predicted_ms,
         # the first token belongs to the prompt's time
-        "predicted_per_second": 1e3 * (found.generated - 1) / predicted_ms if predicted_ms > 0 else None,
-        "preemptions": found.evictions,
-        "resumes": found.resumes,
+        "predicted_per_second": 1e3 * (generated - 1) / predicted_ms if predicted_ms > 0 else None,
+        "preemptions": answer.evictions,
+        "resumes": answer.resumes,
     }

@@ -20,8 +20,8 @@ from headrace.serve.settings import Serve, split
 OPEN = frozenset({"/health/live"})
 """Paths for everyone: that the process lives is no secret, and whoever restarts it has no key."""
 
-ADMIN = frozenset({"/debug"})
-"""Paths for the admin key, with all that is below them."""
+ADMIN = "/debug"
+"""A path for the admin key, with all that is below it."""
 
 API_KEY, ADMIN_KEY = "HEADRACE_API_KEY", "HEADRACE_ADMIN_KEY"
 """Environment variables with keys; unlike a flag they are not in the list of processes."""
@@ -55,12 +55,18 @@ class Door:
         self, settings: Serve, also_open: Collection[str] = (), environ: Mapping[str, str] = os.environ
     ):
         self.api = Keys(read_keys(settings.api_key, settings.api_key_file, environ.get(API_KEY)))
-        self.admin = Keys(read_keys(settings.admin_key, settings.admin_key_file, environ.get(ADMIN_KEY)))
+        self.admin = Keys(
+            read_keys(settings.admin_key, settings.admin_key_file, environ.get(ADMIN_KEY), "admin")
+        )
         given = {*OPEN, *also_open, *split(settings.open_paths)}
         self._open = frozenset(path for path in given if path == "/" or not path.endswith("/"))
         self._open_below = tuple(path for path in given if path != "/" and path.endswith("/"))
         if bad := [path for path in given if not path.startswith("/") or is_admin(path.rstrip("/"))]:
-            raise Refused(f"{bad[0]!r} cannot be open to everyone", param="serve.open_paths")
+            raise Refused(
+                f"{bad[0]!r} cannot be open to everyone; expected a path that begins with / and is not below {ADMIN}",
+                param="serve.open_paths",
+                hint="such as --open-paths /health,/metrics",
+            )
         self.local = is_loopback(settings.host)
         # A name that leads here by somebody else's DNS would let their page use a server without keys.
         check = self.local and not self.api
@@ -151,30 +157,35 @@ def credential(header: bytes) -> str | None:
     return None
 
 
-def read_keys(given: str | None, file: str | None, variable: str | None) -> list[str]:
-    """Keys of a flag (separated by commas), a file (one a line, `#` for remarks) and an environment variable."""
+def read_keys(given: str | None, file: str | None, variable: str | None, of: str = "api") -> list[str]:
+    """Keys of a flag (separated by commas), a file (one a line, `#` for remarks) and an environment variable.
+
+    `of` is the first part of the flags' names. Raises Refused.
+    """
     keys = [*split(given), *split(variable)]
+    param, hint = f"serve.{of}_key_file", f"give --{of}-key-file a file with one key a line"
     if file is not None:
         try:
             lines = expanded(file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as fault:
+            why = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
             raise Refused(
-                f"the file of keys {file!r} cannot be read: {fault}", param="serve.api_key_file"
+                f"the file of keys {file!r} cannot be read: {why}", param=param, hint=hint
             ) from fault
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
-            raise Refused(f"the file of keys {file!r} has none", param="serve.api_key_file")
+            raise Refused(f"the file of keys {file!r} has none", param=param, hint=hint)
         keys += found
     if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
         raise Refused(
-            "a key has characters that no header can carry; expected visible ASCII", param="serve.api_key"
+            "a key has characters that no header can carry; expected visible ASCII", param=f"serve.{of}_key"
         )
     return keys
 
 
 def is_admin(path: str) -> bool:
     """Whether a path is for the admin key."""
-    return path in ADMIN or any(path.startswith(f"{prefix}/") for prefix in ADMIN)
+    return path == ADMIN or path.startswith(f"{ADMIN}/")
 
 
 def is_loopback(host: str) -> bool:

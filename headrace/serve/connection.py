@@ -27,7 +27,7 @@ class Connection:
 
     up          it has said that it is ready, and may be given requests
     loading     what it said last of how far it is
-    on_stall    called with the reason when it makes no progress: whoever started it is to kill it
+    on_stall    called with the reason when it makes no progress, where it was started from: it is to be killed
     on_loading  called with what a starting engine does, and which part of that is done
     """
 
@@ -36,7 +36,7 @@ class Connection:
         self.up = False
         self.loading = wire.Loading("starting", 0.0)
         self.vigil = Vigil(limit)
-        self.on_stall: Callable[[str], None] = log.error
+        self.on_stall: Callable[[str], None] | None = None
         self.on_loading: Callable[[str, float], None] = lambda doing, part: None
         self._owner = owner
         self._number = -1  # of the engine process last heard of
@@ -173,6 +173,10 @@ class Connection:
     async def _keep_watch(self, period: float) -> None:
         while True:
             await asyncio.sleep(period)
-            if self.up and (why := self.vigil.look(self._owner.busy, self._patient, monotonic())) is not None:
+            if not self.up or self.on_stall is None:
+                continue
+            pulse = self.vigil.pulse  # the work may be that of other fronts
+            why = self.vigil.look(self._owner.busy or pulse.busy, self._patient, monotonic())
+            if why is not None:
                 self.lose()
-                self.on_stall(f"{why}; its step: {self._owner.name_rows(self.vigil.pulse)}")
+                self.on_stall(f"{why}; its step: {self._owner.name_rows(pulse)}")

@@ -30,10 +30,11 @@ from typing import Any
 
 from headrace import __version__
 from headrace.base.errors import Fault
+from headrace.serve.answer import Answer
 from headrace.serve.frontend import Frontend
 from headrace.serve.lines import fields, refusal
 from headrace.serve.metrics import LAYOUT, Metrics, Open, Pace
-from headrace.serve.record import Record, Watcher
+from headrace.serve.record import Watcher
 from headrace.serve.window import Window, quantile
 from headrace.serve.wire import Stats
 
@@ -71,15 +72,16 @@ class History(Watcher):
         """Its message may quote the request, so only its class and field are kept."""
         self.refusals.append({"time": time(), **refusal(kind, fault, id)})
 
-    def ended(self, record: Record) -> None:
+    def ended(self, answer: Answer) -> None:
         """Keep the timeline; the oldest gives way."""
-        opened = self.metrics.open.get(record.id)
-        self.ended_ones[record.id] = {
-            **fields(record),
+        opened = self.metrics.open.get(answer.id)
+        self.ended_ones.pop(answer.id, None)  # a client may use a name again, and the latest stand last
+        self.ended_ones[answer.id] = {
+            **fields(answer),
             "state": "ended",
             "time": time(),
-            "timeline": timeline(record),
-            "streams": streams(opened.paces if opened else [], record.arrived),
+            "timeline": timeline(answer),
+            "streams": streams(opened.paces if opened else [], answer.arrived),
         }
         while len(self.ended_ones) > self.kept:
             self.ended_ones.popitem(last=False)
@@ -100,10 +102,9 @@ class History(Watcher):
         if (opened := self.metrics.open.get(id)) is None:
             return None
         answer = opened.answer
-        moments = timeline(answer.record())[:-1]
         return {
             **row(opened, monotonic()),
-            "timeline": moments,
+            "timeline": timeline(answer),
             "streams": streams(opened.paces, answer.arrived),
         }
 
@@ -170,7 +171,7 @@ class Live(Watcher):
             "ready": front.ready,
             "draining": front.draining,
             "restarts": front.restarts,
-            "loading": front.connection.loading,
+            "loading": None if front.connection.up else front.connection.loading,
             "engine": facts and {name: getattr(facts, name) for name in FACTS},
             "plan": facts and facts.plan.splitlines(),
             "memory": facts and facts.memory,
@@ -215,9 +216,7 @@ def _percentiles(name: str, added: Sequence[float]) -> Json:
 def row(opened: Open, now: float) -> Json:
     """A running request as the live view shows it."""
     answer = opened.answer
-    request = answer.streams[0].request
-    made = sum(len(stream.token_ids) for stream in answer.streams)
-    first, begun = answer.first, answer.scheduled
+    made, first, begun = answer.generated, answer.first, answer.scheduled
     return {
         "id": answer.id,
         "name": answer.name,
@@ -226,24 +225,24 @@ def row(opened: Open, now: float) -> Json:
         "age": now - answer.arrived,
         "queue": None if begun is None else max(0.0, begun - answer.arrived),
         "ttft": None if first is None else first - answer.arrived,
-        "prompt_tokens": len(request.prompt),
+        "prompt_tokens": len(answer.streams[0].request.prompt),
         "cached_tokens": answer.streams[0].cached,
         "generated": made,
-        "max_tokens": request.max_tokens,
+        "max_tokens": answer.max_tokens,
         "tokens_per_second": made / (now - first) if first is not None and now > first else None,
     }
 
 
-def timeline(record: Record) -> list[Json]:
+def timeline(answer: Answer) -> list[Json]:
     """What happened to a request and when, in seconds from its arrival."""
     moments = [
-        ("submitted", record.arrived),
-        ("scheduled", record.scheduled),
-        ("first token", record.first),
-        ("last token", record.last),
-        (record.cause, record.ended),
+        ("submitted", answer.arrived),
+        ("scheduled", answer.scheduled),
+        ("first token", answer.first),
+        ("last token", answer.last),
+        (answer.cause, answer.ended),
     ]
-    return [{"what": what, "at": round(at - record.arrived, 6)} for what, at in moments if at is not None]
+    return [{"what": what, "at": round(at - answer.arrived, 6)} for what, at in moments if at is not None]
 
 
 def streams(paces: Sequence[Pace | None], arrived: float) -> list[Json]:

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 import msgspec
 
-from headrace.base.errors import Broken, Busy, Fault, Late, Refused, TooLong, Unreachable
+from headrace.base.errors import Broken, Busy, Fault, Late, Unreachable
 from headrace.engine.intake import Intake
-from headrace.engine.request import Event, Request, SamplingParams
+from headrace.engine.request import Event, Request
 from headrace.engine.stream import Update
 from headrace.serve.answer import Answer, Held
 from headrace.serve.connection import Connection
@@ -24,6 +24,7 @@ from headrace.serve.queue import Queue
 from headrace.serve.record import Watcher
 from headrace.serve.settings import Serve
 from headrace.serve.trial import Trial
+from headrace.serve.waits import Waits, stops
 from headrace.serve.wire import Add, Cancel, Events, Facts, Pulse, Refusal, Stats
 from headrace.text.tokenizer import Tokenizer
 
@@ -37,13 +38,12 @@ PROBE = 4
 """Events after which a suspect is harmless: more than the steps that may have been lost with the engine."""
 
 SEE_LOG = "the server's log says why"
-STOPS = Unreachable("the server is shutting down", hint="ask another one, or again later")
 
 
 class Frontend:
     """Submits requests to the engine and hands back what comes. One per front process, used on one event loop.
 
-    facts, intake, defaults     raise Unreachable until the engine has been ready once
+    facts, intake       raise Unreachable until the engine has been ready once
     stats       the engine's latest
     answers     what is being answered now, by the id it was submitted with
     watchers    told of everything but tokens; see record.py
@@ -52,6 +52,7 @@ class Frontend:
     connection  to the engine process of the moment
     peers       the other front processes
     threads     on which texts and tokenizers are read
+    waits       of requests that are not with the engine yet
     """
 
     def __init__(self, folder: str | Path, settings: Serve, front: int = 0):
@@ -61,7 +62,7 @@ class Frontend:
         self.watchers: list[Watcher] = []
         self.count: Callable[[Answer, int, Update, Event], None] = lambda *_: None
         self.restarts = 0
-        self.draining = False
+        self.waits = Waits()
         self._numbers = count()
         self._live: dict[str, Held] = {}
         self._trial = Trial()
@@ -94,13 +95,14 @@ class Frontend:
         return self._intake
 
     @property
-    def defaults(self) -> SamplingParams:
-        return self.facts.defaults
-
-    @property
     def busy(self) -> bool:
         """Whether the engine has work from here."""
         return bool(self._live)
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken, because the server stops."""
+        return self.waits.over
 
     @property
     def ready(self) -> bool:
@@ -121,10 +123,10 @@ class Frontend:
         """Hand requests to the engine. `id` names the answer for people; default: the first request's.
 
         Raises Busy (429) where the queue is full, Unreachable (503) while draining or before the engine was ever
-        ready, TooLong (400), Refused (400) for an id that is in use.
+        ready. What the engine itself refuses ends the answer with that fault.
         """
         id = requests[0].id if id is None else id
-        self._screen(id, requests)
+        self._check()
         answer = Answer(id, requests, self.intake.tokenizer, kind, name)
         if not self._queue.take([len(request.prompt) for request in requests]):
             raise self._busy(len(requests))
@@ -146,8 +148,16 @@ class Frontend:
             raise self._busy(requests)
 
     async def off_loop(self, size: int, function: Callable[[], T]) -> T:
-        """Call what tokenizes or renders `size` characters: on another thread where that takes long."""
-        return function() if size < LONG_TEXT else await self._loop.run_in_executor(self.threads, function)
+        """Call what tokenizes or renders `size` characters: on another thread where that takes long.
+
+        Raises Unreachable (503) where the server stops before that is done.
+        """
+        if size < LONG_TEXT:
+            return function()
+        if self.draining:  # there may be no threads any more
+            raise stops()
+        async with self.waits.until():
+            return await self._loop.run_in_executor(self.threads, function)
 
     # -- for whoever runs the process -------------------------------------------------------------------------
 
@@ -169,13 +179,13 @@ class Frontend:
 
     async def drain(self, seconds: float | None = None) -> None:
         """Take nothing new, wait for what runs (drain_seconds at most), end what is left with an error."""
-        self.draining = True
+        self.waits.end()
         end = monotonic() + (self.settings.drain_seconds if seconds is None else seconds)
         while self._live and monotonic() < end and self._fault is None:
             await asyncio.sleep(0.02)
         if self._live:
             log.warning("%d requests are ended: the server stops", len(self._live))
-        self._end_all(STOPS)
+        self._end_all(stops())
 
     def fail(self, fault: Fault) -> None:
         """Give up on the engine: everything ends with this fault, nothing new is taken."""
@@ -185,8 +195,9 @@ class Frontend:
             self._changed.set()
 
     def close(self) -> None:
-        """End everything here and free the socket."""
-        self._end_all(STOPS)
+        """End everything here and free the socket. Idempotent."""
+        self.waits.end()
+        self._end_all(stops())
         self.connection.close()
         self._places.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
@@ -198,23 +209,11 @@ class Frontend:
         if self._fault is not None:
             raise self._fault
         if self.draining:
-            raise STOPS
+            raise stops()
         _ = self.facts
 
     def _busy(self, requests: int) -> Busy:
         return self._queue.busy(requests, (one.load for one in self._live.values()))
-
-    def _screen(self, id: str, requests: Sequence[Request]) -> None:
-        """Everything else that can be said against requests before the engine has seen them."""
-        self._check()
-        if id in self.answers:
-            raise Refused(f"request id {id!r} is in use", param="request_id")
-        for request in requests:
-            if request.longest > self.facts.max_len:
-                raise TooLong(
-                    f"prompt of {len(request.prompt)} and up to {request.max_tokens} new tokens are"
-                    f" {request.longest}; the maximum context length is {self.facts.max_len}"
-                )
 
     def _take_in(self, answer: Answer, index: int, request: Request) -> Request:
         """Give a request an id that no other process and no earlier one had, and remember it."""
@@ -271,9 +270,8 @@ class Frontend:
         answer.close(cause)
         if not answer.open:
             del self.answers[answer.id]
-            record = answer.record()
             for watcher in self.watchers:
-                watcher.ended(record)
+                watcher.ended(answer)
         if self._trial.deaths:
             self._send_again(self._trial.forget(id))
 
@@ -335,7 +333,8 @@ class Frontend:
 
     def meet(self, facts: Facts, tokenizer: Tokenizer | None) -> None:
         """There is an engine: it is sent all that is open."""
-        if self._intake is None or self._intake.tokenizer is not tokenizer:
+        old = self._intake
+        if old is None or old.tokenizer is not tokenizer or old.max_len != facts.max_len:
             self._intake = Intake(
                 tokenizer,
                 facts.max_len,
@@ -356,6 +355,7 @@ class Frontend:
         self.restarts += 1
         for watcher in self.watchers:
             watcher.lost()
+        self._learn(Stats())  # the next one may have nothing to do, and so nothing to say
         for answer in self.answers.values():
             answer.resumes += 1
         guilty = self._trial.mourn([id for id, one in self._live.items() if one.begun])

@@ -36,19 +36,13 @@ class Hosted:
     """An Engine as the loop wants it."""
 
     def __init__(self, engine: Engine):
-        self.engine = engine
+        self.engine, self.add, self.cancel = engine, engine.add, engine.cancel
         self.tally = Tally()
         self._tokens = 0  # of the latest step
 
     @property
     def busy(self) -> bool:
         return self.engine.busy
-
-    def add(self, request: Request) -> None:
-        self.engine.add(request)
-
-    def cancel(self, id: str) -> Event | None:
-        return self.engine.cancel(id)
 
     def step(self) -> list[Event]:
         events = self.engine.step()

@@ -23,7 +23,7 @@ IGNORED = dialect.IGNORED | {"max_tool_calls", "prompt_cache_retention", "enable
 # The names that a chat has for what a response calls differently.
 RENAMED = {
     "messages": "input", "response_format": "text.format", "max_completion_tokens": "max_output_tokens",
-    "reasoning_effort": "reasoning.effort",
+    "reasoning_effort": "reasoning.effort", "prompt": "input",
 }  # fmt: skip
 
 INPUT = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
@@ -68,7 +68,7 @@ def renamed(fault: Refused) -> Refused:
     """What is wrong with a chat, in the words of a response."""
     if fault.param is None or (root := fault.param.split(".")[0].split("[")[0]) not in RENAMED:
         return fault
-    fault.param = RENAMED[root]
+    fault.param, fault.message = RENAMED[root], fault.message.replace(root, RENAMED[root], 1)
     return fault
 
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from headrace.base.errors import Late, Refused, TooLarge
 from headrace.serve import errors
 from headrace.serve.settings import Serve
+from headrace.serve.waits import Waits
 
 DEEPEST = 128
 """Levels of a body's lists and objects; real JSON schemas stay far below."""
@@ -42,8 +43,8 @@ class Limits:
     Heads are bounded while they are read, by the protocols in server.py; what they let through is measured here.
     """
 
-    def __init__(self, app: ASGIApp, settings: Serve):
-        self.app, self.seconds = app, settings.body_seconds
+    def __init__(self, app: ASGIApp, settings: Serve, waits: Waits):
+        self.app, self.seconds, self.waits = app, settings.body_seconds, waits
         self.most, self.most_head = settings.max_body, settings.max_header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +62,7 @@ class Limits:
             if not left:
                 return await receive()  # waits for the client to go away
             try:
-                async with asyncio.timeout_at(deadline):
+                async with self.waits.until(deadline):
                     message = await receive()
             except TimeoutError:
                 raise Late(

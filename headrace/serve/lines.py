@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import IO, Any, Literal
 
 from headrace.base.errors import Fault
-from headrace.serve.record import Record, Watcher
+from headrace.serve.answer import Answer
+from headrace.serve.record import Watcher
 
 PLAIN = re.compile(r"[\w.:/@+-]{1,200}", re.ASCII)
 LONGEST = 200
@@ -31,8 +32,8 @@ class Lines(Watcher):
         """What was wrong is said by its class and field; its message may quote the request."""
         self._write("refused", refusal(kind, fault, id))
 
-    def ended(self, record: Record) -> None:
-        self._write("ended", fields(record))
+    def ended(self, answer: Answer) -> None:
+        self._write("ended", fields(answer))
 
     def _write(self, what: str, found: dict[str, Any]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -49,24 +50,24 @@ def refusal(kind: str, fault: Fault, id: str) -> dict[str, Any]:
     return {"id": id, "kind": kind, "cause": cause, "status": fault.status, "param": fault.param}
 
 
-def fields(record: Record) -> dict[str, Any]:
-    """A record as the log and /debug/requests say it; seconds, rounded to 0.1 ms."""
-    name = None if record.name is None else record.name[:LONGEST]
+def fields(answer: Answer) -> dict[str, Any]:
+    """An answer that is over as the log and /debug/requests say it; seconds, rounded to 0.1 ms."""
+    name = None if answer.name is None else answer.name[:LONGEST]
     return {
-        "id": record.id[:LONGEST],
+        "id": answer.id[:LONGEST],
         "name": name,
-        "kind": record.kind,
-        "cause": record.cause,
-        "status": record.status,
-        **{key: None if value is None else round(value, 4) for key, value in record.spans._asdict().items()},
-        "prompt_tokens": record.prompt_tokens,
-        "cached_tokens": record.cached,
-        "generated": record.generated,
-        "max_tokens": record.max_tokens,
-        "prompts": record.prompts,
-        "n": record.n,
-        "evictions": record.evictions,
-        "resumes": record.resumes,
+        "kind": answer.kind,
+        "cause": answer.cause,
+        "status": answer.status,
+        **{key: None if value is None else round(value, 4) for key, value in answer.spans._asdict().items()},
+        "prompt_tokens": answer.prompt_tokens,
+        "cached_tokens": answer.cached,
+        "generated": answer.generated,
+        "max_tokens": answer.max_tokens,
+        "prompts": answer.prompts,
+        "n": answer.n,
+        "evictions": answer.evictions,
+        "resumes": answer.resumes,
     }
 
 

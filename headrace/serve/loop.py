@@ -1,6 +1,7 @@
 """The engine process's loop: take what the fronts sent, make a step, tell every front what it gave; torch-free."""
 
 import gc
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event as Flag
@@ -10,9 +11,11 @@ from typing import Protocol, assert_never
 
 import zmq
 
-from headrace.base.errors import Fault
+from headrace.base.errors import Broken, Fault
 from headrace.engine.request import Event, Request
 from headrace.serve import wire
+
+log = logging.getLogger(__name__)
 
 BEAT = 0.25
 """Seconds between two pulses."""
@@ -175,6 +178,11 @@ class Host:
                 engine.add(request)
                 self._owner[request.id] = front
             except Fault as fault:
+                refused.append(wire.Refusal.of(request.id, fault))
+            except Exception:  # it would end every further engine, too: not begun, it is never suspected
+                log.exception("request %s could not be put in line and is ended", request.id)
+                engine.cancel(request.id)
+                fault = Broken("the request failed in the engine", hint="the server's log says why")
                 refused.append(wire.Refusal.of(request.id, fault))
         if refused:
             self.fronts.send(front, wire.Refusals(refused))

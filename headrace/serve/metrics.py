@@ -19,7 +19,6 @@ from headrace.engine.request import Event
 from headrace.engine.stream import Update
 from headrace.serve.answer import Answer
 from headrace.serve.families import FAMILIES, KINDS, METHODS, REJECTIONS, ROUTES, SPANS, STATUSES
-from headrace.serve.record import Record
 from headrace.serve.series import Histogram, Layout, Page, Sheet, info, neighbours, totals
 from headrace.serve.wire import Facts, Stats
 
@@ -170,30 +169,28 @@ class Metrics:
         ):
             self.sheet.add(LAYOUT.at(name, *source), amount)
 
-    def ended(self, record: Record) -> None:
+    def ended(self, answer: Answer) -> None:
         """A request that was taken is over. Times and sizes are counted of those that ran to their end."""
-        opened = self.open.pop(record.id, None)
-        if opened is not None:
-            self.sheet.add(LAYOUT.at("headrace_streams"), -len(opened.paces))
-        self._ending(record.kind, record.cause)
-        ending = "abort" if record.cause == "timeout" else record.cause
+        del self.open[answer.id]
+        self.sheet.add(LAYOUT.at("headrace_streams"), -len(answer.streams))
+        self._ending(answer.kind, answer.cause)
+        ending = "abort" if answer.cause == "timeout" else answer.cause
         self.sheet.add(LAYOUT.at("vllm:request_success_total", ending))
-        if record.resumes:
+        if answer.resumes:
             self.sheet.add(LAYOUT.at("headrace_resumed_requests_total"))
-        if record.cause not in ("stop", "length"):
+        if answer.cause not in ("stop", "length"):
             return
-        spans = record.spans
-        longest = max((pace.tokens for pace in opened.paces if pace), default=0) if opened else 0
+        spans = answer.spans
         for name, value in {
             **spans._asdict(),
             "inference": spans.inference,
-            "prompt_tokens": record.prompt_tokens,
-            "generated": record.generated,
-            "longest": longest or record.generated,
-            "max_tokens": record.max_tokens,
-            "n": record.n,
-            "computed": record.prompt_tokens - record.cached,
-            "evictions": record.evictions,
+            "prompt_tokens": answer.prompt_tokens,
+            "generated": answer.generated,
+            "longest": max(len(stream.token_ids) for stream in answer.streams),
+            "max_tokens": answer.max_tokens,
+            "n": answer.n,
+            "computed": answer.prompt_tokens - answer.cached,
+            "evictions": answer.evictions,
         }.items():
             if value is not None and name in self._spans:
                 self._spans[name].observe(value)

@@ -11,8 +11,9 @@ from headrace.engine.reply import Spelling, chat_logprob, usage
 from headrace.engine.stream import Update
 from headrace.serve.answer import Answer
 from headrace.serve.ask import Asked
-from headrace.serve.items import Chat, to_messages
+from headrace.serve.items import Chat, to_items, to_messages
 from headrace.serve.output import EventWriter, Output
+from headrace.serve.shelf import Kept
 from headrace.serve.sse import Updates
 
 Json = dict[str, Any]
@@ -92,7 +93,7 @@ class Responding:
             "created_at": self.asked.created,
             "completed_at": self._ended if self.status == "completed" else None,
             "status": self.status,
-            "error": _error(self.fault) if self.fault is not None else None,
+            "error": described(self.fault) if self.fault is not None else None,
             "incomplete_details": incomplete,
             "model": self.asked.model,
             "output": self._output.items,
@@ -105,9 +106,10 @@ class Responding:
             "usage": self._usage() if over and self.answer is not None else None,
         } | {name: other if body.get(name) is None else body[name] for name, other in ECHOED.items()}
 
-    def messages(self) -> list[Json]:
-        """The conversation including the answer, for a response that goes on from this one."""
-        return [*self.chat.messages, *to_messages(self._output.items)]
+    def kept(self) -> Kept:
+        """What is known of it now: with the conversation including the answer, to go on from."""
+        messages = [*self.chat.messages, *to_messages(self._output.items)]
+        return Kept(self.response(), to_items(self.body.get("input")), messages)
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -154,6 +156,6 @@ class Responding:
         }
 
 
-def _error(fault: Fault) -> Json:
+def described(fault: Fault) -> Json:
     """`response.error`; the codes are OpenAI's, which has none for time that is over."""
     return {"code": "invalid_prompt" if fault.status == 400 else "server_error", "message": fault.message}

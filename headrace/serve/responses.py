@@ -7,16 +7,16 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from headrace.base.errors import Refused, UnknownName
+from headrace.base.errors import Broken, Refused, UnknownName
 from headrace.engine.dialect import Ask, read_chat, takes_long
 from headrace.engine.request import Request as Prompted
 from headrace.serve import schema
 from headrace.serve.answer import Answer
 from headrace.serve.ask import Asked, as_json, length, named, of, read_body, refusals, requests_of, submit
 from headrace.serve.frontend import LONG_TEXT
-from headrace.serve.items import Chat, renamed, to_chat, to_items
+from headrace.serve.items import Chat, renamed, to_chat
 from headrace.serve.output import new_id
-from headrace.serve.responding import Responding
+from headrace.serve.responding import Responding, described
 from headrace.serve.schema import route
 from headrace.serve.shelf import Kept, Shelf
 from headrace.serve.sse import EventStream, Whole, failed, fault_of
@@ -27,34 +27,40 @@ KIND = "response"
 POLL_SECONDS = 0.5
 """How often a response in the background looks whether another process was told to cancel it."""
 
+DIED = Broken("the process that made the response died")
+
 router = APIRouter()
 
 
 class Desk:
-    """The responses of one front process: those on their way, and the shelf with those that are kept."""
+    """The responses of front process `number`: those on their way, and the shelf with those that are kept."""
 
-    def __init__(self, shelf: Shelf):
-        self.shelf = shelf
+    def __init__(self, shelf: Shelf, number: int = 0):
+        self.shelf, self.number = shelf, number
         self.open: dict[str, Responding] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        for id in shelf.left_by(number):
+            if (kept := shelf.get(id)) is not None:
+                kept.response |= {"status": "failed", "error": described(DIED)}
+                shelf.put(id, kept)
 
     def keep(self, one: Responding) -> None:
         """One has ended; keep it if it was asked for."""
         self.open.pop(one.id, None)
         if one.body.get("store") is not False and not one.forgotten:
-            self.shelf.put(one.id, Kept(one.response(), to_items(one.body.get("input")), one.messages()))
+            self.shelf.put(one.id, one.kept())
 
     def found(self, id: str) -> Kept:
         """What is known of a response. Raises UnknownName."""
         if (one := self.open.get(id)) is not None:
-            return Kept(one.response(), to_items(one.body.get("input")))
+            return one.kept()
         if (kept := self.shelf.get(id)) is None:
             raise unknown(id, "response_id")
         return kept
 
     def begin(self, one: Responding) -> None:
         """Have one made in the background."""
-        kept = self.shelf.put(one.id, Kept(one.response(), to_items(one.body.get("input"))))
+        kept = self.shelf.put(one.id, one.kept(), self.number)
         task = asyncio.get_running_loop().create_task(self._make(one, kept and self.shelf.shared))
         self._tasks[one.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(one.id, None))
@@ -159,7 +165,7 @@ async def _read(request: Request, desk: Desk) -> Responding:
     def read() -> tuple[Chat, Ask, list[Prompted]]:
         chat = to_chat(body, before)
         try:
-            ask = read_chat(chat.body, intake, front.defaults)
+            ask = read_chat(chat.body, intake, front.facts.defaults)
             return chat, ask, requests_of(ask, intake)
         except Refused as fault:
             raise renamed(fault) from None

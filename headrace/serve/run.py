@@ -82,7 +82,7 @@ async def answer(
 ) -> None:
     """Answer HTTP until SIGTERM or SIGINT, then let requests end; a second signal ends them at once.
 
-    `stopping` is called at the first signal. Raises the Fault with which the engine is given up.
+    `stopping` is called when this begins to end. Raises the Fault with which the engine is given up.
     """
     server, observers = build(config, front, folder)
     loop, stop, hurry = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
@@ -97,9 +97,10 @@ async def answer(
     waits = [failed, asyncio.create_task(stop.wait()), serving]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        stopping()
         if stop.is_set():
-            log.warning("stopping: requests that run have %g seconds to end", config.serve.drain_seconds)
-            stopping()
+            if not front.front:  # of several processes one says it
+                log.warning("stopping: requests that run have %g seconds to end", config.serve.drain_seconds)
             draining = asyncio.create_task(front.drain())
             await asyncio.wait(
                 [draining, asyncio.create_task(hurry.wait())], return_when=asyncio.FIRST_COMPLETED

@@ -1,13 +1,16 @@
 """The socket, uvicorn on it, and what uvicorn leaves open: limits on headers, slow senders, an orderly end."""
 
 import asyncio
+import errno
 import logging
 import resource
 import socket
 import ssl
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,6 +32,10 @@ except ImportError:  # pragma: no cover
 BACKLOG = 2048
 FILES = 65536
 """Connections and other open files that are asked for; a shell's usual 1024 are fewer than may wait for the engine."""
+GRACE = 4.0
+"""Seconds that readers get for what is left of their answers when the server ends."""
+PIPELINED = 16
+"""Requests that a connection may bring while one is answered; then nothing is read from it."""
 KEEP_ALIVE = 75
 """Seconds an idle connection stays open: longer than most clients and proxies keep theirs, so that they close it."""
 
@@ -89,11 +96,38 @@ class _H11(_Bounded, H11Protocol):
         self.transport.close()
 
 
+class _Pipelined:
+    """What uvicorn's fast protocol lacks: when a client leaves, all its requests are told, not the latest alone."""
+
+    cycle: Any
+    flow: Any
+
+    def connection_made(self, transport: Any) -> None:
+        self.earlier: deque[Any] = deque()  # requests that are not answered yet, without the latest
+        super().connection_made(transport)  # type: ignore[misc]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)  # type: ignore[misc]
+        for cycle in self.earlier:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def on_headers_complete(self) -> None:
+        before, earlier = self.cycle, self.earlier
+        super().on_headers_complete()  # type: ignore[misc]
+        while earlier and earlier[0].response_complete:
+            earlier.popleft()
+        if before is not None and not before.response_complete:
+            earlier.append(before)
+            if len(earlier) < PIPELINED:  # else nothing is read, nor is seen that the client leaves
+                self.flow.resume_reading()
+
+
 def _http_tools(most: int) -> Any:
     """uvicorn's fast protocol, which has no bound on the head of a request of its own."""
     assert HttpToolsProtocol is not None
 
-    class HttpTools(_Bounded, HttpToolsProtocol):
+    class HttpTools(_Bounded, _Pipelined, HttpToolsProtocol):
         head = 0
 
         def on_message_begin(self) -> None:
@@ -153,7 +187,7 @@ def uvicorn_config(app: ASGIApp, settings: Serve) -> uvicorn.Config:
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=5,  # after GRACE nobody should be left
         h11_max_incomplete_event_size=settings.max_header,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
@@ -166,9 +200,19 @@ def check_tls(settings: Serve) -> None:
         raise Refused("a private key is given without a certificate", param="serve.ssl_keyfile")
     if not settings.ssl_certfile:
         return
+    certfile = settings.ssl_certfile
+    for name, file in (("certfile", certfile), ("keyfile", settings.ssl_keyfile or certfile)):
+        try:
+            Path(file).open("rb").close()
+        except OSError as fault:
+            raise Refused(
+                f"{file!r} cannot be read: {fault.strerror}",
+                param=f"serve.ssl_{name}",
+                hint=f"give --ssl-{name} a PEM file",
+            ) from fault
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
-    except (OSError, ssl.SSLError) as fault:
+    except OSError as fault:
         raise Refused(
             f"the certificate or its key cannot be used: {fault}",
             param="serve.ssl_certfile",
@@ -195,16 +239,25 @@ def listen(settings: Serve) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((settings.host, settings.port))
-    except OSError as fault:
+    except (OSError, TypeError) as fault:
         sock.close()
-        raise Refused(
-            f"{settings.host}:{settings.port} cannot be listened on: {fault.strerror}",
-            param="serve.port",
-            hint="give another --port, or 0 for any that is free",
-        ) from fault
+        raise _unbound(settings, fault) from fault
     sock.listen(BACKLOG)
     sock.set_inheritable(True)
     return sock
+
+
+def _unbound(settings: Serve, fault: OSError | TypeError) -> Refused:
+    why = fault.strerror if isinstance(fault, OSError) else "this cannot be a name"
+    said = f"{settings.host}:{settings.port} cannot be listened on: {why}"
+    no_name = isinstance(fault, socket.gaierror | TypeError)
+    if no_name or fault.errno == errno.EADDRNOTAVAIL:
+        return Refused(
+            said,
+            param="serve.host",
+            hint="give --host an address of this machine, or 0.0.0.0 for all it has",
+        )
+    return Refused(said, param="serve.port", hint="give another --port, or 0 for any that is free")
 
 
 def url(settings: Serve, sock: socket.socket) -> str:
@@ -225,6 +278,11 @@ class Server(uvicorn.Server):
         """Have it end, when requests that run have been answered or `hurry`."""
         self.should_exit, self.force_exit = True, hurry
         self._over.set()
+        asyncio.get_running_loop().call_later(GRACE, self._hang_up)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     async def main_loop(self) -> None:
         """Only the date in the heads of answers needs a clock; uvicorn's own loop wakes up ten times a second."""

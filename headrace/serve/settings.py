@@ -1,10 +1,24 @@
 """All knobs of the server: the engine's tree and the branch `serve`; torch-free."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from headrace.base.config import Config, Knobs, Memory, Model, Schedule, knob
 from headrace.base.hardware import cores
+
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#*\sA-Z]+")
+"""As browsers write it: in small letters, with nothing behind host and port."""
+
+
+def _names(value: str) -> str | None:
+    return None if split(value) else "expected at least one name"
+
+
+def _origins(value: str) -> str | None:
+    given = split(value)
+    good = given and all(map(_ORIGIN.fullmatch, given))
+    return None if good else "expected * or origins such as https://example.com, without a path"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +28,9 @@ class Serve(Knobs):
     host: str = knob("127.0.0.1", "address to listen on; 0.0.0.0 or :: is every network of this machine")
     port: int = knob(8000, "port to listen on; 0 takes a free one", low=0, high=65535)
     served_model_name: str | None = knob(
-        None, "names clients may ask for, separated by commas; default: the model as it was given"
+        None,
+        "names clients may ask for, separated by commas; default: the model as it was given",
+        check=_names,
     )
     workers: int | None = knob(
         None,
@@ -61,7 +77,9 @@ class Serve(Knobs):
         None, "names that requests may be addressed to, by commas; default: this machine's own, with keys any"
     )
     cors: str | None = knob(
-        None, "origins that browsers may send requests from, by commas; default: the page's own only"
+        None,
+        "origins that browsers may send requests from, by commas; default: the page's own only",
+        check=_origins,
     )
     max_body: int = knob(32 * 2**20, "most bytes of a request's body", low=1024)
     max_header: int = knob(64 * 2**10, "most bytes of a request's headers", low=1024, high=2**20)

@@ -1,5 +1,6 @@
 """Responses that are kept for a while, in bounded memory: the least recently used make room."""
 
+import logging
 import sqlite3
 import weakref
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 
 import msgspec
 
-Json = dict[str, Any]
+log = logging.getLogger(__name__)
 
+Json = dict[str, Any]
 
 OVERHEAD = 200
 """Bytes of a row beside its body, about."""
 
 TABLES = """
-CREATE TABLE IF NOT EXISTS kept (id TEXT PRIMARY KEY, used INTEGER, size INTEGER, body BLOB);
+CREATE TABLE IF NOT EXISTS kept (id TEXT PRIMARY KEY, used INTEGER, size INTEGER, maker INTEGER, body BLOB);
 CREATE INDEX IF NOT EXISTS by_use ON kept (used);
 CREATE TABLE IF NOT EXISTS total (one INTEGER PRIMARY KEY, bytes INTEGER);
 INSERT OR IGNORE INTO total VALUES (1, 0);
@@ -52,19 +54,30 @@ class Shelf:
             self._base.execute("PRAGMA journal_mode = WAL")
         self._base.executescript(TABLES)
 
-    def put(self, id: str, kept: Kept) -> bool:
-        """Keep it, in place of what was kept under this id. False if it alone is too large."""
+    def put(self, id: str, kept: Kept, maker: int | None = None) -> bool:
+        """Keep it, in place of what was kept under this id. False if it alone is too large, or the disk is full.
+
+        `maker` is the number of the front process that goes on making it.
+        """
         body = msgspec.json.encode(kept)
         size = len(body) + OVERHEAD
         run = self._base.execute
-        run("BEGIN IMMEDIATE")
-        run("DELETE FROM kept WHERE id = ?", (id,))
-        if fits := size <= self.most:
-            run("INSERT INTO kept VALUES (?, ?, ?, ?)", (id, monotonic_ns(), size, body))
-        while self.size > self.most:
-            run("DELETE FROM kept WHERE id = (SELECT id FROM kept ORDER BY used LIMIT 1)")
-        run("COMMIT")
+        try:
+            with self._base:  # all of it or nothing
+                run("BEGIN IMMEDIATE")
+                run("DELETE FROM kept WHERE id = ?", (id,))
+                if fits := size <= self.most:
+                    run("INSERT INTO kept VALUES (?, ?, ?, ?, ?)", (id, monotonic_ns(), size, maker, body))
+                while self.size > self.most:
+                    run("DELETE FROM kept WHERE id = (SELECT id FROM kept ORDER BY used LIMIT 1)")
+        except sqlite3.Error as error:
+            log.warning("a response cannot be kept: %s", error)
+            return False
         return fits
+
+    def left_by(self, maker: int) -> list[str]:
+        """Those that a process of this number was still making."""
+        return [id for (id,) in self._base.execute("SELECT id FROM kept WHERE maker = ?", (maker,))]
 
     def get(self, id: str) -> Kept | None:
         """What is kept under this id; it counts as used."""
@@ -82,7 +95,3 @@ class Shelf:
     def size(self) -> int:
         """Bytes that are kept."""
         return self._base.execute("SELECT bytes FROM total").fetchone()[0]
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._base.close()

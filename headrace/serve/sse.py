@@ -84,14 +84,16 @@ class EventStream(Response):
         self._now = asyncio.get_running_loop().time
         self._since = self._now()
         self._sending = False
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watch = asyncio.create_task(self._watch(scope, receive, send))
+        self._tasks = [asyncio.create_task(self._watch(scope, receive, send))]
         try:
             await self._run(scope, receive, send)
         finally:
             self.answer.cancel()
-            watch.cancel()
+            for task in self._tasks:
+                task.cancel()
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer, push = self.answer, self.frames.push
@@ -113,13 +115,10 @@ class EventStream(Response):
     async def _send(self, body: bytes, send: Send) -> None:
         self._since, self._sending = self._now(), True
         if not self.begun:
-            await self._begin(send)
+            self.begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         await send({"type": "http.response.body", "body": body, "more_body": True})
         self._sending = False
-
-    async def _begin(self, send: Send) -> None:
-        self.begun = True
-        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
 
     async def _watch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Notice that the client has left or reads nothing; speak up after long silence."""
@@ -129,19 +128,20 @@ class EventStream(Response):
                 async with asyncio.timeout(every):
                     message: Message = await receive()
             except TimeoutError:
-                await self._look(scope, send)
+                self._look(scope, send)
                 continue
             if message["type"] == "http.disconnect":
                 self._leave()
 
-    async def _look(self, scope: Scope, send: Send) -> None:
+    def _look(self, scope: Scope, send: Send) -> None:
         silent = self._now() - self._since
         if self._sending:
             if silent > self.patience and (abort := scope.get("extensions", {}).get(ABORT)):
                 self._leave()
                 abort()
         elif self.ping and silent >= self.ping / 2:
-            await self._send(PING, send)
+            # A task of its own: whoever reads nothing does not take this either, and is to be looked at again.
+            self._tasks[1:] = [asyncio.create_task(self._send(PING, send))]
 
     def _leave(self) -> None:
         self.gone = True

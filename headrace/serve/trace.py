@@ -7,7 +7,8 @@ from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any
 
 from headrace.base.errors import Refused
-from headrace.serve.record import Record, Watcher
+from headrace.serve.answer import Answer
+from headrace.serve.record import Watcher
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -50,25 +51,25 @@ class Tracer(Watcher):
         self._propagator = TraceContextTextMapPropagator()
         self._offset = time_ns() - monotonic_ns()
 
-    def ended(self, record: Record) -> None:
+    def ended(self, answer: Answer) -> None:
         """Make the span of a request that is over."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
-        operation = OPERATIONS.get(record.kind, "chat")
-        parent = self._propagator.extract({"traceparent": record.trace}) if record.trace else None
+        operation = OPERATIONS.get(answer.kind, "chat")
+        parent = self._propagator.extract({"traceparent": answer.trace}) if answer.trace else None
         span = self.tracer.start_span(
             f"{operation} {self.model}",
             context=parent,
             kind=SpanKind.SERVER,
-            start_time=self._moment(record.arrived),
-            attributes=attributes(record, operation, self.model),
+            start_time=self._moment(answer.arrived),
+            attributes=attributes(answer, operation, self.model),
         )
-        for name, at in (("scheduled", record.scheduled), ("first token", record.first)):
+        for name, at in (("scheduled", answer.scheduled), ("first token", answer.first)):
             if at is not None:
                 span.add_event(name, timestamp=self._moment(at))
-        if record.cause in FAILURES:
-            span.set_status(Status(StatusCode.ERROR, record.cause))
-        span.end(self._moment(record.ended))
+        if answer.cause in FAILURES:
+            span.set_status(Status(StatusCode.ERROR, answer.cause))
+        span.end(self._moment(answer.arrived + answer.spans.total))
 
     def close(self) -> None:
         """Send what is left."""
@@ -79,39 +80,39 @@ class Tracer(Watcher):
         return int(monotonic * 1e9) + self._offset
 
 
-def attributes(record: Record, operation: str, model: str) -> dict[str, Any]:
+def attributes(answer: Answer, operation: str, model: str) -> dict[str, Any]:
     """What a span says of a request: GenAI conventions first, then the names that vLLM uses."""
-    spans, params = record.spans, record.params
+    spans, params = answer.spans, answer.params
     found: dict[str, Any] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "headrace",
         "gen_ai.request.model": model,
         "gen_ai.response.model": model,
-        "gen_ai.response.id": record.id,
-        "gen_ai.response.finish_reasons": [record.cause],
-        "gen_ai.request.max_tokens": record.max_tokens,
+        "gen_ai.response.id": answer.id,
+        "gen_ai.response.finish_reasons": [answer.cause],
+        "gen_ai.request.max_tokens": answer.max_tokens,
         "gen_ai.request.temperature": params.temperature,
         "gen_ai.request.top_p": params.top_p,
         "gen_ai.request.top_k": params.top_k,
         "gen_ai.request.frequency_penalty": params.frequency_penalty,
         "gen_ai.request.presence_penalty": params.presence_penalty,
         "gen_ai.request.seed": params.seed,
-        "gen_ai.request.choice.count": record.n,
-        "gen_ai.usage.input_tokens": record.prompt_tokens,
-        "gen_ai.usage.output_tokens": record.generated,
-        "gen_ai.usage.cache_read.input_tokens": record.cached,
-        "error.type": record.cause if record.cause in FAILURES else None,
-        "gen_ai.request.id": record.name or record.id,
-        "gen_ai.request.n": record.n,
-        "gen_ai.usage.prompt_tokens": record.prompt_tokens,
-        "gen_ai.usage.completion_tokens": record.generated,
+        "gen_ai.request.choice.count": answer.n,
+        "gen_ai.usage.input_tokens": answer.prompt_tokens,
+        "gen_ai.usage.output_tokens": answer.generated,
+        "gen_ai.usage.cache_read.input_tokens": answer.cached,
+        "error.type": answer.cause if answer.cause in FAILURES else None,
+        "gen_ai.request.id": answer.name or answer.id,
+        "gen_ai.request.n": answer.n,
+        "gen_ai.usage.prompt_tokens": answer.prompt_tokens,
+        "gen_ai.usage.completion_tokens": answer.generated,
         "gen_ai.latency.time_in_queue": spans.queue,
         "gen_ai.latency.time_to_first_token": spans.ttft,
         "gen_ai.latency.e2e": spans.total,
         "gen_ai.latency.time_in_model_prefill": spans.prefill,
         "gen_ai.latency.time_in_model_decode": spans.decode,
         "gen_ai.latency.time_in_model_inference": spans.inference,
-        "headrace.preemptions": record.evictions,
-        "http.response.status_code": record.status,
+        "headrace.preemptions": answer.evictions,
+        "http.response.status_code": answer.status,
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from headrace.base import errors
-from headrace.base.errors import Broken, Busy, Fault
+from headrace.base.errors import Broken, Fault
 from headrace.engine.request import Event, Request, SamplingParams
 
 CANNOT_START = 78
@@ -150,8 +150,6 @@ class Refusal(msgspec.Struct, frozen=True):
     def fault(self) -> Fault:
         """The same fault on this side."""
         kind = vars(errors).get(self.kind, Broken)
-        if kind is Busy:
-            return Busy(self.message, hint=self.hint)
         return kind(self.message, param=self.param, hint=self.hint)
 
 

@@ -1,6 +1,7 @@
 """Read text that arrives in pieces as if it were all there: a parser is a generator that yields to wait for more."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Generator
 from functools import cached_property
 from typing import TypeAlias, TypeVar
@@ -20,8 +21,8 @@ class Marks:
 
     def __init__(self, *marks: str):
         self._marks = marks
-        self._beginnings = {mark[:n] for mark in marks for n in range(1, len(mark))}
-        self._longest = max(map(len, self._beginnings), default=0)
+        self._sorted = sorted(marks)
+        self._longest = max(map(len, marks), default=1) - 1
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -30,8 +31,11 @@ class Marks:
 
     def undecided(self, text: str, start: int) -> int:
         """Length of the longest tail of text[start:] with which some mark begins."""
+        marks = self._sorted
         for length in range(min(self._longest, len(text) - start), 0, -1):
-            if text[-length:] in self._beginnings:
+            tail = text[-length:]
+            at = bisect_left(marks, tail)  # those that begin with it stand together, from here on
+            if at < len(marks) and marks[at].startswith(tail):
                 return length
         return 0
 

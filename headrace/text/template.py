@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, cast
 
@@ -302,25 +302,15 @@ def _takes_parts(tree: nodes.Template) -> bool:
 
 
 def _is_content(node: nodes.Node, names: set[str]) -> bool:
-    *_, inner = _unwrapped(node)
-    if isinstance(inner, nodes.Name):
-        return inner.name in names
-    if isinstance(inner, nodes.Getattr):
-        return inner.attr == "content"
+    """Filters and slices around it do not matter."""
+    if isinstance(node, nodes.Filter) and node.node is not None:
+        return _is_content(node.node, names)
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        return _is_content(node.node, names)
+    if isinstance(node, nodes.Name):
+        return node.name in names
+    if isinstance(node, nodes.Getattr):
+        return node.attr == "content"
     return (
-        isinstance(inner, nodes.Getitem)
-        and isinstance(inner.arg, nodes.Const)
-        and inner.arg.value == "content"
+        isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "content"
     )
-
-
-def _unwrapped(node: nodes.Node) -> Iterator[nodes.Node]:
-    """`node`, then what it filters, slices or tests, from the outside in."""
-    while True:
-        yield node
-        if isinstance(node, nodes.Filter) and node.node is not None:
-            node = node.node
-            continue
-        if not isinstance(node, nodes.Getitem) or not isinstance(node.arg, nodes.Slice):
-            return
-        node = node.node

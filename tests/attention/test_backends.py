@@ -1,6 +1,7 @@
 """Every back end against the definition of attention, over a table of shapes, in caches full of NaN."""
 
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,7 +18,6 @@ from headrace.kernels.rotate import store_kv
 from tests.attention.paging import Batch, Pages
 
 BACKENDS = [name for name in names(attention) if name != "backend"]
-NAMED = [name if name == "torch" else pytest.param(name, marks=pytest.mark.gpu) for name in BACKENDS]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 FP8 = torch.float8_e4m3fn
@@ -28,6 +28,14 @@ DECODE = [(1, n) for n in (1, 2, 3, 4, 5, 15, 16, 17, 31, 40, 70, 128, 7)]
 ALONE = [(1, 40)]
 PREFILL = [(2, 2), (17, 17), (40, 40)]
 CHUNKS = [(2, 3), (16, 32), (15, 33), (4, 100), (31, 47)]
+
+
+def module_of(name: str) -> ModuleType:
+    return import_module(f"headrace.attention.{name}")
+
+
+ON_CPU = {name: module_of(name).fits(torch.device("cpu"), 64) is None for name in BACKENDS}
+NAMED = [pytest.param(name, marks=() if ON_CPU[name] else pytest.mark.gpu) for name in BACKENDS]
 
 
 def case(rows: list[tuple[int, int]] = MIXED, **changes: Any) -> Any:
@@ -117,7 +125,7 @@ def made(
 
 
 def backend(name: str, head_dim: int) -> ModuleType:
-    module = __import__(f"headrace.attention.{name}", fromlist=["x"])
+    module = module_of(name)
     if reason := module.fits(torch.device(DEVICE), head_dim):
         pytest.skip(reason)
     return module

@@ -226,3 +226,11 @@ def test_what_is_refused(url: str, body: Any, param: str, intake: Intake):
 def test_too_long_is_said_by_the_intake(intake: Intake):
     with pytest.raises(TooLong, match="maximum context length is 200 tokens"):
         read_completion({"prompt": "x y " * 300}, intake, DEFAULTS)
+
+
+@pytest.mark.parametrize("times", [300, 30_000])
+def test_a_chat_that_is_too_long_names_the_field_it_has(times: int, intake: Intake):
+    with pytest.raises(TooLong, match="maximum context length is 200 tokens") as caught:
+        read_chat({"messages": [{"role": "user", "content": "x y " * times}]}, intake, DEFAULTS)
+    assert caught.value.param == "messages"
+    assert "the prompt of messages has" in caught.value.message

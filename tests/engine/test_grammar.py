@@ -1,13 +1,15 @@
 """Grammars are checked where requests come in, within limits, and remembered."""
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from headrace.base.errors import Broken, Refused
+from headrace.base.errors import Broken, Refused, Unreachable
 from headrace.engine import gauge, grammar
 from headrace.engine.gauge import Gauge, bits_of
 from headrace.engine.grammar import Compiler, Matcher, mask_of
@@ -38,6 +40,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"json": {"$ref": "#/$defs/none"}}, "none"),
     ({"json": {"type": "string", "minLength": 3, "maxLength": 2}}, "Unsatisfiable"),
     ({"json": {"enum": []}}, "Unsatisfiable"),
+    ({"json": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}, "may overlap; use anyOf"),
     ({"regex": "a("}, "unclosed group"),
     ({"regex": "(?=a)b"}, "look-around"),
     ({"regex": r"(a)\1"}, "backreferences"),
@@ -195,6 +198,56 @@ def test_a_grammar_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPat
         made.check(lark("start: /a/"))  # the next one has a new process
     finally:
         made.close()
+
+
+@pytest.fixture
+def wary() -> Iterator[Compiler]:
+    made = Compiler(WORDS, WORDS.vocab_size, frozenset({tiny.EOS}), guarded=True)
+    yield made
+    assert made._gauge is not None
+    made._gauge.close()
+
+
+Hit = Callable[[signal.Signals, int], None]
+
+
+@pytest.fixture
+def hit(monkeypatch: pytest.MonkeyPatch) -> Hit:
+    """Sends a signal to the process that tries grammars, at the next so many questions."""
+
+    def begin(number: signal.Signals, times: int) -> None:
+        left, real = [number] * times, Gauge._exchange
+
+        def exchange(gauge: Gauge, message: object, seconds: float) -> str | None:
+            if isinstance(message, str) and left:
+                assert gauge._child is not None
+                os.kill(gauge._child.pid, left.pop())
+                seconds = 0.1
+            return real(gauge, message, seconds)
+
+        monkeypatch.setattr(Gauge, "_exchange", exchange)
+
+    return begin
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_whose_process_is_ended_from_outside_is_tried_once_more_and_not_judged(
+    wary: Compiler, hit: Hit, number: signal.Signals
+):
+    hit(number, 1)
+    assert wary.grammar(StructuredOutputsParams(choice=["a"]))
+    hit(number, 2)
+    with pytest.raises(Unreachable, match="could not be tried"):
+        wary.grammar(StructuredOutputsParams(choice=["b"]))
+    assert wary.grammar(StructuredOutputsParams(choice=["b"]))
+
+
+def test_the_guard_says_that_a_vocabulary_cannot_be_read():
+    library = tiny.library()
+    library.decoder = None  # pyright: ignore[reportAttributeAccessIssue]
+    library.pre_tokenizer = None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(Refused, match="tokenizer"):
+        Gauge(library.to_str, 259, [tiny.EOS]).check(lark("start: /a/"))
 
 
 def test_strangers_grammars_are_tried_by_the_guard(guard: Gauge):

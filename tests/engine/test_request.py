@@ -76,6 +76,7 @@ def test_bad_values_are_refused_by_name(name, value):
         SamplingParams(**{name: value})
     assert refused.value.param == name
     assert "expected" in refused.value.message
+    assert "or None" not in str(refused.value), "that is said otherwise in JSON and on the command line"
     assert len(refused.value.message) < 300
 
 

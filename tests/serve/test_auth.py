@@ -92,8 +92,9 @@ def test_paths_may_be_opened_but_not_control():
     assert fault(at, "/metrics") is NONE
     assert fault(at, "/health/ready") is Denied
     for bad in ("/debug", "/debug/", "/debug/live", "metrics"):
-        with pytest.raises(Refused):
+        with pytest.raises(Refused, match="expected a path") as caught:
             door(KEYS, open_paths=bad)
+        assert "--open-paths" in caught.value.hint
 
 
 def test_what_the_page_is_made_of_is_open_and_nothing_behind_it():
@@ -205,8 +206,10 @@ def test_a_file_without_a_usable_key_is_refused(tmp_path: Path, text: str):
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(Refused, match="cannot be read"):
-        auth.read_keys(None, str(tmp_path / "none"), None)
+    for knob, flag in (("api_key_file", "--api-key-file"), ("admin_key_file", "--admin-key-file")):
+        with pytest.raises(Refused, match="cannot be read: No such file or directory") as caught:
+            Door(Serve(**{knob: str(tmp_path / "none")}), (), {})
+        assert (caught.value.param, flag in caught.value.hint) == (f"serve.{knob}", True)
 
 
 @pytest.fixture(scope="module")

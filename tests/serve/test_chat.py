@@ -175,7 +175,7 @@ def test_a_model_goes_by_each_of_its_names(http: httpx.Client):
         ({"stream": "yes"}, "stream"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"timeout_ms": 0}, "timeout_ms"),
-        ({"messages": [{"role": "user", "content": "a" * 3000}]}, "prompt"),
+        ({"messages": [{"role": "user", "content": "a" * 3000}]}, "messages"),
         ({"chat_template": "{{ 7 * 7 }}"}, "chat_template"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),

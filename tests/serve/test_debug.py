@@ -28,7 +28,10 @@ class Front:
         self.watchers: list[Watcher] = []
         self.stats = Stats(running=1, waiting=2, kv_used=0.25, step_rows=1, step_tokens=1, step_seconds=0.01)
         self.answers: dict[str, Answer] = {}
-        self.connection, self.facts = SimpleNamespace(loading=Loading("ready", 1.0), vigil=Vigil(20)), FACTS
+        self.connection, self.facts = (
+            SimpleNamespace(up=True, loading=Loading("ready", 1.0), vigil=Vigil(20)),
+            FACTS,
+        )
         self.peers = Peers(0, 1, lambda message: False)
 
 
@@ -195,6 +198,12 @@ def test_only_the_last_are_kept(server: Server):
     assert server.history.find("r1") is None
 
 
+def test_a_name_that_is_used_again_is_among_the_latest(server: Server):
+    for id in ("a", "b", "a", "c"):
+        server.finish(server.submit(id))
+    assert [one["id"] for one in server.history.latest(2)["ended"]] == ["c", "a"]
+
+
 def ask(server: Server, method: str, path: str, **more: object) -> httpx.Response:
     """One request to the routes."""
 
@@ -214,6 +223,7 @@ def test_routes(server: Server):
     assert ask(server, "GET", "/debug/requests/cmpl-1/x").json()["state"] == "waiting"
     state = ask(server, "GET", "/debug/state").json()
     assert (state["engine"]["kv_blocks"], state["stats"]["waiting"], state["ready"]) == (512, 2, True)
+    assert state["loading"] is None
     cancelled: list[str] = []
     one.canceller = lambda _, finish, __: cancelled.append(finish)
     assert ask(server, "POST", "/debug/requests/cmpl-1/x/cancel").json() == {

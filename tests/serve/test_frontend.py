@@ -3,18 +3,20 @@
 import asyncio
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from headrace.base.errors import BadCheckpoint, Broken, Busy, Late, Refused, TooLong, Unreachable
+from headrace.base.errors import BadCheckpoint, Broken, Busy, Late, Refused, Unreachable
 from headrace.bench.frontend import write_tokenizer
 from headrace.engine.request import Event
+from headrace.serve.answer import Answer
 from headrace.serve.frontend import LONG_TEXT, Frontend
 from headrace.serve.loop import Host
-from headrace.serve.record import Record, Watcher
+from headrace.serve.record import Watcher
 from headrace.serve.scripted import Scripted
 from headrace.serve.settings import Serve
 from headrace.serve.wire import Add, Cancel, Events
@@ -30,7 +32,7 @@ class Ear(Watcher):
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, Any]] = []
-        self.records: list[Record] = []
+        self.records: list[Answer] = []
 
     def submitted(self, answer) -> None:
         self.heard.append(("submitted", answer.id))
@@ -186,20 +188,21 @@ async def test_the_default_timeout_is_a_knob():
 
 @looped
 async def test_what_cannot_be_served_is_refused():
-    async with running(config(model__max_len=50)) as (front, _):
+    async with running() as (front, _):
         ear = Ear()
         front.watchers.append(ear)
-        with pytest.raises(TooLong, match="maximum context length is 50"):
-            front.submit([ask([5] * 40, 20)])
-        answer = front.submit([ask([5], 20)], id="a")
-        with pytest.raises(Refused, match="in use"):
-            front.submit([ask([5], 20)], id="a")
         refused = front.submit([ask([7, 7, 4], 20)])
         assert await finish(refused) == [([], "error")]
         assert isinstance(refused.fault, Refused)
         assert (refused.fault.param, refused.fault.status) == ("prompt", 400)
         assert [record.status for record in ear.records if record.id == refused.id] == [400]
-        await finish(answer)
+
+
+@looped
+async def test_the_next_engine_may_have_less_room():
+    async with running() as (front, _):
+        front.meet(msgspec.structs.replace(front.facts, max_len=50), None)
+        assert front.intake.max_len == 50
 
 
 @looped
@@ -209,7 +212,7 @@ async def test_before_the_engine_is_ready():
         second = Frontend(supervisor.folder, settings.serve, front=5)  # to whom no engine speaks
         try:
             assert not second.ready
-            for look in (lambda: second.facts, lambda: second.intake, lambda: second.defaults):
+            for look in (lambda: second.facts, lambda: second.intake):
                 with pytest.raises(Unreachable, match="not ready yet: starting"):
                     look()
             with pytest.raises(Unreachable):
@@ -324,12 +327,26 @@ async def test_draining_lets_requests_end_and_takes_no_new_ones():
 
 @looped
 async def test_long_texts_are_worked_on_off_the_loop():
-    import threading
-
     async with running() as (front, _):
         here = threading.get_ident()
         assert await front.off_loop(10, threading.get_ident) == here
         assert await front.off_loop(LONG_TEXT, threading.get_ident) != here
+
+
+@looped
+async def test_long_texts_that_wait_are_refused_when_the_server_stops():
+    gate = threading.Event()
+    async with running() as (front, _):
+        texts = [asyncio.create_task(front.off_loop(LONG_TEXT, gate.wait)) for _ in range(4)]
+        await asyncio.sleep(0)
+        await front.drain()
+        front.close()
+        gate.set()
+        for text in texts:
+            with pytest.raises(Unreachable, match="shutting down"):
+                await text
+        with pytest.raises(Unreachable, match="shutting down"):
+            await front.off_loop(LONG_TEXT, gate.wait)
 
 
 @looped

@@ -11,6 +11,7 @@ from headrace.base.errors import Late, Refused, TooLarge
 from headrace.engine.start import Started
 from headrace.serve.limits import DEEPEST, LARGE, Limits, check, decoded
 from headrace.serve.settings import Serve
+from headrace.serve.waits import Waits
 from tests.serve.local import Running, serving
 from tests.serve.reading import error, posted
 
@@ -187,7 +188,7 @@ def test_bytes_and_time_are_counted(messages: list[tuple[float, bytes, bool]], f
             pass
 
     async def run() -> None:
-        limits = Limits(app, Serve(max_body=1024, body_seconds=1))
+        limits = Limits(app, Serve(max_body=1024, body_seconds=1), Waits())
         limits.most, limits.seconds = 10, 0.05 if fault is Late else 60
         await limits({"type": "http", "headers": []}, receive, app)
 

@@ -8,12 +8,12 @@ import pytest
 
 from headrace.base.errors import Busy, Refused
 from headrace.serve.lines import Lines
-from tests.serve.watched import answer, finish, record
+from tests.serve.watched import answer, finish, over
 
 
 def test_a_line_of_text_says_what_a_request_took():
     to = io.StringIO()
-    Lines("text", to).ended(record(name="nightly-7"))
+    Lines("text", to).ended(over(name="nightly-7"))
     (line,) = to.getvalue().splitlines()
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ended ", line)
     expected = (
@@ -26,7 +26,7 @@ def test_a_line_of_text_says_what_a_request_took():
 
 def test_a_line_of_json_says_the_same():
     to = io.StringIO()
-    Lines("json", to).ended(record(cause="abort", status=499, first=None, last=None))
+    Lines("json", to).ended(over(cause="abort", first=None, last=None))
     said = json.loads(to.getvalue())
     assert said["event"] == "ended"
     assert (said["cause"], said["status"], said["evictions"]) == ("abort", 499, 1)
@@ -36,7 +36,7 @@ def test_a_line_of_json_says_the_same():
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_nobody_forges_a_line_or_a_colour(form: str):
     to = io.StringIO()
-    Lines(form, to).ended(record(name='x\n2026 ended id="other"\x1b[31m'))  # type: ignore[arg-type]
+    Lines(form, to).ended(over(name='x\n2026 ended id="other"\x1b[31m'))  # type: ignore[arg-type]
     assert len(to.getvalue().splitlines()) == 1
     assert "\x1b" not in to.getvalue()
 

@@ -29,6 +29,8 @@ class Engine(Scripted):
     def add(self, request: Request) -> None:
         self.calls.append(f"add {request.id}")
         super().add(request)
+        if request.id == "odd":
+            raise ZeroDivisionError("half way")
 
     def cancel(self, id: str) -> Event | None:
         self.calls.append(f"cancel {id}")
@@ -193,6 +195,17 @@ async def test_a_refusal_reaches_who_asked_and_nobody_else():
         assert isinstance(refused, wire.Refusals)
         assert [(r.id, r.kind, r.param) for r in refused.refusals] == [("a", "Refused", "prompt")]
         assert not [message for message in m.heard[0] if isinstance(message, wire.Refusals)]
+
+
+@looped
+async def test_what_breaks_on_its_way_in_ends_alone():
+    async with meeting() as m:
+        m.send(0, wire.Add([ask("a"), ask("odd"), ask("b")]))
+        await m.turn()
+        refused = await m.until(wire.Refusals)
+        assert isinstance(refused, wire.Refusals)
+        assert [(r.id, r.kind, r.fault().status) for r in refused.refusals] == [("odd", "Broken", 500)]
+        assert m.engine.calls == ["add a", "add odd", "cancel odd", "add b", "step a b"]
 
 
 @looped

@@ -14,7 +14,7 @@ from headrace.engine.stream import Update
 from headrace.serve import families, metrics, series
 from headrace.serve.metrics import LAYOUT, Metrics
 from headrace.serve.wire import Stats
-from tests.serve.watched import FACTS, answer, finish, record, token
+from tests.serve.watched import FACTS, answer, finish, over, token
 
 MODEL = {"model_name": "m", "engine": "0"}
 
@@ -206,7 +206,9 @@ def test_several_answers_of_a_request_are_paced_each_for_itself(counted: Metrics
     [("stop", "stop"), ("length", "length"), ("timeout", "abort"), ("abort", "abort"), ("error", "error")],
 )
 def test_every_ending_is_counted_once(counted: Metrics, cause: str, reason: str):
-    counted.ended(record(cause=cause))
+    one = over(cause=cause)
+    counted.submitted(one)
+    counted.ended(one)
     for known in families.ENDINGS:
         assert value(counted, "vllm:request_success_total", finished_reason=known) == (known == reason)
     assert value(counted, "headrace_requests_total", kind="chat", cause=cause) == 1

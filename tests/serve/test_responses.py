@@ -9,7 +9,9 @@ import httpx
 import pytest
 
 from headrace.engine.start import Started
+from headrace.serve.responses import Desk
 from headrace.serve.settings import Serve
+from headrace.serve.shelf import Kept, Shelf
 from tests.looped import wait_for
 from tests.serve.local import Running, serving
 from tests.serve.puppet import Puppet, puppeteered
@@ -309,6 +311,21 @@ def test_a_client_that_leaves_ends_it(http: httpx.Client, server: Running, puppe
     wait_for(lambda: not server.front.answers and not server.app.state.desk.open)
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"input": "word " * 5000}, "input"),
+        ({"input": []}, "input"),
+        ({"input": "x", "reasoning": {"effort": "x"}}, "reasoning.effort"),
+        ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format"),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_words_of_a_response(http: httpx.Client, body: Any, param: str):
+    said = error(http.post(PATH, json=body), 400)
+    assert said["param"] == param
+    assert param in said["message"]
+
+
 def test_unknown_models_are_refused(http: httpx.Client):
     assert error(http.post(PATH, json={"input": "hi", "model": "other"}), 404)["param"] == "model"
 
@@ -374,6 +391,10 @@ def test_two_processes_know_of_each_others_responses(tiny_engine: Started, tmp_p
         id = ask(here, background=True)["id"]
         assert there.get(f"{PATH}/{id}").json()["status"] == "in_progress"
         assert there.post(f"{PATH}/{id}/cancel").json()["status"] == "cancelled"
+        there.post(PATH, json={"input": "and?", "previous_response_id": id, "max_output_tokens": 5})
+        asked = other.front.started.engine.prompt()  # type: ignore[attr-defined]
+        assert "user\nhi<" in asked
+        assert "user\nand?" in asked
         assert until_over(here, id)["status"] == "cancelled"
         wait_for(lambda: not one.front.answers)
         id = ask(here, background=True)["id"]
@@ -381,3 +402,12 @@ def test_two_processes_know_of_each_others_responses(tiny_engine: Started, tmp_p
         wait_for(lambda: not one.front.answers)
         for client in (here, there):
             wait_for(lambda client=client: client.get(f"{PATH}/{id}").status_code == 404)
+
+
+def test_nobody_waits_for_a_response_whose_process_died():
+    shelf = Shelf(10_000)
+    for n in range(2):
+        shelf.put(f"resp_{n}", Kept({"id": f"resp_{n}", "status": "in_progress", "error": None}), n)
+    found = [Desk(shelf, 1).found(f"resp_{n}").response for n in range(2)]
+    assert [one["status"] for one in found] == ["in_progress", "failed"]
+    assert "died" in found[1]["error"]["message"]

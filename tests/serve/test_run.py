@@ -151,6 +151,8 @@ def test_several_front_processes_answer_on_one_port(folder: Path):
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(30) == 0
         wait_for(lambda: all(gone(pid) for pid in children))
+        assert one.process.stderr is not None
+        assert one.process.stderr.read().count("stopping") == 1
 
 
 @contextmanager
@@ -253,10 +255,29 @@ def test_a_front_process_that_dies_is_replaced(folder: Path):
         assert len({one.text("x", 20) for _ in range(10)}) == 1
 
 
+def test_whoever_waits_at_a_further_front_is_told_that_the_engine_is_given_up(folder: Path):
+    limits = {"serve__workers": 2, "serve__restarts": 0, "serve__drain_seconds": 1000.0}
+    with server(folder, 0.02, **limits) as one, ExitStack() as open_ones:
+        fronts = [one.process.pid, *(pid for pid in one.children() if pid != one.engine)]
+        with alone(fronts[1], fronts):
+            one.text("x", 1)
+            asked = open_ones.enter_context(endless(one.port))
+            wait_for(lambda: streams(one) == 1)
+        os.kill(one.engine, signal.SIGKILL)
+        assert b'"code":503' in b"".join(iter(lambda: asked.recv(65536), b""))
+        assert one.process.wait(60) == 1
+
+
 def test_nobody_outlives_a_server_that_is_killed(folder: Path):
     with server(folder, serve__workers=2) as one:
         children = one.children()
         assert len(children) == 2
+        fronts = [one.process.pid, *(pid for pid in children if pid != one.engine)]
+        with alone(fronts[1], fronts):
+            one.text("x", 1)  # it has begun
+        for child in children:  # one that is stopped would not notice by itself
+            os.kill(child, signal.SIGSTOP)
+            wait_for(lambda pid=child: state(pid) == "T")
         one.process.kill()
         wait_for(lambda: all(gone(pid) for pid in children))
 

@@ -1,5 +1,6 @@
 """What is put around uvicorn: heads of requests, sockets, TLS, hanging up."""
 
+import asyncio
 import json
 import logging
 import resource
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from headrace.base.errors import Refused
 from headrace.engine.start import Started
 from headrace.serve import server as module
-from headrace.serve.server import allow_files, listen, url
+from headrace.serve.server import allow_files, listen, url, uvicorn_config
 from headrace.serve.settings import Serve
 from tests.looped import wait_for
 from tests.serve.local import Running, serving
@@ -148,6 +150,62 @@ def test_whoever_hangs_up_frees_what_was_held(server: Running, stream: bool):
         assert scheduler.pool.free == scheduler.pool.count
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_whoever_hangs_up_with_more_requests_in_line_ends_the_first_one(
+    tight: Running, together: bool, caplog: pytest.LogCaptureFixture
+):
+    if module.HttpToolsProtocol is None:
+        pytest.skip("this protocol reads no further requests meanwhile")
+    body = posted(b'{"prompt": "a", "max_tokens": 200, "ignore_eos": true}')
+    theirs, connections = logging.getLogger("uvicorn.error"), tight.server.server_state.connections
+    theirs.addHandler(caplog.handler)
+    tight.front.held.clear()
+    try:
+        with tight.connect() as client:
+            client.sendall(body + GET + b"\r\n" if together else body)
+            wait_for(lambda: bool(tight.front.answers))
+            if not together:
+                client.sendall(GET + b"\r\n")
+            wait_for(lambda: any(one.pipeline for one in connections))
+        wait_for(lambda: not tight.front.answers)
+        wait_for(lambda: not tight.server.server_state.tasks)
+    finally:
+        tight.front.held.set()
+        theirs.removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_body_that_is_half_here_is_refused_when_the_server_stops(tiny_engine: Started):
+    with serving(tiny_engine) as running, running.connect() as client:
+        client.sendall(posted(b"{", "Connection: close", length=100))
+        wait_for(lambda: bool(running.front.waits._all))
+        running.front._loop.call_soon_threadsafe(running.front.waits.end)
+        assert "shutting down" in refused(everything(client), 503)
+
+
+class Connection:
+    """One that is told to hang up."""
+
+    def __init__(self) -> None:
+        self.transport, self.aborted = self, asyncio.Event()
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
+def test_an_end_waits_for_nobody_for_ever(monkeypatch: pytest.MonkeyPatch):
+    """Who reads nothing is hung up on, before uvicorn would cancel tasks and fill the log."""
+    monkeypatch.setattr(module, "GRACE", 0.0)
+
+    async def run() -> None:
+        ending, slow = module.Server(uvicorn_config(FastAPI(), Serve())), Connection()
+        ending.server_state.connections.add(slow)  # type: ignore[arg-type]
+        ending.end(False)
+        await asyncio.wait_for(slow.aborted.wait(), 120)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
 def test_whoever_leaves_while_sending_is_no_error(
     server: Running, path: str, caplog: pytest.LogCaptureFixture
@@ -200,7 +258,14 @@ def test_a_port_that_is_taken_is_refused():
     with listen(Serve(port=0)) as taken:
         with pytest.raises(Refused, match="cannot be listened on") as found:
             listen(Serve(port=taken.getsockname()[1]))
-        assert found.value.param == "serve.port"
+        assert (found.value.param, "--port" in found.value.hint) == ("serve.port", True)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::g", "\u00fc" * 64])
+def test_a_host_that_is_not_here_is_refused(host: str):
+    with pytest.raises(Refused, match="cannot be listened on") as found:
+        listen(Serve(port=0, host=host))
+    assert (found.value.param, "--host" in found.value.hint) == ("serve.host", True)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +297,8 @@ def test_tls(tiny_engine: Started, certificate: tuple[Path, Path]):
 def test_a_certificate_that_cannot_be_read_is_refused(tmp_path: Path):
     with pytest.raises(Refused) as found:
         module.check_tls(Serve(ssl_certfile=str(tmp_path / "none")))
-    assert found.value.param == "serve.ssl_certfile"
+    assert (found.value.param, "--ssl-certfile" in found.value.hint) == ("serve.ssl_certfile", True)
+    assert found.value.message == f"{str(tmp_path / 'none')!r} cannot be read: No such file or directory"
     with pytest.raises(Refused):
         module.check_tls(Serve(ssl_keyfile=str(tmp_path / "none")))
     module.check_tls(Serve())

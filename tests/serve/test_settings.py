@@ -3,6 +3,7 @@
 import pytest
 
 from headrace.base.config import Schedule
+from headrace.base.errors import Refused
 from headrace.serve import settings
 
 
@@ -23,3 +24,24 @@ def test_what_is_never_restarted_need_not_keep_bits():
     assert engine(1, None) is None
     assert engine(0, None) is False
     assert engine(0, True) is True
+
+
+@pytest.mark.parametrize("names", ["", " , "])
+def test_no_name_for_the_model_is_refused(names: str):
+    with pytest.raises(Refused, match="expected at least one name"):
+        settings.Serve(served_model_name=names)
+
+
+@pytest.mark.parametrize(
+    "origins", ["", "*x", "example.com", "https://example.com/", "https://A.example", "*, x"]
+)
+def test_an_origin_that_no_browser_sends_is_refused(origins: str):
+    with pytest.raises(Refused, match=r"expected .* origins"):
+        settings.Serve(cors=origins)
+
+
+@pytest.mark.parametrize(
+    "origins", ["*", "null", "http://localhost:3000, https://[::1]:8, moz-extension://a-b"]
+)
+def test_origins_may_be_any_that_browsers_send(origins: str):
+    assert settings.Serve(cors=origins).cors == origins

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from headrace.serve.shelf import OVERHEAD, Kept, Shelf
@@ -42,6 +43,24 @@ def test_what_is_too_large_takes_no_room():
     assert not Shelf(0).put("a", kept())
 
 
+def test_a_full_disk_costs_what_was_to_be_kept_and_nothing_else(caplog: pytest.LogCaptureFixture):
+    shelf = Shelf(10_000_000)
+    shelf.put("a", kept(100))
+    shelf._base.execute("PRAGMA max_page_count = 20")
+    assert not shelf.put("b", kept(1_000_000))
+    assert "cannot be kept" in caplog.text
+    assert shelf.put("c", kept(100))
+    assert [name for name in "abc" if shelf.get(name)] == ["a", "c"]
+
+
+def test_what_a_process_was_making_is_known():
+    shelf = Shelf(10_000)
+    for name, maker in (("a", 1), ("b", 2), ("c", None), ("d", 1)):
+        shelf.put(name, kept(), maker)
+    shelf.put("d", kept())  # it has ended
+    assert shelf.left_by(1) == ["a"]
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(-300, 900)), max_size=40))
 @settings(max_examples=60)
 def test_the_sum_is_right_and_bounded(work: list[tuple[str, int]]):
@@ -55,7 +74,6 @@ def test_the_sum_is_right_and_bounded(work: list[tuple[str, int]]):
         least = sum(len(one.response["text"]) + OVERHEAD for one in there)
         assert least <= shelf.size <= 2500
         assert bool(shelf.size) == bool(there)
-    shelf.close()
 
 
 def test_processes_share_a_file(tmp_path: Path):

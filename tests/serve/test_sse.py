@@ -248,6 +248,18 @@ def test_a_reader_that_takes_nothing_is_hung_up_on():
     asyncio.run(run(script, scope={"extensions": {ABORT: abort}}, patience=0.04))
 
 
+def test_a_reader_that_does_not_even_take_comments_is_hung_up_on():
+    aborted: list[bool] = []
+
+    async def script(it: Answer, client: Client) -> None:
+        client.blocked = asyncio.Event()
+        await until(lambda: aborted and it.open == 0)
+        client.blocked.set()
+
+    scope = {"extensions": {ABORT: lambda: aborted.append(True)}}
+    asyncio.run(run(script, scope=scope, patience=0.04, ping_seconds=0.02))
+
+
 def test_a_reason_is_found_for_every_failure():
     it = answer()
     assert isinstance(fault_of(it), Broken)

@@ -12,7 +12,7 @@ import pytest
 from headrace.base.errors import Broken, Refused
 from headrace.serve.frontend import Frontend
 from headrace.serve.supervisor import Supervisor
-from tests.looped import gone, looped, wait_for
+from tests.looped import gone, looped, state, wait_for
 from tests.serve.scripted import ask, command, config, expected, finish, held, running, stuck, until
 
 
@@ -172,6 +172,40 @@ async def test_a_second_front_process_shares_the_engine():
                 assert answer.resumes == 1
         finally:
             second.close()
+
+
+@looped
+async def test_an_engine_that_hangs_over_the_work_of_a_further_front_is_restarted():
+    settings = config(serve__workers=2, serve__stall_seconds=0.8)
+    async with running(settings, command(0.005)) as (front, supervisor):
+        second = Frontend(supervisor.folder, settings.serve, front=1)
+        try:
+            await second.until_ready()
+            await stuck(second)
+            request = ask([10, 11], 50)
+            answer = second.submit([request])
+            await until(lambda: front.restarts)
+            assert await finish(answer) == [(expected(request), "length")]
+        finally:
+            second.close()
+
+
+@looped
+async def test_nothing_is_said_of_an_engine_that_is_gone():
+    """Or a front would tell for ever that requests run, if the next engine has nothing to do."""
+    async with running(words=command(0.005)) as (front, supervisor):
+        answer = front.submit([ask([10], 3000)])
+        await until(lambda: front.stats.running and front.stats.kv_used)
+        engine = supervisor.engine
+        assert engine is not None
+        engine.send_signal(signal.SIGSTOP)
+        await until(lambda: state(engine.pid) == "T")
+        answer.cancel()
+        kill(supervisor)
+        await until(lambda: front.restarts)
+        assert (front.stats.running, front.stats.kv_used) == (0, 0)
+        await until(lambda: front.ready)
+        assert (front.stats.running, front.stats.kv_used) == (0, 0)
 
 
 @looped

@@ -8,7 +8,7 @@ import pytest
 
 from headrace.base.errors import Refused
 from headrace.serve.trace import Tracer
-from tests.serve.watched import record
+from tests.serve.watched import over
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` is not installed")
 
@@ -31,7 +31,7 @@ def tracer(sent: InMemorySpanExporter) -> Iterator[Tracer]:
 
 
 def test_a_span_is_below_the_one_its_client_named(tracer: Tracer, sent: InMemorySpanExporter):
-    tracer.ended(record(trace=PARENT))
+    tracer.ended(over(trace=PARENT))
     (span,) = sent.get_finished_spans()
     assert span.name == "chat smollm2"
     assert span.parent is not None
@@ -43,18 +43,18 @@ def test_a_span_is_below_the_one_its_client_named(tracer: Tracer, sent: InMemory
 def test_without_a_valid_parent_a_trace_begins_here(
     tracer: Tracer, sent: InMemorySpanExporter, said: str | None
 ):
-    tracer.ended(record(trace=said))
+    tracer.ended(over(trace=said))
     (span,) = sent.get_finished_spans()
     assert span.parent is None
 
 
 def test_a_parent_that_is_not_sampled_keeps_its_child_out(tracer: Tracer, sent: InMemorySpanExporter):
-    tracer.ended(record(trace=PARENT[:-1] + "0"))
+    tracer.ended(over(trace=PARENT[:-1] + "0"))
     assert sent.get_finished_spans() == ()
 
 
 def test_attributes_are_those_of_the_conventions_and_of_vllm(tracer: Tracer, sent: InMemorySpanExporter):
-    tracer.ended(record(name="nightly"))
+    tracer.ended(over(name="nightly"))
     (span,) = sent.get_finished_spans()
     said = dict(span.attributes or {})
     assert said["gen_ai.operation.name"] == "chat"
@@ -75,7 +75,7 @@ def test_attributes_are_those_of_the_conventions_and_of_vllm(tracer: Tracer, sen
 
 def test_moments_are_those_of_the_wall_clock(tracer: Tracer, sent: InMemorySpanExporter):
     now = monotonic()
-    tracer.ended(record(arrived=now - 2, scheduled=now - 1.9, first=now - 1.5, last=now - 0.1, ended=now))
+    tracer.ended(over(arrived=now - 2, scheduled=now - 1.9, first=now - 1.5, last=now - 0.1, ended=now))
     (span,) = sent.get_finished_spans()
     assert span.start_time is not None
     assert span.end_time is not None
@@ -88,7 +88,7 @@ def test_moments_are_those_of_the_wall_clock(tracer: Tracer, sent: InMemorySpanE
 
 @pytest.mark.parametrize("cause", ["error", "timeout", "abort"])
 def test_what_went_wrong_is_an_error(tracer: Tracer, sent: InMemorySpanExporter, cause: str):
-    tracer.ended(record(cause=cause, status=500, kind="completion"))
+    tracer.ended(over(cause=cause, kind="completion"))
     (span,) = sent.get_finished_spans()
     assert span.status.status_code is StatusCode.ERROR
     assert dict(span.attributes or {})["error.type"] == cause

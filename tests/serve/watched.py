@@ -1,22 +1,15 @@
 """What a front would tell its watchers, made by hand."""
 
-import msgspec
-
 from headrace.engine.request import Event, Request, SamplingParams
 from headrace.serve.answer import Answer
 from headrace.serve.metrics import Metrics
-from headrace.serve.record import Record, Watcher
+from headrace.serve.record import Watcher
 from headrace.serve.wire import Facts
 
 FACTS = Facts(
     model="m", served=("m",), path="/models/m", created=1, max_len=2048, vocab=100, eos_ids=frozenset({1}),
     defaults=SamplingParams(), kv_blocks=512, block=16, rows=8, tokens=256, kv_tokens=8192, plan="", memory={},
     device="cpu", dtype="float32", kv_dtype="float32",
-)  # fmt: skip
-RECORD = Record(
-    id="chatcmpl-1", kind="chat", name=None, trace=None, params=SamplingParams(temperature=0.7), prompt_tokens=40,
-    cached=16, generated=11, max_tokens=100, prompts=1, n=1, arrived=100.0, scheduled=100.25, first=100.5, last=101.5,
-    ended=102.0, evictions=1, resumes=0, cause="stop", status=200,
 )  # fmt: skip
 
 
@@ -41,9 +34,17 @@ def finish(to: Answer, cause: str = "stop", *watchers: Watcher) -> None:
     for _ in to.streams:
         to.close(cause)
     for watcher in watchers:
-        watcher.ended(to.record())
+        watcher.ended(to)
 
 
-def record(**changes: object) -> Record:
-    """A record of a request that took two seconds."""
-    return msgspec.structs.replace(RECORD, **changes)
+def over(*, generated: int = 11, prompts: int = 1, n: int = 1, **changes: object) -> Answer:
+    """A request that took two seconds."""
+    params = SamplingParams(n=n, temperature=0.7, max_tokens=100)
+    request = Request(id="1", prompt=tuple(range(40)), params=params, max_tokens=100)
+    made = Answer("chatcmpl-1", [request] * (prompts * n), None, "chat")
+    for stream in made.streams:
+        stream.cached, stream.token_ids = 16, [7] * (generated // len(made.streams))
+    times = {"arrived": 100.0, "scheduled": 100.25, "first": 100.5, "last": 101.5, "ended": 102.0}
+    for name, value in {**times, "evictions": 1, **changes}.items():
+        setattr(made, name, value)
+    return made

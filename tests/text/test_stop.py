@@ -1,5 +1,7 @@
 """Stop strings: what is found and shown must not depend on how the text was cut."""
 
+import tracemalloc
+
 import hypothesis.strategies as st
 from hypothesis import given
 
@@ -71,3 +73,16 @@ def test_what_was_held_comes_out_when_it_was_no_stop() -> None:
 def test_include_keeps_the_stop_string_and_nothing_after() -> None:
     assert StopStrings(["b"], include=True).push("abc") == ("ab", "b")
     assert StopStrings(["b"], include=False).push("abc") == ("a", "b")
+
+
+def test_long_stop_strings_take_no_more_room_than_they_are_long() -> None:
+    """A request may have 64 of 512 characters, and a thousand answers that look for them."""
+    stops = [f"{n:02d}" * 256 for n in range(64)]
+    tracemalloc.start()
+    try:
+        watch = StopStrings(stops)
+        assert tracemalloc.get_traced_memory()[0] < 10_000
+    finally:
+        tracemalloc.stop()
+    assert watch.push("so 0707") == ("so ", None)
+    assert watch.push("08") == ("0707", None)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import cast
 
 import httpx
@@ -20,11 +21,13 @@ from headrace.engine.start import Started
 from headrace.serve.app import make_app
 from headrace.serve.frontend import Frontend
 from headrace.serve.settings import Serve
+from headrace.serve.waits import Waits
 from tests.serve.local import Running, serving, started
 from tests.serve.reading import frames, text
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-DOCUMENT = make_app(cast(Frontend, None), Serve()).openapi()
+FRONT = cast(Frontend, SimpleNamespace(front=0, waits=Waits()))
+DOCUMENT = make_app(FRONT, Serve()).openapi()
 NEEDED = {"messages", "prompt", "tokens", "input"}
 PATHS = [(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods]
 
