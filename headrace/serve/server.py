@@ -200,7 +200,7 @@ def check_tls(settings: Serve) -> None:
         raise Refused("a private key is given without a certificate", param="serve.ssl_keyfile")
     if not settings.ssl_certfile:
         return
-    certfile = settings.ssl_certfile
+    certfile, hint = settings.ssl_certfile, "give PEM files with --ssl-certfile and --ssl-keyfile"
     for name, file in (("certfile", certfile), ("keyfile", settings.ssl_keyfile or certfile)):
         try:
             Path(file).open("rb").close()
@@ -208,15 +208,13 @@ def check_tls(settings: Serve) -> None:
             raise Refused(
                 f"{file!r} cannot be read: {fault.strerror}",
                 param=f"serve.ssl_{name}",
-                hint=f"give --ssl-{name} a PEM file",
+                hint=hint,
             ) from fault
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, settings.ssl_keyfile)
     except OSError as fault:
         raise Refused(
-            f"the certificate or its key cannot be used: {fault}",
-            param="serve.ssl_certfile",
-            hint="give PEM files with --ssl-certfile and --ssl-keyfile",
+            f"the certificate or its key cannot be used: {fault}", param="serve.ssl_certfile", hint=hint
         ) from fault
 
 

@@ -8,6 +8,7 @@ import torch
 
 from headrace.base.errors import Refused, UnknownName
 from headrace.engine.start import load_model, look
+from headrace.kernels import int8
 from headrace.nn.decoder import Decoder
 from headrace.nn.packed import PackedRows
 from headrace.optimize.run import run
@@ -55,12 +56,21 @@ def test_a_quantized_checkpoint_is_kept_or_unpacked(folder: Path, tmp_path: Path
     plain = small.recipe(None, passes=[{"rtn": {"steps": 1}}])
     run(str(folder), str(tmp_path / "m"), plain)
     expected = tiny.logits(model, PROMPT)
-    for how, packed in (("checkpoint", True), ("none", False), ("auto", False)):
+    for how, packed in (("checkpoint", True), ("none", False)):
         again, _ = started(tmp_path / "m", quantization=how)
         assert (next(again.linears())[1].packed is not None) == packed
         torch.testing.assert_close(tiny.logits(again, PROMPT), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(Refused, match="quantized already"):
         started(tmp_path / "m", quantization="fp8")
+
+
+@pytest.mark.skipif(int8.missing() is not None, reason=str(int8.missing()))
+def test_by_itself_a_cpu_multiplies_a_quantized_checkpoint_in_8_bits(folder: Path, tmp_path: Path):
+    run(str(folder), str(tmp_path / "m"), small.recipe(None, passes=[{"rtn": {"steps": 1}}]))
+    (exact, _), (fast, plan) = started(tmp_path / "m", quantization="none"), started(tmp_path / "m")
+    assert plan.quantization == "int8"
+    wanted, found = tiny.logits(exact, PROMPT), tiny.logits(fast, PROMPT)
+    assert 0 < (found - wanted).norm() < 0.05 * wanted.norm()
 
 
 def test_what_does_not_fit_is_said_before_anything_is_read(folder: Path):

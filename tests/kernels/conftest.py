@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from headrace.kernels import configs, table
+from tests.kernels.interpreted import even_sums as even_sums
 from tests.kernels.interpreted import interpreted as interpreted
 
 

@@ -65,3 +65,14 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "_convert_float", right)
     monkeypatch.setattr(module.InterpreterBuilder, "create_inline_asm", assembly)
+
+
+@pytest.fixture
+def even_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of a product has the same bits wherever it is in its tile, as on a GPU; numpy's library has others there on
+    some processors."""
+
+    def matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
+        return (a[..., :, :, None].astype(dtype) * b[..., None, :, :].astype(dtype)).sum(-2)
+
+    monkeypatch.setattr(np, "matmul", matmul)

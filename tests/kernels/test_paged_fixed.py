@@ -11,6 +11,8 @@ from headrace.kernels.paged import Pages, paged_attention, prefill_work
 from tests.kernels.closeness import assert_close
 from tests.kernels.pages import draw, scores
 
+pytestmark = pytest.mark.usefixtures("even_sums")
+
 ROWS = [(1, 1), (5, 5), (1, 70), (0, 7), (20, 70), (1, 0), (2, 33), (1, 100), (17, 17), (1, 16)]
 EIGHT = TINY = PagedFixed(rows=16, keys=16, split=32, warps=4, stages=2)
 

@@ -71,6 +71,7 @@ def test_fresh_keys_need_no_pages(device):
     assert torch.equal(out, run(q, pages, scores(32)))
 
 
+@pytest.mark.usefixtures("even_sums")
 def test_a_query_depends_on_nothing_but_its_own_keys(device):
     q, pages = draw([(60, 60), (9, 9)], (4, 2, 32), device=device)
     whole = run(q, pages, scores(32))

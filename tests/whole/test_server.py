@@ -170,7 +170,7 @@ def start(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--ssl-certfile", "none.pem"], "the certificate or its key cannot be used"),
+        (["--ssl-certfile", "none.pem"], "'none.pem' cannot be read"),
         (["--model", "other"], "two models are given"),
         (["--schedule.tokens", "1", "--max-len", "100000000"], "error:"),
         (["--max-len", "0"], "at least 1"),
