@@ -328,14 +328,13 @@ def skinny8(cap: Capability, tokens: int, n: int, k: int) -> Skinny:
     return skinny8_rule(tokens, n, k, MULTIPROCESSORS.get(cap, 132))
 
 
-RING8: dict[Capability, tuple[int, int]] = {(9, 0): (2, 32)}
-"""Least and most tokens for gpu/ring.py, where it takes a layer."""
+RING8 = range(2, 33)
+"""Tokens for which gpu/ring.py takes a layer of 8 bits."""
 
 
 def fetches8(cap: Capability, tokens: int) -> bool:
     """Whether gpu/ring.py comes first for this many tokens, whatever the table says."""
-    least, most = RING8.get(cap, (1, 0))
-    return least <= tokens <= most and gluon()
+    return tokens in RING8 and rings(cap)
 
 
 def ring8(tokens: int, k: int, gated: bool = False) -> Ring:
@@ -375,7 +374,7 @@ def paged_decode(cap: Capability, head_dim: int) -> PagedDecode:
 def paged_few(cap: Capability, head_dim: int, rows: int) -> PagedFew | None:
     """As paged_decode, for a step of so many rows; None where nothing was measured or two launches are faster."""
     sizes = table(cap).few
-    steps = sizes[min(n for n in sizes if n >= head_dim)] if any(n >= head_dim for n in sizes) else {}
+    steps = sizes.get(min((n for n in sizes if n >= head_dim), default=0), {})
     return next((config for most, config in steps.items() if rows <= most), None)
 
 

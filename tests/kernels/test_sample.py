@@ -9,17 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.kernels import sample
-from headrace.kernels.sample import (
-    ANYTHING,
-    Draws,
-    Settings,
-    below,
-    draw,
-    draw_ref,
-    gumbel,
-    random_bits,
-    row_keys,
-)
+from headrace.kernels.noise import below, gumbel, mix, random_bits, row_keys
+from headrace.kernels.sample import ANYTHING, Draws, Settings, draw, draw_ref
 
 INF = float("inf")
 
@@ -467,7 +458,7 @@ def test_hash_wraps_like_32_bit_arithmetic():
         x ^= x >> np.uint64(shift)
         x = (x * np.uint64(factor)) & mask
     x ^= x >> np.uint64(15)
-    assert int(sample._mix(np.array([0x12345678], np.uint32))[0]) == int(x)
+    assert int(mix(np.array([0x12345678], np.uint32))[0]) == int(x)
 
 
 @pytest.mark.parametrize("vocab", [2 * sample.PIECE, 2 * sample.PIECE + 3])

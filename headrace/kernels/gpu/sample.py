@@ -16,16 +16,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from headrace.kernels import configs, sample
+from headrace.kernels import configs, noise, sample
 from headrace.kernels.launch import power_of_two
 
 NEAR = tl.constexpr(sample.NEAR)
 MASS = tl.constexpr(sample.MASS)
-UNIT = tl.constexpr(sample.UNIT)
-MIX_A = tl.constexpr(sample.MIX_A)
-MIX_B = tl.constexpr(sample.MIX_B % 2**32)
-SEED_A = tl.constexpr(sample.SEED_A % 2**32)
-SEED_B = tl.constexpr(sample.SEED_B)
+UNIT = tl.constexpr(noise.UNIT)
+MIX_A = tl.constexpr(noise.MIX_A)
+MIX_B = tl.constexpr(noise.MIX_B)
+SEED_A = tl.constexpr(noise.SEED_A)
+SEED_B = tl.constexpr(noise.SEED_B)
 FAR = tl.constexpr(32.0)
 """A token this far below the likeliest never wins: the noise spans less than 26."""
 KEY_BITS = tl.constexpr(31)
@@ -52,7 +52,7 @@ COMPILED = isinstance(mix, triton.JITFunction)
 
 @triton.jit
 def row_keys(seed, position):
-    """sample.row_keys of one row."""
+    """noise.row_keys of one row."""
     low = (seed & 0xFFFFFFFF).to(tl.uint32)
     high = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     at = (position & 0xFFFFFFFF).to(tl.uint32)
@@ -61,7 +61,7 @@ def row_keys(seed, position):
 
 @triton.jit
 def random_bits(ids, first, second):
-    """sample.random_bits for token ids int32, as uint32."""
+    """noise.random_bits for token ids int32, as uint32."""
     x = ids.to(tl.uint32) + first
     x = x ^ (x >> 16)
     x = x * MIX_A
@@ -73,7 +73,7 @@ def random_bits(ids, first, second):
 
 @triton.jit
 def gumbel(ids, first, second, LIBM: tl.constexpr):
-    """sample.gumbel for token ids int32."""
+    """noise.gumbel for token ids int32."""
     uniform = (random_bits(ids, first, second).to(tl.float32) + 0.5) * UNIT
     if LIBM:
         noise = -libdevice.log(-libdevice.log1p(-uniform))
