@@ -1,7 +1,7 @@
 """What is asked of torch.cuda and of Triton, answered by a simulated GPU: the fixture `gpu`, and `interpreted`."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from headrace.kernels import configs
 from tests.kernels.interpreted import interpreted as interpreted
-from tests.simulated_gpu import DEVICE, Gpu, Recording
+from tests.simulated_gpu import DEVICE, Gpu, Queue, Recording
 
 CAPABILITY = 8, 9
 """With 8-bit floats, and without kernels in Gluon, which Triton does not interpret."""
@@ -41,30 +41,52 @@ class Event:
     """torch.cuda.Event."""
 
     def __init__(self, gpu: Gpu):
-        self.gpu, self.come = gpu, True
+        self.gpu, self.queue = gpu, gpu.queue
+        self.recorded = self.come = 0
 
-    def record(self) -> None:
+    def record(self, stream: "Stream | None" = None) -> None:
         def come() -> None:
-            self.come = True
+            self.come = number
 
-        self.come = False
-        self.gpu.enqueue(come)
+        self.queue = self.gpu.queue if stream is None else stream.queue
+        self.recorded = number = self.recorded + 1
+        self.gpu.enqueue(come, self.queue)
+
+    def wait(self, stream: "Stream | None" = None) -> None:
+        self.gpu.enqueue(self._until(), None if stream is None else stream.queue)
 
     def synchronize(self) -> None:
-        self.gpu.run(until=lambda: self.come)
+        self._until()()
+
+    def _until(self) -> Callable[[], None]:
+        """What does all that was enqueued before it when it was recorded last."""
+        queue, number = self.queue, self.recorded
+        return lambda: self.gpu.run(queue, until=lambda: self.come >= number)
 
 
 class Stream:
-    """torch.cuda.Stream: all are one."""
+    """torch.cuda.Stream: that of a queue, or a new one."""
 
-    def __init__(self, gpu: Gpu):
-        self.gpu = gpu
+    def __init__(self, gpu: Gpu, queue: Queue | None = None):
+        self.gpu, self.queue = gpu, Queue() if queue is None else queue
+        if queue is None:
+            gpu.queues.append(self.queue)
 
     def wait_stream(self, stream: "Stream") -> None:
-        pass
+        event = Event(self.gpu)
+        event.record(stream)
+        event.wait(self)
 
     def synchronize(self) -> None:
-        self.gpu.wait("a stream")
+        self.gpu.wait("a stream", self.queue)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        kept, self.gpu.queue = self.gpu.queue, self.queue
+        try:
+            yield
+        finally:
+            self.gpu.queue = kept
 
 
 def _numbered(device: str | torch.device) -> torch.device:
@@ -91,14 +113,14 @@ def gpu(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
         "mem_get_info": lambda device=None: (1 << 33, 1 << 34),
         "get_device_properties": lambda device=None: PROPERTIES,
         "get_device_capability": lambda device=None: CAPABILITY,
-        "synchronize": lambda device=None: made.wait("torch.cuda.synchronize"),
+        "synchronize": lambda device=None: made.wait("torch.cuda.synchronize", *made.queues),
         "is_current_stream_capturing": lambda: made.recording,
         "graph_pool_handle": lambda: None,
         "CUDAGraph": lambda: Graph(made),
         "Event": lambda: Event(made),
         "Stream": lambda device=None: Stream(made),
-        "current_stream": lambda device=None: Stream(made),
-        "stream": lambda stream: nullcontext(),
+        "current_stream": lambda device=None: Stream(made, made.queue),
+        "stream": lambda stream: nullcontext() if stream is None else stream.current(),
     }
     for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, value)

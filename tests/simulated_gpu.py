@@ -4,12 +4,14 @@ For wiring, not for speed. What this knows of a real one:
 
 - Tensors of the device are a type of their own. Tensors of the host cannot be mixed with them or given to kernels.
 - The host enqueues, and nothing runs before the host waits, or all at once (`early`): pinned memory is read and written
-  at either end of the time that a real one may take. Memory that nobody has written holds NaN.
+  at either end of the time that a real one may take. Memory that nobody has written holds NaN or -1.
+- Streams know of each other by events alone. What is on another stream than the first is done when somebody waits for
+  it and not before, or, if these are `ahead`, before all that the first has not begun.
 - `Gpu.waits` tells what made the host wait, besides events.
 - What is enqueued during a capture does not run. Numbers stay as they were then, memory is read when the graph is
-  replayed; what the capture made and nobody holds any more is NaN before each replay. Waiting is an error there.
+  replayed; what the capture made and nobody holds any more is spoilt before each replay. Waiting is an error there.
 
-There is one stream, and one device.
+There is one device.
 """
 
 import sys
@@ -25,6 +27,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 Work = Callable[[], object]
+Queue = deque[Work]
+"""Of a stream: what is still to be done there, in order."""
 
 DEVICE = torch.device("cuda", 0)
 OPTIONS = {"num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion", "launch_pdl"}
@@ -92,6 +96,9 @@ class Gpu(TorchDispatchMode):
 
     waits     functions that had the host wait until all work was done, in order
     early     work is done as soon as it is enqueued, not as late as can be
+    ahead     so it is on other streams than the first
+    queues    of streams, the first one first
+    queue     of the stream that work is for
     launched  kernels, as often as they were launched; a replay launches nothing
     replays   how often graphs were replayed
     """
@@ -99,36 +106,39 @@ class Gpu(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
-        self.early = False
+        self.early = self.ahead = False
         self.launched = Counter[str]()
         self.replays = 0
-        self._todo = deque[Work]()
+        self.queues = [Queue()]
+        self.queue = self.queues[0]
         self._recording: Recording | None = None
         # Whether a call is being made of simpler ones, which say meta where they mean the device: see Remote.
         self._apart = False
         # Held, so that no other memory gets their addresses.
         self._pinned: dict[int, torch.UntypedStorage] = {}
 
-    # -- the queue
+    # -- queues
 
-    def enqueue(self, work: Work) -> None:
+    def enqueue(self, work: Work, queue: Queue | None = None) -> None:
         """To be done after all before it; in a capture, whenever the graph is replayed."""
-        (self._todo if self._recording is None else self._recording.works).append(work)
-        if self.early:
-            self.run()
+        queue = self.queue if queue is None else queue
+        (queue if self._recording is None else self._recording.works).append(work)
+        if self.early or (self.ahead and queue is not self.queues[0]):
+            self.run(queue)
 
-    def run(self, until: Callable[[], bool] | None = None) -> None:
-        """Do what is enqueued: all of it, or until something holds."""
+    def run(self, queue: Queue, until: Callable[[], bool] | None = None) -> None:
+        """Do what is enqueued there: all of it, or until something holds."""
         with _disable_current_modes(), torch.inference_mode():
-            while self._todo if until is None else not until():
-                self._todo.popleft()()
+            while queue if until is None else not until():
+                queue.popleft()()
 
-    def wait(self, why: str) -> None:
-        """The host waits until the device has done all."""
+    def wait(self, why: str, *queues: Queue) -> None:
+        """The host waits until the device has done all that is enqueued in these, or where work is enqueued now."""
         if self._recording is not None:
             raise RuntimeError(f"operation not permitted when stream is capturing: {why}")
         self.waits.append(_asker())
-        self.run()
+        for queue in queues or (self.queue,):
+            self.run(queue)
 
     def launch(self, kernel: Callable[..., None], executor: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """A kernel of Triton's: `kernel` interprets it."""
@@ -327,7 +337,9 @@ def _unwritten(shape: Tensor) -> Tensor:
 
 
 def _spoil(tensor: Tensor) -> Tensor:
-    return tensor.fill_(float("nan")) if tensor.is_floating_point() and tensor.itemsize > 1 else tensor
+    if tensor.itemsize == 1:
+        return tensor
+    return tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
 
 def _write(made: Any, found: Any) -> None:

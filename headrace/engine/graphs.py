@@ -134,7 +134,7 @@ class Graphs:
         if self._places is None:
             self._places = _Places(self.largest, masks.bits.shape[1], self.batch.device)
         places, rows = self._places, self.batch.rows
-        places.receive(masks, rows)
+        places.receive(masks)
         logits_RV = self.captured[Key(rows, None)].out
         return self._replay(Masked(rows, draws), lambda: self._masked(logits_RV, draws, places))
 
@@ -197,17 +197,28 @@ class Graphs:
 
 
 class _Places:
-    """Where recordings find masks: bits_MW, and whose they are in `rows`, -1 for nobody."""
+    """Where recordings find masks: bits_MW, and whose they are in `rows`, -1 for nobody.
+
+    Masks travel on a stream of their own, beside the forward pass whose logits they are for.
+    """
 
     def __init__(self, most: int, words: int, device: torch.device):
-        self.bits_MW = torch.zeros((most, words), dtype=torch.int32, device=device)
-        self.rows = torch.full((most,), -1, dtype=torch.int64, device=device)
-        self._host = torch.full((most,), -1, dtype=torch.int64, pin_memory=device.type == "cuda")
+        gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if gpu else None
+        with torch.cuda.stream(self._stream):  # memory that no other stream is still using
+            self.bits_MW = torch.empty((most, words), dtype=torch.int32, device=device)
+            self.rows = torch.empty(most, dtype=torch.int64, device=device)
+        self._host = torch.empty(most, dtype=torch.int64, pin_memory=gpu)
 
-    def receive(self, masks: Masks, rows: int) -> None:
-        """Send them, in a step laid out for so many rows. The step before, whose were here, must be over."""
-        count = len(masks.rows)
-        host = self._host[:rows].numpy()
+    def receive(self, masks: Masks) -> None:
+        """Send them; what is enqueued next waits until they are here.
+
+        The step before, whose were here, must be over: it is, as masks depend on its tokens.
+        """
+        count, host = len(masks.rows), self._host.numpy()
         host[:count], host[count:] = masks.rows, -1
-        self.rows[:rows].copy_(self._host[:rows], non_blocking=True)
-        self.bits_MW[:count].copy_(masks.bits, non_blocking=True)
+        with torch.cuda.stream(self._stream):
+            self.rows.copy_(self._host, non_blocking=True)
+            self.bits_MW[:count].copy_(masks.bits, non_blocking=True)
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)

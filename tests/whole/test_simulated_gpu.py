@@ -9,9 +9,11 @@ import torch
 
 from headrace.api.llm import LLM
 from headrace.api.outputs import RequestOutput
+from headrace.engine.constrain import Masks
 from headrace.engine.graphs import Key, Masked, Mixed
 from headrace.engine.request import SamplingParams
 from headrace.engine.structured import StructuredOutputsParams
+from headrace.kernels.sample import Draws
 from headrace.models.gemma import TINY as GEMMA_TINY
 from headrace.models.llama import TINY as LLAMA_TINY
 from headrace.models.qwen import TINY as QWEN_TINY
@@ -194,6 +196,40 @@ def test_requests_get_what_they_ask_for(folder: Path, gpu: Gpu, kind: str):
     ) or (kind == "masks")
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_masks_come_beside_the_forward_pass_and_in_time(
+    folder: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, ahead: bool
+):
+    """Each allows one token, which the one before it did not; rows come to lie elsewhere as others end."""
+    texts = {"abc": 7, "": 4, "ba": 3, "cab": 7}
+    asked = [
+        SamplingParams(
+            seed=n, max_tokens=count, ignore_eos=True,
+            structured_outputs=StructuredOutputsParams(regex=f"({text}){{9}}") if text else None,
+        )
+        for n, (text, count) in enumerate(texts.items())
+    ]  # fmt: skip
+    llm, came, main = engine(folder), list[tuple[bool, bool]](), gpu.queues[0]
+    graphs = llm.local.engine.runner.graphs
+    assert graphs is not None
+    draw = graphs.draw
+
+    def watched(draws: Draws, masks: Masks) -> torch.Tensor:
+        before, out, places = len(main), draw(draws, masks), graphs._places
+        assert places is not None
+        bits: Any = places.bits_MW[: len(masks.rows)]
+        came.append((len(main) > before > 0, torch.equal(bits.memory, masks.bits)))
+        return out
+
+    monkeypatch.setattr(graphs, "draw", watched)
+    gpu.ahead = ahead
+    found = answers(llm, asked, [[n + 5] for n in range(len(asked))])
+    for one, (text, count) in zip(found, texts.items(), strict=True):
+        assert not text or one.outputs[0].text == (text * 9)[:count]
+    assert len(came) == 6
+    assert came[-1] == (True, ahead), "the forward pass has not begun"
+
+
 # -- the simulation itself
 
 
@@ -232,3 +268,24 @@ def test_a_kernel_gets_what_it_takes(gpu: Gpu):
         kernel[(1, 1)](logits, rows, logits, 9, 9, 1, BLOCK=16)
     with pytest.raises(KeyError, match="TILE"):
         kernel[(1, 1)](logits, logits, logits, 9, 9, 1, TILE=16)
+
+
+def test_streams_meet_by_events_alone(gpu: Gpu):
+    first, other = torch.cuda.current_stream(), torch.cuda.Stream()
+    pinned, there = torch.ones(2).pin_memory(), torch.zeros(2, device="cuda")
+
+    def send() -> None:
+        with torch.cuda.stream(other):
+            there.copy_(pinned, non_blocking=True)
+
+    send()
+    assert there.tolist() == [0, 0]
+    first.wait_stream(other)
+    assert there.tolist() == [1, 1]
+    gpu.ahead = True
+    there.fill_(2)
+    send()
+    assert there.tolist() == [2, 2]
+    other.wait_stream(first)
+    send()
+    assert there.tolist() == [1, 1]
