@@ -29,7 +29,7 @@ from headrace.kernels.choices import (
     Skinny,
     Wide,
 )
-from headrace.kernels.launch import power_of_two
+from headrace.kernels.launch import parts_of, power_of_two
 
 Capability = tuple[int, int]
 
@@ -134,7 +134,7 @@ def brief(config: Choice | None) -> dict[str, Any] | None:
 # Which generations may start a kernel before its predecessor ends (programmatic dependent launch).
 PDL: dict[Capability, bool] = {(9, 0): True, (10, 0): True}
 
-# Weights with more elements than this and no measurement are left to cuBLAS, which reads them as fast.
+# Weights with more elements than this and no measurement are left to gpu/ring.py or cuBLAS, which read them as fast.
 SKINNY_ELEMENTS = 1 << 23
 
 # Tokens up to which a linear layer without a measurement uses our kernel, then cuBLAS.
@@ -203,9 +203,24 @@ def skinny_rule(tokens: int, n: int, k: int, gated: bool, multiprocessors: int =
     return Skinny(width, 128, split, 4, 4)
 
 
+RING = range(2, 33)
+"""Tokens for which gpu/ring.py takes a layer in 16 bits that is too large for `skinny_rule`."""
+RING8 = range(2, 65)
+"""And any layer in 8 bits."""
+
+
 def rings(cap: Capability) -> bool:
     """Whether gpu/ring.py can be compiled for this generation by this Triton."""
     return cap == (9, 0) and gluon()
+
+
+def ring_rule(
+    tokens: int, n: int, k: int, gated: bool = False, size: int = 2, multiprocessors: int = 132
+) -> Ring:
+    """Gate and up beside each other. `size`: bytes of a weight."""
+    tall = next((most for most in TOKEN_STEPS if tokens <= most), 128)
+    parts = parts_of(-(-n // 128), k * size // 128, 16, multiprocessors)
+    return Ring(256 if gated else 128, tall, parts)
 
 
 def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Skinny | Ring | None:
@@ -219,9 +234,13 @@ def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) ->
             found = measured[most, n, k, gated]
             if not isinstance(found, Ring) or rings(cap):
                 return found
-    if tokens > SKINNY_TOKENS.get(cap, 0) or n * k * (2 if gated else 1) > SKINNY_ELEMENTS:
+    processors = MULTIPROCESSORS.get(cap, 132)
+    if n * k * (2 if gated else 1) > SKINNY_ELEMENTS:
+        fetched = tokens in RING and rings(cap)
+        return ring_rule(tokens, n, k, gated, multiprocessors=processors) if fetched else None
+    if tokens > SKINNY_TOKENS.get(cap, 0):
         return None
-    return skinny_rule(tokens, n, k, gated, MULTIPROCESSORS.get(cap, 132))
+    return skinny_rule(tokens, n, k, gated, processors)
 
 
 def middle(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Wide | None:
@@ -328,19 +347,9 @@ def skinny8(cap: Capability, tokens: int, n: int, k: int) -> Skinny:
     return skinny8_rule(tokens, n, k, MULTIPROCESSORS.get(cap, 132))
 
 
-RING8 = range(2, 33)
-"""Tokens for which gpu/ring.py takes a layer of 8 bits."""
-
-
 def fetches8(cap: Capability, tokens: int) -> bool:
     """Whether gpu/ring.py comes first for this many tokens, whatever the table says."""
     return tokens in RING8 and rings(cap)
-
-
-def ring8(tokens: int, k: int, gated: bool = False) -> Ring:
-    """Tiles of gpu/ring.py for K inputs: gate and up beside each other; no more parts than sums are worth."""
-    wide = next((most for most in (16, 32, 64) if tokens <= most), 128)
-    return Ring(256 if gated else 128, wide, 2 if k <= 8192 else 4)
 
 
 def wide8(cap: Capability, tokens: int, n: int, k: int, kind: str) -> Wide | None:

@@ -31,3 +31,12 @@ def rows_of(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x.view(-1, x.shape[-1])
     return x.contiguous().view(-1, x.shape[-1])
+
+
+def parts_of(tiles: int, steps: int, least: int, multiprocessors: int) -> int:
+    """Into how many a tile is cut whose launch overlaps others: half the processors are busy then, or parts have
+    `least` steps. No further, as parts must be added up, and the next launch fetches where this one leaves room."""
+    parts = 1
+    while 2 * tiles * parts < multiprocessors and steps >= 2 * least * parts:
+        parts *= 2
+    return parts

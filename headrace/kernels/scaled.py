@@ -98,8 +98,9 @@ def _fetched(
 ) -> Tensor:
     from headrace.kernels.gpu.ring import ring
 
-    (tokens, k), pdl = values.shape, configs.pdl(values.device)
-    config = configs.ring8(tokens, k, gated)
+    (tokens, k), n, device = values.shape, w.weight.shape[0], values.device
+    config = configs.ring_rule(tokens, n // 2 if gated else n, k, gated, 1, configs.multiprocessors(device))
+    pdl = configs.pdl(device)
     return ring(values, w.weight, config, w.bias, out_dtype, pdl, gated, (x_scale, w.scale))
 
 

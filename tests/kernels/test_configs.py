@@ -219,15 +219,27 @@ def test_kernels_in_gluon_are_for_versions_that_are_known(
 
 def test_few_tokens_are_fetched_for_where_gluon_is_known(monkeypatch):
     monkeypatch.setattr(configs, "gluon", lambda: True)
-    assert [configs.fetches8((9, 0), tokens) for tokens in (1, 2, 32, 33)] == [False, True, True, False]
+    assert [configs.fetches8((9, 0), tokens) for tokens in (1, 2, 64, 65)] == [False, True, True, False]
     assert not configs.fetches8((10, 0), 2)
     monkeypatch.setattr(configs, "gluon", lambda: False)
     assert not configs.fetches8((9, 0), 2)
 
 
-def test_tiles_of_8_bit_weights():
-    found = [configs.ring8(tokens, 4096) for tokens in (2, 17, 64, 65, 128)]
-    assert [c.tokens for c in found] == [16, 32, 64, 128, 128]
-    assert {c.rows for c in found} == {128}
-    assert configs.ring8(2, 4096, gated=True).rows == 256, "gate and up are halves of a tile"
-    assert configs.ring8(2, 4096).parts < configs.ring8(2, 14336).parts
+def test_large_layers_of_few_tokens_are_fetched_for(monkeypatch):
+    large = {"n": 4096, "k": 4096}
+    monkeypatch.setattr(configs, "gluon", lambda: True)
+    found = [configs.skinny((9, 0), tokens, **large) for tokens in (1, 2, 17, 32, 33)]
+    assert found == [None, Ring(128, 16, 4), Ring(128, 32, 4), Ring(128, 32, 4), None]
+    assert isinstance(configs.skinny((9, 0), 2, 1000, 1000), Skinny), "small ones are not"
+    assert configs.skinny((10, 0), 2, **large) is None
+    monkeypatch.setattr(configs, "gluon", lambda: False)
+    assert configs.skinny((9, 0), 2, **large) is None
+
+
+def test_rings_are_cut_until_half_the_processors_have_a_part():
+    assert [configs.ring_rule(tokens, 4096, 4096).tokens for tokens in (2, 17, 64, 65)] == [16, 32, 64, 128]
+    parts = [configs.ring_rule(2, n, 4096).parts for n in (128 * 66, 128 * 65, 128 * 32, 128 * 4)]
+    assert parts == [1, 2, 4, 4], "of 64 steps: parts have 16 at least"
+    assert [configs.ring_rule(2, 4096, k, size=1).parts for k in (2048, 4096, 14336)] == [1, 2, 4]
+    gated = configs.ring_rule(2, 14336, 4096, gated=True)
+    assert gated == Ring(256, 16, 1), "gate and up are halves of a tile"

@@ -153,7 +153,7 @@ def test_wide_work_is_shared_out_whole(tiles: int, steps: int):
     pytest.importorskip("triton")
     from headrace.kernels.gpu.gluon import shares
 
-    programs, whole, share = shares(tiles, steps, 12)
+    programs, whole, share = shares(tiles, steps, 12, 1 << 30)
     line = (tiles - whole * programs) * steps
     assert 0 < programs <= 12
     assert programs * share >= line >= 0

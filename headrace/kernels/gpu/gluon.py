@@ -46,7 +46,7 @@ def part_at(i, whole, begin, steps, total, m_tiles, n_tiles):
     return line, above + tile % height, tile // height, first, gl.minimum(steps - first, total - i)
 
 
-def shares(tiles: int, steps: int, programs: int, parts: int = 1 << 30) -> tuple[int, int, int]:
+def shares(tiles: int, steps: int, programs: int, parts: int) -> tuple[int, int, int]:
     """(programs, tiles that each has to itself, steps of the line for each), tiles being cut into about `parts`.
 
     The line is one to two tiles for every program: shorter ones are cut into many parts, which must be added up.

@@ -27,6 +27,7 @@ from headrace.kernels.activation import silu_mul
 from headrace.kernels.choices import Int4Wide
 from headrace.kernels.gpu.gluon import barrier, part_at, reinterpret, shares, work_of
 from headrace.kernels.gpu.product import split_counters, wait
+from headrace.kernels.launch import parts_of
 from headrace.kernels.w4a16 import Int4Weight
 
 STEP = 128
@@ -378,12 +379,13 @@ def wide(
     weight_rows = TensorDescriptor(words, list(words.shape), list(words.stride()), [8, 8, 64], blocks)
     m_tiles, n_tiles = triton.cdiv(m, tokens), triton.cdiv(n, 128 if joint else height)
     steps = triton.cdiv(k, STEP)
-    programs, whole, share = shares(m_tiles * n_tiles, steps, configs.multiprocessors(x_MK.device))
+    most, tiles = configs.multiprocessors(x_MK.device), m_tiles * n_tiles
+    programs, whole, share = shares(tiles, steps, most, parts_of(tiles, steps, 8, most))
     out = torch.empty((m, n), dtype=x_MK.dtype, device=x_MK.device)
     partial = torch.empty(programs * 2 * height * tokens, dtype=torch.float32, device=x_MK.device)
     wide_kernel[(programs,)](
         x_rows, weight_rows, weight.scale, weight.zero, bias_N, out, partial, split_counters(x_MK.device),
-        m, n, rows, weight.scale.shape[1], steps, share, m_tiles * n_tiles, whole, m_tiles, n_tiles,
+        m, n, rows, weight.scale.shape[1], steps, share, tiles, whole, m_tiles, n_tiles,
         n // 16 if joint else 8, 8 if joint else height // 16,
         TOKENS=tokens, STAGES=stages(config), BLOCKS=height // 128, GROUP=weight.group, ZERO=weight.zero is not None,
         BIAS=bias_N is not None, GATED=joint, CODE=codes, MAGIC=1024.0 if x_MK.dtype == torch.float16 else 128.0,
