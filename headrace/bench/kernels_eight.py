@@ -13,6 +13,7 @@ from headrace.kernels import configs
 from headrace.kernels.activation import silu_mul, silu_mul_ref
 from headrace.kernels.choices import Gemv8, Skinny, Wide
 from headrace.kernels.gpu.gemv8 import Around8, gemv8
+from headrace.kernels.gpu.product import Fusion
 from headrace.kernels.gpu.tiles8 import skinny8, wide8
 from headrace.kernels.norm import rms_norm_ref
 from headrace.kernels.rounding import DTYPES, LARGEST, Kind, norm_round, round_rows, rounded, silu_mul_round
@@ -86,6 +87,15 @@ def product(layer: Layer, tokens: int, kind: Kind, copies: int, device: torch.de
     )
 
 
+def gemv(x: Tensor, w: Weight8, config: Gemv8, fused: Fusion) -> tuple[Tensor, Tensor]:
+    """(out, x + before) of one token, norm and rounding inside."""
+    inside = Around8(
+        gain=fused.gain, eps=fused.eps, offset=fused.offset, before=fused.before, gated=fused.gated
+    )
+    programs = configs.multiprocessors(x.device) * config.programs
+    return gemv8(x, w.weight, w.scale, config, programs, inside, x.dtype, configs.pdl(x.device))
+
+
 def normed(size: int, tokens: int, copies: int, device: torch.device) -> Launch:
     """Residual, norm and rounding in one."""
     pairs = [(draw(tokens, size, device=device), draw(tokens, size, device=device)) for _ in range(copies)]
@@ -150,25 +160,18 @@ def trial(
     layer: Layer,
     tokens: int,
     kind: Kind,
-    config: Gemv8 | Skinny | Wide | None,
+    config: Skinny | Wide | None,
     copies: int,
     device: torch.device,
 ) -> Launch:
-    """One kernel by itself: of one token with norm and rounding inside, else with both left out."""
-    copied, (x, residual, gain) = weights(layer, kind, copies, device), around(layer, tokens, device)
+    """One kernel by itself, norm and rounding left out."""
+    copied, x = weights(layer, kind, copies, device), draw(tokens, layer.k, device=device)
     dtype, pdl = x.dtype, configs.pdl(device)
     values, scale = round_rows(x, kind)
     match config:
-        case Gemv8():
-            before = {"gain": gain, "eps": EPS, "before": residual} if layer.normed else {}
-            inside = Around8(gated=layer.gated, **before)
-            programs = configs.multiprocessors(device) * config.programs
-            calls: list[Call] = [
-                partial(gemv8, x, w.weight, w.scale, config, programs, inside, dtype, pdl) for w in copied
-            ]
         case Skinny() | Wide():
             kernel = skinny8 if isinstance(config, Skinny) else wide8
-            calls = [
+            calls: list[Call] = [
                 partial(kernel, values, scale, w.weight, w.scale, config, None, dtype, pdl) for w in copied
             ]
         case None:

@@ -10,7 +10,9 @@ from torch.nn import functional
 from headrace.bench.kernels_case import Case, Launch, Layer, Sizes, Way, draw, error
 from headrace.kernels import configs
 from headrace.kernels.activation import silu_mul_ref
+from headrace.kernels.choices import Gemv, Ring, Skinny, Wide
 from headrace.kernels.gpu import matmul as gpu
+from headrace.kernels.gpu.product import multiply as tiled
 from headrace.kernels.norm import rms_norm_ref
 
 KERNELS = ("linear",)
@@ -18,6 +20,9 @@ TOKENS = (1, 4, 16, 32, 64, 128, 256, 512, 8192)
 HEAD_TOKENS = 512
 """Only rows that sample need the head, so it never sees many tokens."""
 EPS = 1e-6
+
+Config = Gemv | Skinny | Ring | Wide | None
+"""None is the library."""
 
 
 def cases(sizes: Sizes, way: Way) -> Iterator[Case]:
@@ -79,3 +84,34 @@ def product(layer: Layer, tokens: int, fixed: bool, copies: int, device: torch.d
         return max(map(error, ours(copied[0]), definition(x, copied[0], around)))
 
     return Launch([partial(ours, w) for w in copied], check, [partial(library, w) for w in copied])
+
+
+# -- one configuration ------------------------------------------------------------------------------------------
+
+
+def multiply(
+    x: Tensor, weight: Tensor, config: Config, around: gpu.Fusion, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """(out, x + before), a norm inside where one token is multiplied, else in a launch before."""
+    pdl = configs.pdl(x.device)
+    if isinstance(config, Gemv):
+        return gpu.gemv(x, weight, config, around, dtype, pdl)
+    x, total, around = gpu.normed_first(x, around, pdl)
+    match config:
+        case Skinny():
+            return gpu.skinny(x, weight, config, around, dtype, pdl)[0], total
+        case Ring():
+            from headrace.kernels.gpu.ring import ring
+
+            return ring(x, weight, config, None, dtype or x.dtype, pdl, around.gated), total
+        case Wide():
+            return tiled(x, weight, config, around, dtype, pdl), total
+        case None:
+            return gpu.library(x, weight, around, dtype, pdl), total
+
+
+def trial(layer: Layer, tokens: int, config: Config, copies: int, device: torch.device) -> Launch:
+    """One kernel by itself: of one token with the norm inside, else with the norm left out."""
+    around = fusion(layer, tokens, device) if isinstance(config, Gemv) else gpu.Fusion(gated=layer.gated)
+    x, copied = draw(tokens, layer.k, device=device), weights(layer, copies, device)
+    return Launch([partial(multiply, x, w, config, around, wide(layer)) for w in copied], lambda: 0.0)

@@ -13,11 +13,13 @@ from headrace.base.errors import UnknownName
 from headrace.bench import kernels_attention as attention
 from headrace.bench import kernels_eight as eight
 from headrace.bench import kernels_int4 as int4
+from headrace.bench import kernels_linear as linear
 from headrace.bench.kernels import Say, pool
 from headrace.bench.kernels_attention import Work
-from headrace.bench.kernels_case import Launch, Layer, Sizes, Way, draw
-from headrace.bench.kernels_linear import fusion, weights, wide
-from headrace.bench.replay import Call, Limits, copies_of, replay
+from headrace.bench.kernels_case import Launch, Layer, Sizes, Way
+from headrace.bench.kernels_layer import Block, Candidate, Config
+from headrace.bench.kernels_layer import tune as tune_block
+from headrace.bench.replay import Limits, copies_of, replay
 from headrace.bench.replay import limits as measure_limits
 from headrace.bench.result import versions
 from headrace.kernels import configs, table
@@ -32,13 +34,11 @@ from headrace.kernels.choices import (
     Wide,
 )
 from headrace.kernels.configs import MANY
-from headrace.kernels.gpu import matmul as gpu
-from headrace.kernels.gpu.product import multiply
 from headrace.kernels.launch import power_of_two
 
 TUNED = ("linear", "linear8", "linear4", "decode", "prefill")
 SKINNY_TOKENS = (16, 32, 64)
-MIDDLE_TOKENS = (64, 128, 256, 512, MANY)
+MIDDLE_TOKENS = (128, 256, 512, MANY)
 LONG = 8192  # tokens that stand for MANY
 BETTER = 0.98  # ours must take less than this part of the library's time
 
@@ -137,59 +137,60 @@ def wides(layer: Layer, tokens: int, processors: int) -> Iterator[Wide]:
 # -- trials -----------------------------------------------------------------------------------------------------
 
 
-def product(
-    layer: Layer, tokens: int, config: Gemv | Skinny | Ring | Wide | None, copies: int, device: torch.device
-) -> Launch:
-    """One kernel by itself: of one token with the norm inside, else with the norm left out. None is the library."""
-    around = fusion(layer, tokens, device) if isinstance(config, Gemv) else gpu.Fusion(gated=layer.gated)
-    x, dtype, pdl = draw(tokens, layer.k, device=device), wide(layer), configs.pdl(device)
-    copied = weights(layer, copies, device)
-    match config:
-        case Gemv():
-            calls: list[Call] = [partial(gpu.gemv, x, w, config, around, dtype, pdl) for w in copied]
-        case Skinny():
-            calls = [partial(gpu.skinny, x, w, config, around, dtype, pdl) for w in copied]
-        case Ring():
-            from headrace.kernels.gpu.ring import ring
-
-            calls = [partial(ring, x, w, config, None, dtype, pdl, layer.gated) for w in copied]
-        case Wide():
-            calls = [partial(multiply, x, w, config, around, dtype, pdl) for w in copied]
-        case None:
-            calls = [partial(gpu.library, x, w, around, dtype, pdl) for w in copied]
-    return Launch(calls, lambda: 0.0)
-
-
 def layer_row(layer: Layer) -> Row:
     """What a row is for that serves one layer."""
     return ("n", layer.n), ("k", layer.k), ("gated", layer.gated)
 
 
+def fews(layer: Layer, tokens: int, device: torch.device) -> Iterator[Skinny | Ring | Wide | None]:
+    """All for a few tokens, None the library; tiles for many where a table's `middle` begins."""
+    cap, processors = configs.capability(device), attention.multiprocessors(device)
+    yield None
+    yield from skinnies(layer, tokens)
+    if fetched(layer) and configs.rings(cap):
+        yield from rings(layer, tokens, processors)
+    if fetched(layer) and cap >= (9, 0) and tokens == SKINNY_TOKENS[-1]:
+        yield from wides(layer, tokens, processors)
+
+
+def fetched(layer: Layer) -> bool:
+    """Whether TMA can read its rows."""
+    return layer.k % 8 == 0
+
+
 def linear_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
-    """One token, a few, many: the library is a candidate for all but one token."""
-    row, cap = layer_row(layer), configs.capability(device)
-    fetched = layer.k % 8 == 0  # what TMA can read
-    for config in gemvs(layer):
-        yield Trial("gemv", row, config, layer.bytes, partial(product, layer, 1, config))
-    for most in SKINNY_TOKENS:
-        ours = rings(layer, most, attention.multiprocessors(device)) if fetched and configs.rings(cap) else ()
-        for few in (None, *skinnies(layer, most), *ours):
-            make = partial(product, layer, most, few)
+    """Many tokens; of the head, which is in no block, one and a few, too. The library is among all but of one token."""
+    row, head = layer_row(layer), layer.name == "head"
+    for config in gemvs(layer) if head else ():
+        yield Trial("gemv", row, config, layer.bytes, partial(linear.trial, layer, 1, config))
+    for most in SKINNY_TOKENS if head else ():
+        for few in fews(layer, most, device):
+            make = partial(linear.trial, layer, most, few)
             yield Trial("skinny", (("tokens", most), *row), few, layer.bytes, make)
-    for most in MIDDLE_TOKENS if fetched and cap >= (9, 0) else ():
+    for most in MIDDLE_TOKENS if fetched(layer) and configs.capability(device) >= (9, 0) else ():
         tokens = min(most, LONG)
-        if layer.name == "head" and most == MANY:
+        if head and most == MANY:
             continue
         for many in (None, *wides(layer, tokens, attention.multiprocessors(device))):
-            make = partial(product, layer, tokens, many)
+            make = partial(linear.trial, layer, tokens, many)
             yield Trial("middle", (("tokens", said(most)), *row), many, layer.bytes, make)
 
 
+def candidates(kernels: Sequence[str], sizes: Sizes, device: torch.device) -> Iterator[Candidate]:
+    """Of a block's products for few tokens, which are chosen inside it."""
+    one, eights = Block(sizes, 1), Block(sizes, 1, True)
+    for name, layer in one.layers.items():
+        if "linear" in kernels:
+            yield from (Candidate(one, name, config) for config in gemvs(layer))
+            for most in SKINNY_TOKENS:
+                yield from (Candidate(Block(sizes, most), name, few) for few in fews(layer, most, device))
+        if "linear8" in kernels:
+            yield from (Candidate(eights, name, config) for config in eight.gemvs(layer))
+
+
 def eight_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
-    """As linear_trials for weights in 8 bits: the library is a candidate for many tokens of floats."""
+    """More than one token of weights in 8 bits: the library is a candidate for many tokens of floats."""
     shape, moved = (("n", layer.rows), ("k", layer.k)), layer.rows * layer.k
-    for config in eight.gemvs(layer):
-        yield Trial("gemv8", layer_row(layer), config, moved, partial(eight.trial, layer, 1, "fp8", config))
     if configs.capability(device) < (9, 0) or layer.k % 16:
         return
     for most in SKINNY_TOKENS:
@@ -197,7 +198,7 @@ def eight_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
             make = partial(eight.trial, layer, most, "fp8", few)
             yield Trial("skinny8", (("tokens", most), *shape), few, moved, make)
     for kind in eight.KINDS:
-        for most in MIDDLE_TOKENS[1:]:
+        for most in MIDDLE_TOKENS:
             row = (("tokens", said(most)), *shape, ("kind", kind))
             for many in (*(() if kind == "int8" else (None,)), *eight.WIDE):
                 yield Trial(
@@ -271,8 +272,7 @@ def said(most: int) -> int | None:
 def choose(timed: Sequence[tuple[Trial, float]]) -> table.Rows:
     """For every row of the table the candidate that took least, summed over its works in units of their floors.
 
-    Candidates that did not run on all works of a row are out; ours must beat the library clearly. `skinny` stands
-    before `middle`, to which it leaves what that does better.
+    Candidates that did not run on all works of a row are out; ours must beat the library clearly.
     """
     costs: dict[tuple[str, Row], dict[Choice | None, list[float]]] = {}
     for trial, us in timed:
@@ -286,10 +286,17 @@ def choose(timed: Sequence[tuple[Trial, float]]) -> table.Rows:
         config = min(whole, key=lambda config: whole[config])
         best[case] = whole[config], config
     rows: table.Rows = {}
-    for (kind, row), (cost, config) in best.items():
-        left = kind == "skinny" and best.get(("middle", row), (cost, None))[0] < cost
-        rows.setdefault(kind, []).append({**dict(row), "use": None if left else configs.brief(config)})
+    for (kind, row), (_, config) in best.items():
+        add(rows, kind, row, config)
     return rows
+
+
+def add(rows: table.Rows, kind: str, row: Row, config: Choice | None) -> None:
+    """As a table says it: `skinny` stands before `middle`, and leaves tiles for many tokens to it."""
+    left = kind == "skinny" and isinstance(config, Wide)
+    rows.setdefault(kind, []).append({**dict(row), "use": configs.brief(None if left else config)})
+    if kind == "skinny" and ("tokens", SKINNY_TOKENS[-1]) in row:
+        rows.setdefault("middle", []).append({**dict(row), "use": configs.brief(config if left else None)})
 
 
 def trials(kernels: Sequence[str], shapes: Sequence[str], limits: Limits) -> list[Trial]:
@@ -311,15 +318,38 @@ def trials(kernels: Sequence[str], shapes: Sequence[str], limits: Limits) -> lis
     return found
 
 
-def _runs(kernels: Sequence[str], shapes: Sequence[str], limits: Limits, index: int) -> bool:
+def in_blocks(found: Sequence[Candidate], say: Say) -> table.Rows:
+    """What is fastest in each block. Where models share a product, the row of the later one is what a table keeps."""
+    by_block: dict[Block, dict[str, list[Config]]] = {}
+    for block, name, config in found:
+        by_block.setdefault(block, {}).setdefault(name, []).append(config)
+    rows: table.Rows = {}
+    for block, by_name in by_block.items():
+        for name, config in tune_block(block, by_name, say).items():
+            row = layer_row(block.layers[name])
+            if block.tokens == 1:
+                add(rows, "gemv8" if block.eight else "gemv", row, config)
+            else:
+                add(rows, "skinny", (("tokens", block.tokens), *row), config)
+    return rows
+
+
+def _runs(made: Trial | Candidate) -> bool:
     """Compile one candidate into Triton's cache by running it once; False where this GPU is too small for it."""
     try:
-        trials(kernels, shapes, limits)[index].make(1, torch.device("cuda")).calls[0]()
+        made.make(1, torch.device("cuda")).calls[0]()
         torch.cuda.synchronize()
     except OutOfResources:
         return False
     torch.cuda.empty_cache()
     return True
+
+
+def compiled(made: Sequence[Trial | Candidate]) -> list[Trial | Candidate]:
+    """Those that run here; several processes compile them."""
+    with pool() as processes:
+        jobs = [processes.submit(_runs, each) for each in made]
+        return [each for each, job in zip(made, jobs, strict=True) if job.result()]
 
 
 @torch.inference_mode()
@@ -333,16 +363,16 @@ def tune(kernels: Sequence[str], shapes: Sequence[str], path: Path | None, say: 
             raise UnknownName.among("tuned kernel", kernel, list(TUNED), param="kernel")
     device, limits = torch.device("cuda"), measure_limits()
     path = path or table.own(configs.capability(device))
-    every, before = trials(kernels, shapes, limits), table.read(path)
-    say(f"compiling {len(every)} candidates")
-    with pool() as processes:
-        jobs = [processes.submit(_runs, kernels, shapes, limits, index) for index in range(len(every))]
-        ready = [trial for trial, job in zip(every, jobs, strict=True) if job.result()]
+    alone, before = trials(kernels, shapes, limits), table.read(path)
+    inside = [each for shape in shapes for each in candidates(kernels, Sizes.of(shape), device)]
+    say(f"compiling {len(alone) + len(inside)} candidates")
+    ready = compiled((*alone, *inside))
     timed: list[tuple[Trial, float]] = []
-    for trial in ready:
+    for trial in (each for each in ready if isinstance(each, Trial)):
         took = replay(trial.make(copies_of(trial.bytes), device).calls, repeats=5, target_ms=2.0)
         timed.append((trial, took.us))
         say(f"{trial.kind} {dict(trial.row)} {configs.brief(trial.config)}: {took.us:.1f} us")
     about = {"gpu": torch.cuda.get_device_name(), **versions("headrace", "torch", "triton")}
-    table.write(path, table.merged(before, choose(timed)), about)
+    chosen = in_blocks([each for each in ready if isinstance(each, Candidate)], say)
+    table.write(path, table.merged(before, table.merged(choose(timed), chosen)), about)
     return path

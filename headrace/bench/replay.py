@@ -39,8 +39,8 @@ def copies_of(nbytes: float) -> int:
     return int(min(LAUNCHES[1], max(2, ROTATED_BYTES // max(nbytes, 1) + 1)))
 
 
-def replay(calls: Sequence[Call], repeats: int = 7, target_ms: float = 4.0) -> Took:
-    """Time a graph of these launches in turn; each replay of it long enough to be timed."""
+def recorded(calls: Sequence[Call]) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A graph of these launches in turn, LAUNCHES of them at least, and how many they are."""
     calls = list(calls) * -(-LAUNCHES[0] // len(calls))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -52,13 +52,20 @@ def replay(calls: Sequence[Call], repeats: int = 7, target_ms: float = 4.0) -> T
     with torch.cuda.graph(graph, stream=stream):
         for call in calls:
             call()
-    once = _elapsed_ms(graph, 1)
+    return graph, len(calls)
+
+
+def replay(calls: Sequence[Call], repeats: int = 7, target_ms: float = 4.0) -> Took:
+    """Time a graph of these launches in turn; each replay of it long enough to be timed."""
+    graph, launches = recorded(calls)
+    once = elapsed_ms(graph, 1)
     count = max(1, min(200, int(target_ms / max(once, 1e-3))))
-    each = [_elapsed_ms(graph, count) * 1e3 / count / len(calls) for _ in range(repeats)]
+    each = [elapsed_ms(graph, count) * 1e3 / count / launches for _ in range(repeats)]
     return Took(median(each), spread(each))
 
 
-def _elapsed_ms(graph: torch.cuda.CUDAGraph, count: int) -> float:
+def elapsed_ms(graph: torch.cuda.CUDAGraph, count: int) -> float:
+    """Milliseconds of `count` replays."""
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     before.record()
     for _ in range(count):

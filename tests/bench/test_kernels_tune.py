@@ -1,15 +1,39 @@
 """What tuning tries, and what it makes of the times."""
 
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources
+
+from headrace.base.errors import UnknownName
 from headrace.bench import kernels_attention, kernels_tune
 from headrace.bench.kernels_attention import DECODES
-from headrace.bench.kernels_case import Layer, Sizes
-from headrace.bench.kernels_tune import BETTER, Trial, choose, gemvs, rings, skinnies, wides
-from headrace.bench.replay import Limits
+from headrace.bench.kernels_case import Launch, Layer, Sizes
+from headrace.bench.kernels_layer import Block, Candidate
+from headrace.bench.kernels_tune import (
+    BETTER,
+    TUNED,
+    Trial,
+    candidates,
+    choose,
+    compiled,
+    fews,
+    gemvs,
+    in_blocks,
+    rings,
+    skinnies,
+    tune,
+    wides,
+)
+from headrace.bench.replay import Limits, Took
 from headrace.kernels import configs, table
 from headrace.kernels.choices import Gemv, PagedDecode, Ring, Skinny, Wide
 
@@ -79,38 +103,151 @@ def test_attention_s_trials_make_rows_that_can_be_read(tmp_path, monkeypatch):
     assert list(made.prefill[128]) == sorted(kernels_tune.PROMPTS)
 
 
-def test_linear_trials_have_the_library_among_them_but_for_one_token(monkeypatch):
-    assert {t.kind for t in kernels_tune.linear_trials(Layer("o", 1024, 512), CPU)} == {"gemv", "skinny"}
+def test_of_few_tokens_the_head_alone_is_timed_by_itself(monkeypatch):
+    head, other = Layer("head", 1024, 512), Layer("o", 1024, 512)
+    assert {t.kind for t in kernels_tune.linear_trials(head, CPU)} == {"gemv", "skinny"}
+    assert not list(kernels_tune.linear_trials(other, CPU))
     monkeypatch.setattr(configs, "capability", lambda device: (9, 0))
     monkeypatch.setattr(configs, "gluon", lambda: False)
-    trials = list(kernels_tune.linear_trials(Layer("o", 1024, 512), CPU))
-    libraries = [(t.kind, dict(t.row)["tokens"]) for t in trials if t.config is None]
-    assert libraries == [("skinny", n) for n in (16, 32, 64)] + [
-        ("middle", n) for n in (64, 128, 256, 512, None)
+    libraries = [
+        [(t.kind, dict(t.row)["tokens"]) for t in kernels_tune.linear_trials(layer, CPU) if t.config is None]
+        for layer in (head, other)
     ]
-    assert not [t for t in trials if isinstance(t.config, Ring)], "a Triton whose Gluon is not known"
+    many = [("middle", n) for n in (128, 256, 512)]
+    assert libraries == [[("skinny", n) for n in (16, 32, 64)] + many, [*many, ("middle", None)]]
+    assert not list(kernels_tune.linear_trials(Layer("o", 1024, 516), CPU)), "rows that TMA cannot read"
+
+
+def test_few_tokens_have_rings_and_tiles_where_these_can_be_compiled(monkeypatch):
+    def kinds(layer: Layer) -> list[set[type]]:
+        return [{type(one) for one in fews(layer, tokens, CPU)} for tokens in (16, 32, 64)]
+
+    layer, plain = Layer("o", 4096, 1024), {type(None), Skinny}
+    assert kinds(layer) == [plain] * 3
+    monkeypatch.setattr(configs, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(configs, "gluon", lambda: False)
+    assert kinds(layer) == [plain, plain, plain | {Wide}]
     monkeypatch.setattr(configs, "gluon", lambda: True)
-    more = kernels_tune.linear_trials(Layer("o", 1024, 512), CPU)
-    served = {(t.kind, dict(t.row)["tokens"], t.config.tokens) for t in more if isinstance(t.config, Ring)}
-    assert served == {("skinny", n, n) for n in (16, 32, 64)}
-    odd = kernels_tune.linear_trials(Layer("o", 1024, 516), CPU)
-    assert not [t for t in odd if isinstance(t.config, Ring)], "rows that TMA cannot read"
-    heads = list(kernels_tune.linear_trials(Layer("head", 1024, 512), CPU))
-    assert not [t for t in heads if t.kind == "middle" and dict(t.row)["tokens"] is None]
+    assert kinds(layer) == [plain | {Ring}, plain | {Ring}, plain | {Ring, Wide}]
+    assert kinds(Layer("o", 4096, 1028)) == [plain] * 3
+    assert {one.tokens for one in fews(layer, 32, CPU) if isinstance(one, Ring)} == {32}
 
 
 def test_trials_of_eight_bits_make_rows_that_can_be_read(tmp_path, monkeypatch):
     layer = Layer("gate_up", 4096, 1024, gated=True)
-    assert {t.kind for t in kernels_tune.eight_trials(layer, CPU)} == {"gemv8"}
+    assert not list(kernels_tune.eight_trials(layer, CPU))
     monkeypatch.setattr(configs, "capability", lambda device: (9, 0))
     trials = list(kernels_tune.eight_trials(layer, CPU))
     assert {dict(t.row)["kind"] for t in trials if t.config is None} == {"fp8"}
     rows = choose([(each, 1.0 if each.config else 2.0) for each in trials])
     table.write(tmp_path / "t.json", rows, {})
     made = configs._table(table.read(tmp_path / "t.json"))
-    assert set(made.gemv8) == {(4096, 1024, True)}
     assert {key[:3] for key in made.skinny8} == {(n, 8192, 1024) for n in (16, 32, 64)}
     assert {key[3] for key in made.wide8} == {"fp8", "int8"}
+
+
+# -- inside blocks
+
+
+def test_a_block_s_products_have_candidates_for_few_tokens():
+    found = list(candidates(TUNED, SIZES[0], CPU))
+    blocks = [Block(SIZES[0], tokens) for tokens in (1, 16, 32, 64)] + [Block(SIZES[0], 1, True)]
+    assert {one.block for one in found} == set(blocks)
+    for block in blocks:
+        assert {one.name for one in found if one.block == block} == {"qkv", "o", "gate_up", "down"}
+    assert {one.block for one in candidates(("linear8",), SIZES[0], CPU)} == {blocks[-1]}
+    assert not list(candidates(("decode",), SIZES[0], CPU))
+
+
+def test_what_is_fastest_in_a_block_makes_rows_that_can_be_read(tmp_path, monkeypatch):
+    """The last of the candidates of each product, as if it were the fastest."""
+    monkeypatch.setattr(configs, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(
+        kernels_tune, "tune_block", lambda block, some, say: {n: c[-1] for n, c in some.items()}
+    )
+    found = list(candidates(("linear", "linear8"), SIZES[0], CPU))
+    table.write(tmp_path / "t.json", in_blocks(found, print), {})
+    made = configs._table(table.read(tmp_path / "t.json"))
+    shapes = {(layer.n, layer.k, layer.gated): layer for layer in SIZES[0].layers[:-1]}
+    assert set(made.gemv) == set(made.gemv8) == set(shapes)
+    assert set(made.skinny) == {(tokens, *shape) for tokens in (16, 32, 64) for shape in shapes}
+    assert set(made.middle) == {(64, *shape) for shape in shapes}
+    for shape, layer in shapes.items():
+        assert made.gemv[shape] == list(gemvs(layer))[-1]
+        assert made.skinny[32, *shape] == list(fews(layer, 32, CPU))[-1]
+        assert (made.skinny[64, *shape], made.middle[64, *shape]) == (None, list(wides(layer, 64, 4))[-1])
+
+
+def test_of_models_that_share_a_product_the_later_one_s_row_stays(monkeypatch):
+    early, late = Gemv(1, 4096, 8), Gemv(2, 4096, 8)
+    alike = replace(SIZES[0], name="alike", vocab=1)
+    found = [Candidate(Block(SIZES[0], 1), "o", early), Candidate(Block(alike, 1), "o", late)]
+    monkeypatch.setattr(
+        kernels_tune, "tune_block", lambda block, some, say: {n: c[-1] for n, c in some.items()}
+    )
+    rows = table.merged({}, in_blocks(found, print))
+    assert [row["use"] for row in rows["gemv"]] == [configs.brief(late)]
+
+
+# -- all of it
+
+
+@pytest.fixture
+def a_device(monkeypatch) -> None:
+    """A GPU as far as tuning asks for one, on which nothing is compiled."""
+    for name, value in (("capability", (9, 0)), ("multiprocessors", 132)):
+        monkeypatch.setattr(configs, name, lambda device, value=value: value)
+    for name, value in (("get_device_name", "a GPU"), ("synchronize", None), ("empty_cache", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(kernels_tune, "pool", lambda: ThreadPoolExecutor(1))
+    monkeypatch.setattr(kernels_tune, "measure_limits", lambda: LIMITS)
+
+
+def test_what_a_gpu_is_too_small_for_is_left_out(a_device: None):
+    def make(config, copies, device) -> Launch:
+        def call() -> None:
+            if config.warps == 8:
+                raise OutOfResources(300_000, 232_448, "shared memory")
+
+        return Launch([call], lambda: 0.0)
+
+    made = [
+        trial(Gemv(1, 64, warps))._replace(make=partial(make, Gemv(1, 64, warps))) for warps in (4, 8, 16)
+    ]
+    assert [one.config.warps for one in compiled(made)] == [4, 16]
+
+
+def test_tuning_writes_what_is_found_by_itself_and_in_blocks(a_device: None, tmp_path, monkeypatch):
+    sent: list[Trial | Candidate] = []
+
+    def compile_all(made):
+        sent.extend(pickle.loads(pickle.dumps(each)) for each in made)  # as it goes to other processes
+        fake = Launch([], float)
+        return [each._replace(make=lambda *_: fake) if isinstance(each, Trial) else each for each in sent]
+
+    monkeypatch.setattr(kernels_tune, "compiled", compile_all)
+    monkeypatch.setattr(kernels_tune, "replay", lambda calls, **_: Took(1.0, 0.0))
+    monkeypatch.setattr(
+        kernels_tune, "tune_block", lambda block, some, say: {n: c[0] for n, c in some.items()}
+    )
+    path = tmp_path / "t.json"
+    table.write(path, {"gemv": [{"n": 8, "k": 8, "gated": False, "use": configs.brief(Gemv(1, 8, 4))}]}, {})
+    said: list[str] = []
+    assert tune(TUNED, ("qwen3-0.6b",), path, said.append) == path
+    assert said[0] == f"compiling {len(sent)} candidates"
+    made = configs._table(table.read(path))
+    layers = [(layer.n, layer.k, layer.gated) for layer in SIZES[1].layers]
+    assert set(made.gemv) == {(8, 8, False), *layers}
+    assert set(made.skinny) == {(tokens, *layer) for tokens in (16, 32, 64) for layer in layers}
+    assert json.loads(path.read_text())["about"]["gpu"] == "a GPU"
+
+
+def test_other_kernels_are_not_tuned(tmp_path):
+    with pytest.raises(UnknownName):
+        tune(("norm",), ("qwen3-0.6b",), tmp_path / "t.json", print)
+
+
+# -- choice
 
 
 def trial(config, row=(("n", 1),), floor=1.0, kind="middle") -> Trial:
@@ -123,15 +260,15 @@ def test_ours_must_beat_the_library_clearly():
         assert choose([(trial(None), 1.0), (trial(ours), us)]) == {"middle": [{"n": 1, "use": wanted}]}
 
 
-def test_a_ring_is_written_only_where_it_wins(tmp_path):
+def test_a_ring_is_written_only_where_it_wins_and_tiles_for_many_tokens_as_such(tmp_path):
     ring, tiles, wide = Ring(128, 64, 4), Skinny(32, 128, 2, 4, 4), Wide(64, 128, 64, 4, 4)
-    row = ("tokens", 64), ("n", 8), ("k", 16), ("gated", False)
-    for us, middle, wanted in ((0.9, 0.95, ring), (0.97, 1.0, tiles), (0.9, 0.8, None)):
-        few = [(trial(None, row, kind="skinny"), 1.0), (trial(tiles, row, kind="skinny"), 0.96)]
-        many = [(trial(None, row), 1.0), (trial(wide, row), middle)]
-        rows = choose([*few, (trial(ring, row, kind="skinny"), us), *many])
+    row, key = (("tokens", 64), ("n", 8), ("k", 16), ("gated", False)), (64, 8, 16, False)
+    for us, many, few in ((0.9, 0.95, ring), (0.97, 1.0, tiles), (0.9, 0.8, None), (0.99, 0.99, tiles)):
+        times = {None: 1.0, tiles: 0.96, ring: us, wide: many}
+        rows = choose([(trial(config, row, kind="skinny"), each) for config, each in times.items()])
         table.write(tmp_path / "t.json", rows, {})
-        assert configs._table(table.read(tmp_path / "t.json")).skinny == {(64, 8, 16, False): wanted}
+        made = configs._table(table.read(tmp_path / "t.json"))
+        assert (made.skinny, made.middle) == ({key: few}, {key: wide if few is None else None})
 
 
 def test_works_count_by_their_floors_and_a_candidate_must_serve_all():
