@@ -63,7 +63,8 @@ def measure(tokenizer: Tokenizer, vocab: int, rows: int, steps: int) -> list[Mea
     for _ in range(steps):
         step = [Row(seq, 0, n, 0, 1, True, True, None) for n, seq in enumerate(seqs)]
         times = [perf_counter()]
-        masks, ends = constraints.masks(step)
+        constraints.begin(step)
+        masks, ends = constraints.masks()
         times.append(perf_counter())
         assert masks is not None and not ends, "these grammars have no end"
         forbid(logits_SV, torch.from_numpy(masks.rows), masks.bits)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import Refused
+from headrace.engine.beside import Beside, Work
 from headrace.engine.grammar import Compiler, Matcher, mask_of
 from headrace.engine.request import Request
 from headrace.engine.scheduler import Row
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SLOW_STEP = 0.05
-"""Seconds. If a step's masks take longer, those of the next are timed one by one, to see whose fault it is."""
+"""Seconds. If a step waits longer for its masks, those of the next are timed one by one, to see whose fault it is."""
 SLOW_MASK = 0.01
 """Seconds of computing time. A request whose mask takes longer has a strike."""
+BESIDE = 8
+"""Rows whose masks take longer than having another thread begin with them."""
 STRIKES = 3
 """With so many a request is ended: an ambiguous grammar takes ever longer, and everybody waits for its masks."""
 
@@ -59,6 +62,10 @@ class Constraints:
         self.waiting: dict[str, tuple[Request, Future[LLMatcher]]] = {}
         self.used = False
         self._bits: Tensor | None = None
+        self._found: list[_Open] = []
+        self._over: list[End] = []
+        self._filling: Work | None = None
+        self._beside = Beside()
         self._ends: dict[int, np.int32] = {}
         self._wary = False
 
@@ -116,17 +123,37 @@ class Constraints:
                 ends.append(_end(seq, finish))
         return ends
 
-    def masks(self, step: list[Row]) -> tuple[Masks | None, list[End]]:
-        """For a step all of whose earlier samples are committed; and requests that end with what they have.
+    def begin(self, step: list[Row], beside: bool = False) -> None:
+        """Have masks made for a step all of whose earlier samples are committed, `beside` what the caller does next.
 
-        Matchers take what is new to them first, if `follow` was not called.
+        Matchers take what is new to them first, if `follow` was not called. They are nobody else's until `masks`, which
+        is to follow.
         """
-        found, ends = self._advance(self._open(step))
-        if not found:
-            return None, ends
-        bits = self._filled([matcher for _, _, matcher in found])
-        ends += self._settle(found, bits)
+        self._found, self._over = self._advance(self._open(step))
+        self._filling = self._fill([matcher for _, _, matcher in self._found]) if self._found else None
+        if beside and self._filling and len(self._found) >= BESIDE and not self._wary:
+            self._beside.start(self._filling)
+
+    def masks(self) -> tuple[Masks | None, list[End]]:
+        """Of the step that was begun; and requests that end with what they have."""
+        if self._filling is None:
+            return None, self._over
+        began = perf_counter()
+        if self._beside.busy:
+            self._beside.wait()
+        else:
+            self._filling()
+        self._wary, self._filling = perf_counter() - began > SLOW_STEP, None
+        assert self._bits is not None
+        found, bits = self._found, self._bits[: len(self._found)]
+        ends = self._over + self._settle(found, bits)
         return Masks(np.array([n for n, _, _ in found], np.int64), bits), ends
+
+    def drop(self) -> None:
+        """What was begun is not wanted any more. Where it is still being made, it is written where nobody reads."""
+        if self._beside.busy:
+            self._beside, self._bits = Beside(), None
+        self._found, self._over, self._filling = [], [], None
 
     @staticmethod
     def _open(step: list[Row]) -> list[_Open]:
@@ -163,25 +190,20 @@ class Constraints:
             found = [one for one in found if one[1].request.id not in over]
         return found, ends
 
-    def _filled(self, matchers: list[Matcher]) -> Tensor:
-        """Masks [M, W] by the grammars alone, all of them at once."""
+    def _fill(self, matchers: list[Matcher]) -> Work:
+        """What makes masks [M, W] by the grammars alone, all of them at once."""
         assert self.compiler is not None
         if self._bits is None:  # one is enough: when it is filled again, the step that read it is over
             self._bits = torch.zeros(
                 (self.rows, self.compiler.words), dtype=torch.int32, pin_memory=self.pinned
             )
             self._ends = _by_word(self.compiler.ends)
-        bits = self._bits[: len(matchers)]
-        bound = [(matcher.ll, n) for n, matcher in enumerate(matchers) if matcher.bound]
-        began = perf_counter()
+        bits, count, size = self._bits[: len(matchers)], len(matchers), self.compiler.words * 4
         if self._wary:
-            self._fill_one_by_one(matchers, bits)
-        elif bound:
-            self.compiler.executor.unsafe_compute_mask_ptr(
-                bound, bits.data_ptr(), self.compiler.words * 4, len(matchers)
-            )
-        self._wary = perf_counter() - began > SLOW_STEP
-        return bits
+            return lambda: self._fill_one_by_one(matchers, bits)
+        bound = [(matcher.ll, n) for n, matcher in enumerate(matchers) if matcher.bound]
+        fill, at = self.compiler.executor.unsafe_compute_mask_ptr, bits.data_ptr()
+        return lambda: fill(bound, at, size, count) if bound else None
 
     def _fill_one_by_one(self, matchers: list[Matcher], bits: Tensor) -> None:
         for n, matcher in enumerate(matchers):

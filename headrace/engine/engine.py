@@ -6,7 +6,7 @@ from time import monotonic
 
 from headrace.base.errors import Refused, TooLong
 from headrace.engine.blocks import BlockPool
-from headrace.engine.constrain import Constraints, End, Masks
+from headrace.engine.constrain import Constraints, End
 from headrace.engine.grammar import Compiler
 from headrace.engine.policy import policy
 from headrace.engine.request import Event, Request
@@ -100,25 +100,28 @@ class Engine:
     def _step(self) -> None:
         """Plan and start a step, land the oldest.
 
-        One whose samples must wait for masks is left open: the next call makes them while the device computes its
-        logits, and plans the step after; then the device gets the rest of the one and the other at once.
+        One whose samples must wait for masks is left open: what came before it is committed while the device computes
+        its logits, and while its masks are made events are told and the step after is planned; then the device gets
+        the rest of the one and the other at once.
         """
         if self.constraints.waiting:
             self._admit_compiled()
-        masks = self._catch_up()
-        self._blamed = None
         group = self._next_suspects()
         step = self.scheduler.plan(set(group) if group else None)
         if group and not step:  # they must wait for memory that others hold
             self.suspects.clear()
             group, step = None, self.scheduler.plan()
         self.fresh, self._planned = bool(step), step
-        self._draw_open(masks)
+        self._draw_open()
         if step:
             self._begin(step)
             self._planned = []
-            if self._open is not None and (group or not self.depth):
-                self._draw_open(self._catch_up())
+        if self._open is not None:
+            alone = bool(group) or not self.depth
+            self._catch_up(beside=not alone)
+            if not alone:
+                return
+            self._draw_open()
         if not self.flight or (step and len(self.flight) <= self.depth and not group):
             return
         self._land()
@@ -134,25 +137,25 @@ class Engine:
         else:
             self.flight.append((step, self.runner.run(step)))
 
-    def _catch_up(self) -> Masks | None:
-        """For a step whose logits are being computed: commit what came before it, which its masks depend on."""
-        if self._open is None:
-            return None
+    def _catch_up(self, beside: bool) -> None:
+        """For a step whose logits are being computed: commit what came before it, and have masks made by that."""
+        assert self._open is not None
         while self.flight:
             self._commit()
+        self._blamed, _ = self._open
+        self.constraints.begin(self._blamed, beside)
+
+    def _draw_open(self) -> None:
+        """Start the rest of the open step, if there is one: tokens, of what the masks allow."""
+        if self._open is None:
+            return
         self._blamed, ahead = self._open
-        masks, ends = self.constraints.masks(self._blamed)
+        masks, ends = self.constraints.masks()
         if ends and ahead.prompt:  # who ends now hears nothing of the step later
             self._events += self.scheduler.score(self._blamed, ahead.prompt)
         self._end_all(ends)
-        return masks
-
-    def _draw_open(self, masks: Masks | None) -> None:
-        """Start the rest of the open step, if there is one: tokens, of what the masks allow."""
-        if self._open is not None:
-            self._blamed, ahead = self._open
-            self.flight.append((self._blamed, self.runner.draw(ahead, masks)))
-            self._open = None
+        self.flight.append((self._blamed, self.runner.draw(ahead, masks)))
+        self._open = None
 
     def _land(self) -> None:
         """Wait for the oldest step in flight, commit it, and end whose answers are complete by their grammars."""
@@ -236,6 +239,7 @@ class Engine:
         return lost
 
     def _forget_flight(self) -> None:
+        self.constraints.drop()
         self.flight.clear()
         self._open, self._planned = None, []
 

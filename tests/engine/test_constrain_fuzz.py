@@ -2,14 +2,17 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.engine import constrain
 from headrace.engine.constrain import Masks
 from headrace.engine.engine import Engine
 from headrace.engine.gauge import bits_of
@@ -41,6 +44,14 @@ SAID = [
     r"(<\|im_start\|>.*?r)?(?P<open>\(*)z\)*",
 ]
 GRAMMARS = [form and COMPILER.grammar(form) for form in FORMS]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def beside() -> Iterator[None]:
+    """Masks of few rows are made as those of many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constrain, "BESIDE", 0)
+        yield
 
 
 class Stub:

@@ -1,6 +1,6 @@
 """A simulated GPU says what the CPU says, up to near-ties: with graphs or without, evicted, rounded, masked, drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from headrace.api.llm import LLM
 from headrace.api.outputs import RequestOutput
+from headrace.engine import constrain
 from headrace.engine.constrain import Masks
 from headrace.engine.graphs import Key, Masked, Mixed
 from headrace.engine.request import SamplingParams
@@ -38,6 +39,14 @@ NAMES: dict[str, Any] = {
 }  # fmt: skip
 PROMPTS = [[9], list(range(10, 28)), [7, 8, 9]]
 CAPTURE = "headrace.engine.graphs._capture"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def beside() -> Iterator[None]:
+    """Masks of few rows are made as those of many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constrain, "BESIDE", 0)
+        yield
 
 
 @pytest.fixture
