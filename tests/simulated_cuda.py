@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from headrace.kernels import configs
+from headrace.kernels import configs, rules
 from tests.kernels.interpreted import interpreted as interpreted
 from tests.simulated_gpu import DEVICE, Gpu, Queue, Recording
 
@@ -149,7 +149,7 @@ def gpu(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
         return interpreter._LangPatchScope() if patched else patch(function)
 
     monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
-    monkeypatch.setitem(configs.MULTIPROCESSORS, CAPABILITY, PROPERTIES.multi_processor_count)
+    monkeypatch.setitem(rules.MULTIPROCESSORS, CAPABILITY, PROPERTIES.multi_processor_count)
     caches = configs.capability, configs.multiprocessors, split_counters
     with made:
         yield made

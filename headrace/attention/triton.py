@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headrace.attention import torch as plain
 from headrace.attention.backend import BatchView, Layer, pages_of, scores_of
-from headrace.kernels import configs
+from headrace.kernels import configs, rules
 from headrace.kernels.choices import PagedPrefill
 from headrace.kernels.launch import TENSOR_CORE_TYPES
 from headrace.kernels.paged import prefill_work
@@ -130,7 +130,7 @@ class Backend:
         self._sizes.add(size)
         out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=device)
         pages, scores = pages_of(layer, batch, k_cache, v_cache), scores_of(layer)
-        fixed = configs.paged_fixed(size) if self.fixed else None
+        fixed = rules.paged_fixed(size) if self.fixed else None
         if self._decodes:
             config = fixed or configs.paged_decode(cap, size)
             programs = configs.multiprocessors(device) * config.programs

@@ -1,4 +1,4 @@
-"""Files that results are written to and read from: what goes wrong is said with the path and the flag that named it."""
+"""Files that results are written to: what goes wrong is said with the path and the flag that named it."""
 
 import os
 from pathlib import Path
@@ -38,11 +38,3 @@ def write(path: Path, text: str, param: str = "output") -> None:
 def _special(path: Path) -> bool:
     """Whether it is a pipe or a device, which is written to and not replaced."""
     return path.exists() and not path.is_file()
-
-
-def read(path: Path, param: str) -> bytes:
-    """Raises Refused."""
-    try:
-        return path.read_bytes()
-    except OSError as fault:
-        raise Refused(f"{path} cannot be read: {fault.strerror}", param=param) from fault

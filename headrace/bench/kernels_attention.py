@@ -14,7 +14,7 @@ from headrace.bench.kernels_linear import moved as product_bytes
 from headrace.bench.kernels_linear import product
 from headrace.bench.kernels_rows import rotate, rotated_bytes
 from headrace.bench.replay import Call
-from headrace.kernels import configs
+from headrace.kernels import configs, rules
 from headrace.kernels.choices import PagedDecode, PagedFew, PagedPrefill
 from headrace.kernels.gpu import paged_decode, paged_few, paged_fixed, paged_prefill
 from headrace.kernels.paged import Pages, Scores, attend, cells_of, prefill_work
@@ -148,7 +148,7 @@ def decode(
     workspace = paged_decode.Workspace(device)
     kernel, used = paged_decode.decode, config
     if way.fixed:
-        kernel, used = paged_fixed.decode, configs.paged_fixed(sizes.head_dim)
+        kernel, used = paged_fixed.decode, rules.paged_fixed(sizes.head_dim)
     elif used is None:
         used = configs.paged_decode(configs.capability(device), sizes.head_dim)
     programs = multiprocessors(device) * used.programs
@@ -235,7 +235,7 @@ def prefill(
 ) -> Launch:
     """As the back end launches it, with the tables' configuration or another, and its list of work."""
     config = config or configs.paged_prefill(configs.capability(device), sizes.head_dim, *work.means)
-    used = configs.paged_fixed(sizes.head_dim) if way.fixed else config
+    used = rules.paged_fixed(sizes.head_dim) if way.fixed else config
     starts = np.cumsum([0] + [queries for queries, _ in work.rows])
     keys = np.array([keys for _, keys in work.rows])
     listed = prefill_work(starts, keys, used.rows // (sizes.heads // sizes.kv_heads), least=1)

@@ -18,6 +18,7 @@ from headrace.bench.replay import copies_of, elapsed_ms, recorded
 from headrace.kernels import configs
 from headrace.kernels.choices import Gemv8
 from headrace.kernels.gpu.product import Fusion
+from headrace.kernels.rules import Capability
 
 KEYS = 640
 """Of every row."""
@@ -60,7 +61,7 @@ class Block(NamedTuple):
         made = partial(eight.weights, kind="fp8") if self.eight else linear.weights
         return made(layer, copies=copies, device=device)
 
-    def used(self, cap: configs.Capability) -> Use:
+    def used(self, cap: Capability) -> Use:
         """What the tables choose so far, of `middle` nothing."""
         shapes = {name: (layer.n, layer.k, layer.gated) for name, layer in self.layers.items()}
         if self.eight:

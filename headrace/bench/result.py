@@ -15,7 +15,8 @@ import msgspec
 
 from headrace.base.errors import Refused
 from headrace.base.hardware import probe
-from headrace.bench.files import read, write
+from headrace.base.text_file import read_bytes
+from headrace.bench.files import write
 
 NOISE = 0.03
 """Differences below this part are called equal."""
@@ -65,7 +66,7 @@ class Result:
     @classmethod
     def read(cls, path: Path, benchmark: str, param: str = "compare") -> "Result":
         """Raises Refused for a file that is not a result of that benchmark."""
-        raw = read(path, param)
+        raw = read_bytes(path, param)
         try:
             found = msgspec.json.decode(raw, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:

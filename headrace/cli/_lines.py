@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from headrace.base.errors import Refused
+from headrace.base.text_file import check
 
 SYNC_EVERY = 1.0
 """Seconds between two times that answers are forced onto the disk."""
@@ -44,7 +45,7 @@ def count(path: Path) -> int:
 
 def _raw(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines with something on them, and their numbers."""
-    _check(path, "file")
+    check(path, "file")  # a pipe gives nothing the second time
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
@@ -53,14 +54,6 @@ def _raw(path: Path) -> Iterator[tuple[int, bytes]]:
     except OSError as fault:
         hint = "give a file of OpenAI batch lines"
         raise Refused(f"{path} cannot be read: {fault.strerror}", param="file", hint=hint) from fault
-
-
-def _check(path: Path, param: str) -> None:
-    """A pipe gives nothing the second time, and a device may have no end. Raises Refused."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise Refused(
-            f"{path} is a pipe or a device; a file is expected, which can be read again", param=param
-        )
 
 
 def _parsed(raw: bytes, number: int, first: dict[str, int]) -> Line:
@@ -96,7 +89,7 @@ class Answers:
         self.path = path
         self.done: set[tuple[str, str]] = set()
         with self._writing(), ExitStack() as closing:
-            _check(path, "output")
+            check(path, "output", "give a file: what it has already is read when a batch goes on")
             self._file = closing.enter_context(path.open("ab+", buffering=0))
             self._keep_whole_lines()
             closing.pop_all()  # all is well: it stays open

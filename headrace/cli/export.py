@@ -15,8 +15,9 @@ def run(
 ) -> None:
     """Write a model as one GGUF file, which llama.cpp and its relatives run, and so do we.
 
-    Tokenizer and chat template go into the file, too. Architectures: Llama, Mistral, Qwen 2 and 3. Quantized weights
-    are unpacked and rounded again, but for those that are in the scheme already. The file is complete or not there.
+    Tokenizer, chat template and recommended sampling go into the file, too. Architectures: Llama, Mistral, Qwen 2 and
+    3. Quantized weights are unpacked and rounded again, but for those that are in the scheme already. The file is
+    complete or not there.
 
     Parameters
     ----------
@@ -33,5 +34,5 @@ def run(
 
     path = find(model)
     with Bar() as bar:
-        export_gguf(path, output, scheme, lambda done, total: bar(f"writing {output}", done, total))
+        export_gguf(path, output, scheme, lambda done, total: bar(f"writing {output}", done, total), model)
     print(f"{output}  {output.stat().st_size / 1e6:.1f} MB")  # noqa: T201 - the answer of this command

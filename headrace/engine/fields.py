@@ -70,9 +70,10 @@ def seed(name: str, given: object) -> int | None:
     return None if value == -1 else value
 
 
-def switch(name: str, given: object) -> None:
+def switch(name: str, given: object) -> bool:
     if not isinstance(given, bool):
         raise _wrong(name, given, "true or false")
+    return given
 
 
 def strings(most: int) -> Callable[[str, object], tuple[str, ...]]:

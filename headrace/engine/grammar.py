@@ -48,7 +48,7 @@ class Compiler:
     def __init__(self, tokenizer: Tokenizer, vocab: int, eos_ids: frozenset[int], *, guarded: bool = False):
         self.tokenizer, self.vocab, self.eos_ids = tokenizer, vocab, eos_ids
         self.words = -(-vocab // 32)
-        self._ends = sorted(id for id in eos_ids if id < vocab)
+        self._ends = sorted(id for id in eos_ids if id < min(vocab, tokenizer.vocab_size))
         self._gauge = Gauge(tokenizer.backend.to_str, vocab, self._ends) if guarded else None
         self._verdicts: OrderedDict[bytes, Refused | None] = OrderedDict()
         self._read: OrderedDict[tuple[bytes, Thinking | None], Grammar] = OrderedDict()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from headrace.base.errors import Refused
+from headrace.base.params import Named
 from headrace.engine import fields
 from headrace.engine.structured import Grammar, StructuredOutputsParams
 
@@ -20,7 +21,7 @@ MOST_STOPS = 64
 MOST_ANSWERS = 16384
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SamplingParams(msgspec.Struct, metaclass=Named, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens and when to stop. Raises Refused on construction, its `param` naming the field.
 
     n                    answers wanted; more than 1 needs a temperature above 0
@@ -79,10 +80,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     guided_decoding: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
-        for name in _SWITCHES:
-            fields.switch(name, getattr(self, name))
-        for name, check in _FIELDS.items():
-            msgspec.structs.force_setattr(self, name, check(name, getattr(self, name)))
+        for name, default in _DEFAULTS.items():
+            if (given := getattr(self, name)) is not default:
+                msgspec.structs.force_setattr(self, name, _FIELDS[name](name, given))
         if self.guided_decoding is not None:
             if self.structured_outputs is not None:
                 raise Refused(
@@ -259,14 +259,6 @@ def _check_ids(name: str, ids: Iterable[int], vocab: int) -> None:
         )
 
 
-_SWITCHES = (
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "detokenize",
-    "skip_special_tokens",
-    "spaces_between_special_tokens",
-)
-
 _COUNT = "a whole number, 0 or more, or -1 for the whole vocabulary"
 _FIELDS: dict[str, Callable[[str, object], object]] = {
     "n": fields.whole(1, MOST_ANSWERS, f"a whole number from 1 to {MOST_ANSWERS}"),
@@ -292,4 +284,10 @@ _FIELDS: dict[str, Callable[[str, object], object]] = {
     "allowed_token_ids": fields.ids(optional=True),
     "structured_outputs": fields.structured,
     "guided_decoding": fields.structured,
+    "include_stop_str_in_output": fields.switch,
+    "ignore_eos": fields.switch,
+    "detokenize": fields.switch,
+    "skip_special_tokens": fields.switch,
+    "spaces_between_special_tokens": fields.switch,
 }
+_DEFAULTS = dict(zip(SamplingParams.__struct_fields__, SamplingParams.__struct_defaults__, strict=True))

@@ -17,7 +17,7 @@ from headrace.engine.cache import bytes_per_block
 from headrace.engine.graphs import launch_bound
 from headrace.engine.layout import Layout, lay_out
 from headrace.engine.room import Room, weight_bytes, workspace
-from headrace.kernels import configs, int8
+from headrace.kernels import int8, rules
 from headrace.kernels.launch import TENSOR_CORE_TYPES
 from headrace.nn.attention import Attention
 from headrace.nn.decoder import Decoder
@@ -203,7 +203,7 @@ def resolve(
     if deterministic and not cpu:
         # Twice, because what was outgrown stays for the graphs that point there.
         head = layers[0]
-        work += 8 * configs.paged_fixed_elements(rows, head.heads, head.kv_heads, head.head_dim, max_len)
+        work += 8 * rules.paged_fixed_elements(rows, head.heads, head.kv_heads, head.head_dim, max_len)
     most = CPU_KV // per_block if cpu and config.memory.share is None else None
     room = Room(config, free, int(free * share), share, weights, work, per_block, most)
     max_len, kv_blocks = room.kv_blocks(layout, max_len, rows, tokens)

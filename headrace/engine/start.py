@@ -14,12 +14,12 @@ from headrace.base import discover
 from headrace.base.config import Config
 from headrace.base.errors import Refused
 from headrace.base.hardware import probe
-from headrace.base.home import expanded
-from headrace.base.json_file import read_json
 from headrace.base.memory import LOADING, RUNNING, give_back, map_from
+from headrace.base.text_file import read_text
+from headrace.checkpoint import sampling
 from headrace.checkpoint.config import read_config, read_tokenizer
 from headrace.checkpoint.gguf import Gguf, opened
-from headrace.checkpoint.hub import SAMPLING, find
+from headrace.checkpoint.hub import find
 from headrace.checkpoint.load import dummy, load, load_cache_scales, open_source
 from headrace.checkpoint.quantized import RandomSource, RoundedSource, load_packed, online
 from headrace.engine.batch import Batch
@@ -102,7 +102,7 @@ def start(config: Config, notify: Notify | None = None, resumes: bool = False) -
     engine = Engine(plan, runner, intake.compiler)
     if plan.device.type == "cpu":
         map_from(RUNNING)
-    return Started(engine, plan, intake, recommended(found.path, config.model.path))
+    return Started(engine, plan, intake, recommended(found.checkpoint, config.model.path))
 
 
 def load_model(config: Config, found: Found, notify: Notify | None = None) -> Decoder:
@@ -164,30 +164,24 @@ def find_tokenizer(config: Config, path: Path | Gguf) -> Tokenizer | None:
     return tokenizer
 
 
-def recommended(path: Path, name: str = "") -> SamplingParams:
-    """Sampling defaults: those of a model known by `name`, or from generation_config.json where there is one."""
-    file = path / "generation_config.json"
-    if not path.is_dir() or not file.is_file():
-        return SamplingParams(**SAMPLING.get(name, {}))
-    said = read_json(file)
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    values = {name: said[name] for name in names if said.get(name) is not None}
-    if said.get("do_sample") is False:
-        values["temperature"] = 0.0
+def recommended(checkpoint: Path | Gguf, name: str = "") -> SamplingParams:
+    """Sampling defaults, as `checkpoint.sampling` finds them, but for values that no request could have."""
+    values: dict[str, Any] = {}
+    for field, value in sampling.recommended(checkpoint, name).items():
+        try:
+            SamplingParams(**{field: value})
+        except Refused as fault:
+            log.warning("a recommendation of the model's makers is left out: %s", fault.message)
+        else:
+            values[field] = value
     return SamplingParams(**values)
 
 
 def _template_source(given: str) -> str:
     if "{" in given:
         return given
-    try:
-        return expanded(given).read_text(encoding="utf-8")
-    except OSError as fault:
-        raise Refused(
-            f"chat template {given!r} cannot be read: {fault.strerror}",
-            param="model.chat_template",
-            hint="give the path of a file with a Jinja template, or the template itself",
-        ) from fault
+    hint = "give the path of a file with a Jinja template, or the template itself"
+    return read_text(given, "model.chat_template", hint)
 
 
 def _eos_ids(settings: dict[str, Any], tokenizer: Tokenizer | None) -> frozenset[int]:

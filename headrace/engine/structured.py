@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, cast
 import msgspec
 
 from headrace.base.errors import Refused
+from headrace.base.params import Named
 from headrace.engine.schemas import MOST_TEXT, Schema, parsed, prepared, read_schema, refused, text_of
 
 Kind = Literal["json", "json_object", "regex", "choice", "grammar", "structural_tag"]
@@ -45,7 +46,7 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True):
     thinking: Thinking | None = None
 
 
-class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class StructuredOutputsParams(msgspec.Struct, metaclass=Named, frozen=True, kw_only=True, omit_defaults=True):
     """One constraint on an answer. Raises Refused on construction unless exactly one is given.
 
     json            a JSON schema, as an object or as text      json_object     any JSON object
@@ -70,26 +71,23 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, omit_de
     thinking: "Thinking | None" = None
 
     def __post_init__(self) -> None:
-        given = [kind for kind in KINDS if _is_given(kind, self[kind])]
+        given = [kind for kind in KINDS if _is_given(kind, getattr(self, kind))]
         if len(given) != 1:
             what = " and ".join(given) if given else "none"
             raise refused(f"has {what}; expected exactly one of {', '.join(KINDS)}")
         for name in ("json_object", "disable_any_whitespace", "disable_additional_properties"):
-            if not isinstance(self[name], bool) and (name, self[name]) != ("json_object", None):
-                raise refused(f"has {name} {self[name]!r:.60}; expected true or false")
+            said = getattr(self, name)
+            if not isinstance(said, bool) and (name, said) != ("json_object", None):
+                raise refused(f"has {name} {said!r:.60}; expected true or false")
         if self.whitespace_pattern is not None:
             text_of(self.whitespace_pattern, "whitespace_pattern", MOST_REGEX)
         if self.whitespace_pattern is not None and self.disable_any_whitespace:
             raise refused("has whitespace_pattern with disable_any_whitespace; expected one of them")
 
-    def __getitem__(self, name: str) -> Any:
-        """A field by its name."""
-        return getattr(self, name)
-
     @property
     def kind(self) -> Kind:
         """Which constraint it is."""
-        return next(kind for kind in KINDS if _is_given(kind, self[kind]))
+        return next(kind for kind in KINDS if _is_given(kind, getattr(self, kind)))
 
 
 GuidedDecodingParams = StructuredOutputsParams

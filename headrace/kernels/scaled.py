@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from headrace.kernels import configs
+from headrace.kernels import configs, rules
 from headrace.kernels.activation import silu_mul
 from headrace.kernels.launch import TENSOR_CORE_TYPES, on_gpu
 from headrace.kernels.norm import add_rms_norm, rms_norm
@@ -99,7 +99,7 @@ def _fetched(
     from headrace.kernels.gpu.ring import ring
 
     (tokens, k), n, device = values.shape, w.weight.shape[0], values.device
-    config = configs.ring_rule(tokens, n // 2 if gated else n, k, gated, 1, configs.multiprocessors(device))
+    config = rules.ring_rule(tokens, n // 2 if gated else n, k, gated, 1, configs.multiprocessors(device))
     pdl = configs.pdl(device)
     return ring(values, w.weight, config, w.bias, out_dtype, pdl, gated, (x_scale, w.scale))
 
@@ -174,9 +174,9 @@ def scaled_linear(values_TK: Tensor, x_scale: Tensor, w: Weight8, out_dtype: tor
         if tokens <= FEW:
             few = configs.skinny8(cap, tokens, n, k)
             return skinny8(values_TK, x_scale, w.weight, w.scale, few, w.bias, out_dtype, pdl)
-        many = configs.blocked8(tokens) if w.blocked else configs.wide8(cap, tokens, n, k, w.kind)
+        many = rules.blocked8(tokens) if w.blocked else configs.wide8(cap, tokens, n, k, w.kind)
         if many is not None or n % 16 or out_dtype not in TENSOR_CORE_TYPES:
-            many = many or configs.blocked8(tokens)
+            many = many or rules.blocked8(tokens)
             return wide8(values_TK, x_scale, w.weight, w.scale, many, w.bias, out_dtype, pdl)
     if w.kind == "fp8" and not w.blocked and library_fits(values_TK, w):
         return library(values_TK, x_scale, w, out_dtype)

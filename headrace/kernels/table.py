@@ -13,6 +13,7 @@ from typing import Any
 
 from headrace.base.errors import Refused
 from headrace.base.home import home
+from headrace.base.text_file import check
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]
@@ -38,6 +39,7 @@ def own(capability: tuple[int, int]) -> Path:
 
 def read(path: Path) -> Rows:
     """Rows by kind; none of a file that is not there. Raises Refused for a file that is no such table."""
+    check(path, "table")
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         rows = {kind: said.get(kind, []) for kind in KINDS}

@@ -10,7 +10,8 @@ from headrace.base.json_file import read_json
 from headrace.base.words import dtype_name
 from headrace.checkpoint import shards
 from headrace.checkpoint.config import read_tokenizer
-from headrace.checkpoint.hub import SAMPLING
+from headrace.checkpoint.gguf import opened
+from headrace.checkpoint.sampling import recommended
 from headrace.optimize.card import card
 from headrace.optimize.job import Job
 from headrace.optimize.outcome import FORMAT, REPORT, Outcome
@@ -87,7 +88,8 @@ def _write_tokenizer(job: Job, result: Path) -> None:
             if (job.path / name).is_file():
                 shutil.copyfile(job.path / name, result / name)
         return
-    tokenizer = read_tokenizer(job.path)
+    source = opened(job.path)
+    tokenizer = read_tokenizer(source)
     (result / "tokenizer.json").write_text(tokenizer.backend.to_str(), encoding="utf-8")
     said: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -99,9 +101,10 @@ def _write_tokenizer(job: Job, result: Path) -> None:
         said["chat_template"] = tokenizer.template_source
     _write_json(result / "tokenizer_config.json", said)
     ends = sorted(tokenizer.eos_ids | set(job.settings.get("eos_token_id") or ()))
-    generation: dict[str, Any] = {**SAMPLING.get(job.model, {}), "eos_token_id": ends}
-    if job.model in SAMPLING:
-        generation["do_sample"] = True
+    sampling = recommended(source, job.model)
+    generation: dict[str, Any] = {**sampling, "eos_token_id": ends}
+    if sampling:
+        generation["do_sample"] = sampling.get("temperature", 1) > 0
     if tokenizer.bos_id is not None:
         generation["bos_token_id"] = tokenizer.bos_id
     _write_json(result / "generation_config.json", generation)

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from headrace.base.errors import Refused, UnknownName
-from headrace.base.home import expanded
+from headrace.base.text_file import read_text
 from headrace.nn.decoder import Decoder
 from headrace.optimize import passes
 from headrace.optimize.calibrate import Calibration
@@ -92,12 +92,9 @@ class Recipe:
     @classmethod
     def read(cls, file: str | Path) -> "Recipe":
         """From a YAML file. Raises Refused where it cannot be read, and what `parse` does."""
-        try:
-            text = expanded(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as fault:
-            what = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
-            raise Refused(f"recipe {file} cannot be read: {what}", param="recipe") from fault
-        return cls.parse(text)
+        return cls.parse(
+            read_text(file, "recipe", "give a YAML file; docs/optimize.md says what it may hold")
+        )
 
     def as_object(self) -> dict[str, Any]:
         """What `parse` takes, with every option of every pass."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.base.errors import Refused, UnknownName
-from headrace.bench.files import read
+from headrace.base.text_file import read_bytes
 
 GIB, TERA, GIGA = 2**30, 1e12, 1e9
 PRICES_OF = "2026-11"
@@ -104,7 +104,7 @@ def read_table(path: Path) -> dict[str, Gpu]:
     The file: {"h100": {"price": 2.1}, "mine": {"memory": 48, "bandwidth": 864, "bf16": 362, "price": 0.5}}, in
     GiB, GB/s, TFLOP/s and dollars per hour. Raises Refused naming what is wrong with it.
     """
-    raw = read(path, "gpus_file")
+    raw = read_bytes(path, "gpus_file")
     try:
         said = json.loads(raw)
     except (ValueError, RecursionError) as fault:

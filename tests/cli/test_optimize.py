@@ -76,6 +76,8 @@ def test_it_makes_a_folder(command: Command, model: Path, text: Path, tmp_path: 
         (["--tokens", "1000"], "this model reads 256 at most"),
         (["--text", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--recipe", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--text", "/dev/zero"], "/dev/zero cannot be read: it is a pipe or a device"),
+        (["--recipe", "/dev/zero"], "/dev/zero cannot be read: it is a pipe or a device"),
         (["--recipe", "nowhere.yaml", "--scheme", "w8a8"], "--recipe says scheme and algorithm"),
         (["--windows", "-1"], "--windows is -1"),
         (["--device", "abacus"], "'abacus' is not known"),

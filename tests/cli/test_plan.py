@@ -152,6 +152,8 @@ def test_calibration_says_its_error(planned: Plan, command: Command, tmp_path: P
         ((LLAMA, "--draft", "3"), "--draft is '3'"),
         ((LLAMA, "--calibrate", "none.json"), "cannot be read"),
         ((LLAMA, "--gpus-file", "none.json"), "cannot be read"),
+        ((LLAMA, "--calibrate", "/dev/zero"), "it is a pipe or a device"),
+        ((LLAMA, "--gpus-file", "/dev/zero"), "it is a pipe or a device"),
         ((LLAMA, "--html", "none/none/x.html"), "cannot be written"),
     ],
 )

@@ -95,6 +95,14 @@ def test_a_good_grammar_is_taken(compiler: Compiler, wanted: dict[str, Any]):
     assert compiler.start(made.source).result() is compiler.start(made.source).result(), "compiled once"
 
 
+def test_ends_that_are_no_words_end_nothing():
+    words = WORDS.vocab_size
+    roomy = Compiler(WORDS, words + 100, frozenset({tiny.EOS, words + 5, words + 500}))
+    grammar = roomy.grammar(StructuredOutputsParams(regex="a"))
+    assert roomy.start(grammar.source).result().is_accepting() is False
+    assert roomy.ends == (tiny.EOS,)
+
+
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(grammar, "KEPT", 3)
     monkeypatch.setattr(grammar, "KNOWN", 5)

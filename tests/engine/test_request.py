@@ -7,8 +7,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from headrace.base.errors import Refused
+from headrace.base.errors import Refused, UnknownName
+from headrace.engine import request
 from headrace.engine.request import Event, Logprobs, Request, SamplingParams, check_vocab
+from headrace.engine.structured import StructuredOutputsParams
 
 BAD: list[tuple[str, Any]] = [
     *(("n", x) for x in (0, -1, 1.0, True, "1", None, 16385)),
@@ -105,6 +107,23 @@ def test_values_that_contradict_each_other(asked, param):
 def test_values_that_look_contradictory_but_are_not():
     assert SamplingParams(n=2, temperature=0.5).n == 2
     assert SamplingParams(min_tokens=100, max_tokens=None).min_tokens == 100
+
+
+@pytest.mark.parametrize(
+    ("made", "said", "near"),
+    [(SamplingParams, "temprature", "temperature"), (StructuredOutputsParams, "regx", "regex")],
+)
+def test_a_field_that_there_is_not_is_answered_with_the_nearest(made, said, near):
+    with pytest.raises(UnknownName, match=f"unknown {made.__name__} field '{said}'") as refused:
+        made(**{said: 1})
+    assert refused.value.param == said
+    assert f"did you mean '{near}'?" in refused.value.hint
+
+
+def test_defaults_need_no_check():
+    for name, default in request._DEFAULTS.items():
+        kept = request._FIELDS[name](name, default)
+        assert (kept, type(kept)) == (default, type(default))
 
 
 def test_params_are_frozen():

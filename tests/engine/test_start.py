@@ -13,6 +13,7 @@ import torch
 
 from headrace.api.llm import LLM
 from headrace.base.errors import BadCheckpoint, Fault, Refused, UnknownName
+from headrace.checkpoint.export_gguf import export_gguf
 from headrace.engine import script
 from headrace.engine.request import SamplingParams
 from headrace.engine.start import look, recommended, start
@@ -86,9 +87,13 @@ def test_another_chat_template(llama_folder: Path, tmp_path: Path, how: str):
     assert llm.chat([{"role": "user", "content": "hi"}], GREEDY, use_tqdm=False)[0].prompt == "[hi]"
 
 
-def test_a_chat_template_that_is_not_there(llama_folder: Path):
-    with pytest.raises(Refused, match="cannot be read"):
-        start(tiny.config(llama_folder, chat_template="/nowhere/t.jinja"))
+@pytest.mark.parametrize(
+    ("given", "why"), [("/nowhere/t.jinja", "No such file"), ("/dev/zero", "it is a pipe or")]
+)
+def test_a_chat_template_that_is_no_file(llama_folder: Path, given: str, why: str):
+    with pytest.raises(Refused, match=f"{given} cannot be read: {why}") as refused:
+        start(tiny.config(llama_folder, chat_template=given))
+    assert refused.value.param == "model.chat_template"
 
 
 def test_what_the_makers_recommend(copy: Path):
@@ -107,6 +112,15 @@ def test_what_the_makers_recommend(copy: Path):
     assert recommended(copy).temperature == 0
     assert recommended(copy / "model.safetensors") == SamplingParams()
     assert recommended(copy / "model.safetensors", "smollm2-135m").temperature == 0.2
+
+
+def test_what_a_gguf_file_recommends(copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (copy / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 3.0, "top_k": 20}))
+    export_gguf(copy, tmp_path / "x.gguf")
+    with caplog.at_level("WARNING", "headrace.engine.start"):
+        found = start(tiny.config(tmp_path / "x.gguf")).defaults
+    assert found == recommended(copy) == SamplingParams(temperature=0.6, top_k=20)
+    assert "left out: top_p is 3.0" in caplog.text
 
 
 # -- damaged and missing ---------------------------------------------------------------------------------------

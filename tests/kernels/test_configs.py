@@ -1,13 +1,12 @@
-"""Which configuration a linear layer gets."""
+"""Which configurations are looked up, and how tables are read."""
 
 import pytest
 import torch
 
 from headrace.base.errors import Refused
-from headrace.kernels import configs, table
+from headrace.kernels import configs, rules, table
 from headrace.kernels.choices import (
     Gemv,
-    Int4Few,
     Int4One,
     Int4Tile,
     PagedDecode,
@@ -21,26 +20,6 @@ from headrace.kernels.choices import (
 CAPABILITIES = [(0, 0), (8, 0), (8, 9), (9, 0), (10, 0)]
 
 
-@pytest.mark.parametrize("n", [1, 77, 1024, 6144, 151936])
-@pytest.mark.parametrize("k", [16, 576, 1024, 3072, 14336])
-@pytest.mark.parametrize("gated", [False, True])
-def test_gemv_rule_makes_tiles_that_compile_and_fill_the_chip(n, k, gated):
-    config = configs.gemv_rule(n, k, gated)
-    for size in (config.rows, config.chunk, config.warps):
-        assert size & (size - 1) == 0
-    assert config.chunk >= 8
-    assert config.rows == 1 or -(-n // config.rows) >= 3 * 132
-
-
-@pytest.mark.parametrize("tokens", [2, 33, 64])
-@pytest.mark.parametrize(("n", "k"), [(1024, 2048), (151936, 1024), (64, 128)])
-def test_skinny_rule_splits_only_what_leaves_processors_idle(tokens, n, k):
-    config = configs.skinny_rule(tokens, n, k, gated=False)
-    tiles = -(-n // config.n)
-    assert config.split == 1 or tiles * config.split // 2 < 132
-    assert config.split == 1 or k // config.split >= 256
-
-
 def test_measured_rows_win_over_rules(measure, monkeypatch):
     size = {"n": 8, "k": 16, "gated": False}
     skinny = [
@@ -48,12 +27,12 @@ def test_measured_rows_win_over_rules(measure, monkeypatch):
         {"tokens": 64, **size, "use": configs.brief(Skinny(16, 16, 1, 4, 2))},
     ]
     measure((9, 9), gemv=[{**size, "use": configs.brief(Gemv(1, 16, 2))}], skinny=skinny)
-    monkeypatch.setitem(configs.SKINNY_TOKENS, (9, 9), 64)
+    monkeypatch.setitem(rules.SKINNY_TOKENS, (9, 9), 64)
     assert configs.gemv((9, 9), 8, 16) == Gemv(1, 16, 2)
-    assert configs.gemv((9, 9), 8, 32) == configs.gemv_rule(8, 32, False)
+    assert configs.gemv((9, 9), 8, 32) == rules.gemv_rule(8, 32, False)
     assert configs.skinny((9, 9), 4, 8, 16) is None
     assert configs.skinny((9, 9), 17, 8, 16) == Skinny(16, 16, 1, 4, 2)
-    assert configs.skinny((9, 9), 64, 8, 32) == configs.skinny_rule(64, 8, 32, False)
+    assert configs.skinny((9, 9), 64, 8, 32) == rules.skinny_rule(64, 8, 32, False)
     assert configs.skinny((9, 9), 65, 8, 16) is None
 
 
@@ -152,30 +131,6 @@ def test_a_brief_configuration_is_whole_again(config):
     assert said is None or None not in said.values()
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("k", [64, 576, 1024, 4096, 14336])
-@pytest.mark.parametrize("n", [16, 1024, 14336])
-def test_4_bit_weights_have_a_configuration_for_any_tokens(n, k, gated):
-    for tokens in (1, 2, 8, 9, 33, 100, 256):
-        config = configs.int4((9, 0), tokens, n, k, gated)
-        if isinstance(config, Int4One):
-            assert tokens == 1
-            assert 2 <= config.tiles <= 8
-            sizes = [config.warps, config.tiles]
-        elif isinstance(config, Int4Few):
-            assert tokens <= 16
-            assert config.chunk % 64 == 0
-            sizes = [config.chunk, config.warps]
-        else:
-            assert isinstance(config, Int4Tile)
-            assert tokens > 1
-            assert config.k % 64 == 0
-            assert config.n % (32 if gated else 16) == 0
-            sizes = [config.m, config.n, config.k, config.split, config.warps]
-        assert all(size & (size - 1) == 0 for size in sizes)
-    assert configs.int4((9, 9), 8192, n, k, gated) is None
-
-
 def test_measured_rows_for_4_bit_weights_win_over_rules(measure):
     size = {"n": 16, "k": 64, "gated": False}
     found = [(1, Int4One(4, 2, 3)), (16, Int4Tile(16, 32, 64, 1, 4, 2)), (64, None)]
@@ -183,21 +138,7 @@ def test_measured_rows_for_4_bit_weights_win_over_rules(measure):
     assert [configs.int4((9, 9), tokens, 16, 64) for tokens in (1, 2, 16, 17, 64)] == [
         found[0][1], found[1][1], found[1][1], None, None,
     ]  # fmt: skip
-    assert configs.int4((9, 9), 65, 16, 64) == configs.int4_tile_rule(65, 16, 64, False)
-
-
-def test_tall_tiles_of_4_bits_are_for_gates_and_for_much_work():
-    found = [configs.int4_wide(tokens, 28672, 4096, gated=True) for tokens in (2, 17, 64, 65, 1024)]
-    assert [config.tokens for config in found] == [16, 32, 64, 128, 128]
-    assert {config.rows for config in found} == {256}
-    for tokens, k, rows in (
-        (64, 4096, 128),
-        (512, 4096, 128),
-        (1024, 4096, 256),
-        (128, 14336, 128),
-        (256, 14336, 256),
-    ):
-        assert configs.int4_wide(tokens, 4096, k, gated=False).rows == rows
+    assert configs.int4((9, 9), 65, 16, 64) == rules.int4_tile_rule(65, 16, 64, False)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +175,3 @@ def test_large_layers_of_few_tokens_are_fetched_for(monkeypatch):
     assert configs.skinny((10, 0), 2, **large) is None
     monkeypatch.setattr(configs, "gluon", lambda: False)
     assert configs.skinny((9, 0), 2, **large) is None
-
-
-def test_rings_are_cut_until_half_the_processors_have_a_part():
-    assert [configs.ring_rule(tokens, 4096, 4096).tokens for tokens in (2, 17, 64, 65)] == [16, 32, 64, 128]
-    parts = [configs.ring_rule(2, n, 4096).parts for n in (128 * 66, 128 * 65, 128 * 32, 128 * 4)]
-    assert parts == [1, 2, 4, 4], "of 64 steps: parts have 16 at least"
-    assert [configs.ring_rule(2, 4096, k, size=1).parts for k in (2048, 4096, 14336)] == [1, 2, 4]
-    gated = configs.ring_rule(2, 14336, 4096, gated=True)
-    assert gated == Ring(256, 16, 1), "gate and up are halves of a tile"

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from headrace.kernels import configs
+from headrace.kernels import rules
 from headrace.kernels.choices import PagedFixed
 from headrace.kernels.paged import Pages, paged_attention, prefill_work
 from tests.kernels.closeness import assert_close
@@ -111,7 +111,7 @@ def test_the_model_s_configuration_on_the_device(shape, dtype):
         (1, 90 + 7 * i) for i in range(60)
     ]
     q, pages = draw(rows, shape, dtype=dtype, device="cuda", padding=2)
-    config, rule = configs.paged_fixed(shape[2]), scores(shape[2])
+    config, rule = rules.paged_fixed(shape[2]), scores(shape[2])
     whole = run(q, pages, rule, config=config, programs=264)
     assert_close(whole, paged_attention(q, pages, rule))
     for cuts in ([1, 2, 3, 150], [64, 128, 256], list(range(280, 300))):

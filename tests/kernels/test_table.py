@@ -1,6 +1,7 @@
 """Tables of kernel configurations on disk."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,11 @@ def test_what_is_no_table_is_refused_with_a_way_out(tmp_path, text):
     with pytest.raises(Refused, match="is not a table") as refused:
         table.read(path)
     assert "--tune" in refused.value.hint
+
+
+def test_what_may_have_no_end_is_no_table():
+    with pytest.raises(Refused, match="it is a pipe or a device"):
+        table.read(Path("/dev/zero"))
 
 
 def test_rows_above_replace_those_for_the_same_case():

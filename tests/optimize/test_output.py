@@ -11,6 +11,7 @@ import yaml
 
 from headrace.checkpoint import shards
 from headrace.checkpoint.config import read_config, read_tokenizer
+from headrace.checkpoint.sampling import recommended
 from headrace.engine.start import load_model, look
 from headrace.nn.decoder import Decoder
 from headrace.optimize.recipe import Recipe
@@ -130,7 +131,8 @@ def test_a_gguf_file_becomes_a_folder(tmp_path: Path):
     size = len(vocabulary["tokenizer.ggml.tokens"])
     settings = {**small.SIZES, "num_hidden_layers": 2, "vocab_size": size, "tie_word_embeddings": False}
     settings |= {"num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 64}
-    keys = {**LLAMA, **vocabulary, "llama.feed_forward_length": 96}
+    advice = {"general.sampling.temp": 0.6, "general.sampling.top_k": 20}
+    keys = {**LLAMA, **vocabulary, **advice, "llama.feed_forward_length": 96}
     tensors = converted(settings, "llama", model(settings))
     kinds = {name: "Q8_0" for name in tensors if name.endswith("attn_q.weight")}
     path = write_gguf(tmp_path / "x.gguf", "llama", keys, tensors, kinds)
@@ -143,6 +145,8 @@ def test_a_gguf_file_becomes_a_folder(tmp_path: Path):
         made.bos_id,
         made.template_source,
     )
+    assert recommended(tmp_path / "out") == {"temperature": 0.6, "top_k": 20}
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["do_sample"] is True
     theirs, ours = read_config(path), read_config(tmp_path / "out")
     left = {"quantization_config", "architectures", "dtype", "eos_token_id"}
     assert {k: v for k, v in ours.items() if k not in left} == {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.base.errors import Refused
-from headrace.bench import files
+from headrace.base.text_file import read_bytes
 from headrace.bench.serve.export import SCHEMA
 from headrace.bench.serve.measures import FLOORS, KNOWN, Json, read_terms, value
 
@@ -51,7 +51,7 @@ def read_gates(texts: Sequence[str]) -> list[Gate]:
 
 def read(path: Path) -> Json:
     """An earlier result. Raises Refused for a file that is not one."""
-    raw = files.read(path, "compare")
+    raw = read_bytes(path, "compare")
     try:
         found: Any = json.loads(raw)
         if found["benchmark"] != "serve":

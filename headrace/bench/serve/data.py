@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from itertools import count, pairwise
 from math import isfinite
-from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 import msgspec
 
 from headrace.base.errors import Refused
-from headrace.bench import files
+from headrace.base.text_file import read_bytes
 from headrace.bench.serve import lengths
 from headrace.bench.serve.arrivals import Load
 from headrace.bench.serve.client import Conversation, Turn
@@ -137,7 +136,7 @@ def _read(source: Prompts, seed: int) -> list[Conversation]:
 
 def _entries(source: Prompts) -> list[Any]:
     """The file's objects: one per line, or one list. Raises Refused."""
-    raw = files.read(Path(source.path), "data")
+    raw = read_bytes(source.path, "data")
     try:
         if raw.lstrip().startswith(b"["):
             return msgspec.json.decode(raw, type=list[Any])

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from headrace.kernels import configs
+from headrace.kernels import configs, rules
 from headrace.kernels.choices import Gemv, Skinny
 from headrace.kernels.gpu.activation import gated
 from headrace.kernels.gpu.norm import normalize
@@ -326,8 +326,8 @@ def product(
     tokens, n, k = x.shape[0], fusion.outputs(weight), weight.shape[1]
     if deterministic:
         x, total, fusion = normed_first(x, fusion, pdl)
-        block_m, tile = configs.INVARIANT_NARROW if tokens <= 64 else configs.INVARIANT_WIDE
-        many = configs.INVARIANT_MANY.get(cap)
+        block_m, tile = rules.INVARIANT_NARROW if tokens <= 64 else rules.INVARIANT_WIDE
+        many = rules.INVARIANT_MANY.get(cap)
         if tokens > block_m and many is not None and fits(x, weight):
             return multiply(x, weight, many, fusion, out_dtype, pdl), total
         return skinny(x, weight, tile, fusion, out_dtype, pdl, block_m)[0], total

@@ -264,7 +264,7 @@ def decode(
     splits = triton.cdiv(pages.table.shape[1] * pages.k.shape[1], config.split)
     places = (
         power_of_two(rows * kv_heads * splits) if splits > 1 else 0
-    )  # as configs.paged_fixed_elements counts
+    )  # as rules.paged_fixed_elements counts
     workspace.reserve(places * group * (q_THD.shape[2] + 2), power_of_two(rows * kv_heads))
     decode_kernel[(programs,)](
         q_THD, pages.k, pages.v, pages.table, pages.starts, pages.context, out_THD, workspace.part, workspace.arrived,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.kernels import configs
+from headrace.kernels import configs, rules
 from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul
 from headrace.kernels.gpu.norm import normalize
@@ -547,7 +547,7 @@ def product(
         from headrace.kernels.gpu import w4a16_wide
 
         if w4a16_wide.fits(x, weight):
-            wide = configs.int4_wide(tokens, *weight.shape, gated, configs.multiprocessors(x.device))
+            wide = rules.int4_wide(tokens, *weight.shape, gated, configs.multiprocessors(x.device))
             code = codes(x.dtype, low=True, scaled=True)
             return w4a16_wide.wide(x, weight, bias_N, gated, wide, code, pdl), total
     config = configs.int4(cap, tokens, n, k, gated)

@@ -123,6 +123,8 @@ def test_a_server_where_everything_fails_gives_numbers_and_an_exit_code(capsys: 
         (["--fail-if", "tpot_p99 +5%"], "without --compare"),
         (["--compare", "none.json"], "cannot be read"),
         (["--data", "none.jsonl"], "cannot be read"),
+        (["--compare", "/dev/zero"], "it is a pipe or a device"),
+        (["--data", "/dev/zero"], "it is a pipe or a device"),
         (["--extra", "["], "--extra"),
         (["--rate", "inf", "--duration", "1"], "needs --requests"),
         (["--concurrency", "inf"], "whole numbers"),

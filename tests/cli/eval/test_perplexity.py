@@ -34,6 +34,10 @@ def test_json(command: Command, text: str):
         (["--tokens", "0"], "--tokens is 0"),
         (["--windows=-1"], "--windows is -1"),
         (["--text", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (
+            ["--text", "/dev/zero"],
+            "/dev/zero cannot be read: it is a pipe or a device; expected a regular file",
+        ),
         (["--tokens", "1000"], "can predict 254 at once"),
     ],
 )
