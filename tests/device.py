@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
@@ -52,6 +52,9 @@ PARTS = {
     "fp8": throughput(*LLAMA, *FP8, single=2.5, batch32=1.5, batch256=2.79, prefill=7.6),
     "fp8-mixed": throughput(*LLAMA, *FP8, *ONCE, mixed=34),
     "w4a16": throughput(*LLAMA, *W4A16, single=2.0, batch32=1.67, batch256=3.72),
+    "forms": Part(
+        ("-m", "headrace", "bench", "forms", *QWEN), {"met before: against no form": 0.95, "new: against no form": 0.95}
+    ),
     "tests": Part((*PYTEST, "-n", "8", "--dist", "load", "-m", "gpu", "tests"), limit=400),
     "memory": Part(
         (*PYTEST, "-n", "3", "--dist", "load", "tests/kernels", "--deselect", "tests/kernels/test_device.py"),
@@ -108,6 +111,7 @@ def main() -> int:
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none is named"
     )
+    parser.add_argument("--tokenizer", help="for forms, where the default model cannot be fetched")
     parser.add_argument("--out", type=Path, default=Path("device"), help="folder for logs and results")
     asked = parser.parse_args()
     if unknown := [name for name in asked.parts if name not in PARTS]:
@@ -115,8 +119,10 @@ def main() -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     short = False
     for name in asked.parts or PARTS:
-        began = monotonic()
-        for measure, value, verdict in run(name, PARTS[name], asked.out.resolve()):
+        began, part = monotonic(), PARTS[name]
+        if name == "forms" and asked.tokenizer:
+            part = replace(part, command=(*part.command, "--tokenizer", asked.tokenizer))
+        for measure, value, verdict in run(name, part, asked.out.resolve()):
             print(f"{name:12} {measure:20} {value:>12}  {verdict}", flush=True)
             short |= not verdict.startswith(("reached", "passed"))
         print(f"{name:12} {monotonic() - began:.0f} s", flush=True)

@@ -24,7 +24,7 @@ class Beside:
 
     def start(self, work: Work) -> None:
         """Have it done; `wait` is to follow before the next."""
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():  # it is not in a copy of the process
             self._thread = Thread(
                 target=_work, args=(self._asked, self._begun, self._ended), name="beside", daemon=True
             )
