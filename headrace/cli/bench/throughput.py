@@ -26,7 +26,7 @@ def run(
     requests: int | None = None,
     tokens_in: int = TOKENS_IN,
     tokens_out: int = TOKENS_OUT,
-    repeats: int = 2,
+    repeats: int = 3,
     temperature: float = 0.8,
     files: FileFlags = Files(),
     engine: EngineFlags = Engine(),
@@ -49,7 +49,7 @@ def run(
     tokens_out
         tokens of each answer
     repeats
-        how often each workload is timed; the best counts
+        how often each workload is timed; the best counts, as steps of a new size are recorded the second time that they come
     temperature
         of the sampling; 0 takes the likeliest token
     """
