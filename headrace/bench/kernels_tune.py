@@ -1,7 +1,6 @@
 """Which configurations of linear layers and attention are fastest on this GPU: candidates, timing, rows of a table."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -120,18 +119,13 @@ def rings(layer: Layer, tokens: int, processors: int) -> Iterator[Ring]:
             parts *= 2
 
 
-def wides(layer: Layer, tokens: int, processors: int) -> Iterator[Wide]:
-    """Tiles no taller than the tokens ask for, each also cut where its last wave leaves processors idle."""
+def wides(tokens: int) -> Iterator[Wide]:
+    """Tiles no taller than the tokens ask for, of very many the large ones."""
     for tile in WIDE:
-        if tile.m > max(64, 1 << (tokens - 1).bit_length()) or (
-            tokens >= 2048 and tile.m * tile.n < 128 * 256
+        if tile.m <= max(64, 1 << (tokens - 1).bit_length()) and (
+            tokens < 2048 or tile.m * tile.n >= 128 * 256
         ):
-            continue
-        yield tile
-        width = tile.n // 2 if layer.gated else tile.n
-        tiles, programs = -(-tokens // tile.m) * -(-layer.n // width), processors * tile.programs
-        if tiles % programs and tiles < 6 * programs and layer.k >= 8 * tile.k:
-            yield replace(tile, stream=True)
+            yield tile
 
 
 # -- trials -----------------------------------------------------------------------------------------------------
@@ -150,7 +144,7 @@ def fews(layer: Layer, tokens: int, device: torch.device) -> Iterator[Skinny | R
     if fetched(layer) and configs.rings(cap):
         yield from rings(layer, tokens, processors)
     if fetched(layer) and cap >= (9, 0) and tokens == SKINNY_TOKENS[-1]:
-        yield from wides(layer, tokens, processors)
+        yield from wides(tokens)
 
 
 def fetched(layer: Layer) -> bool:
@@ -171,7 +165,7 @@ def linear_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
         tokens = min(most, LONG)
         if head and most == MANY:
             continue
-        for many in (None, *wides(layer, tokens, attention.multiprocessors(device))):
+        for many in (None, *wides(tokens)):
             make = partial(linear.trial, layer, tokens, many)
             yield Trial("middle", (("tokens", said(most)), *row), many, layer.bytes, make)
 

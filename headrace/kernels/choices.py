@@ -27,8 +27,7 @@ class Skinny:
 class Wide:
     """Tens to thousands of tokens: tiles [m, n] in steps of k, `programs` persistent ones per multiprocessor.
 
-    n counts gate and up both where they are computed together. With `stream` what does not fill a whole wave of
-    tiles is cut along the inputs, so that every program gets the same number of steps.
+    n counts gate and up both where they are computed together.
     """
 
     m: int
@@ -37,7 +36,6 @@ class Wide:
     warps: int
     stages: int
     programs: int = 1
-    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def test_a_row_that_makes_no_sense_is_refused_with_its_file(measure):
         PagedDecode(1, 2, 3, 4),
         PagedFew(1, 2, 3, 4),
         Ring(1, 2, 3),
-        Wide(1, 2, 3, 4, 5, stream=True),
+        Wide(1, 2, 3, 4, 5, 6),
         None,
     ],
 )

@@ -49,7 +49,7 @@ def run(
     tokens_out
         tokens of each answer
     repeats
-        how often each workload is timed; the best counts, as steps of a new size are recorded the second time that they come
+        how often each workload is timed; the best counts, as the second time a step's size comes it is recorded
     temperature
         of the sampling; 0 takes the likeliest token
     """

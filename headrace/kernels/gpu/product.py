@@ -1,7 +1,6 @@
 """Linear layers for tens to thousands of tokens in Triton: persistent programs, tiles by TMA, gate and up in one.
 
-M tokens, N outputs, K inputs; weights as in matmul.py. What fills no whole wave of tiles can be cut along the inputs
-into equal shares (stream-K: Osama et al. 2023), whose sums meet in memory in order of the inputs.
+M tokens, N outputs, K inputs; weights as in matmul.py.
 """
 
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from headrace.kernels import configs
 from headrace.kernels.choices import Wide
 
 MOST_TILES = 1 << 16
-LEAST_STEPS = 8
-"""Steps a layer needs to be cut, so that a program's share touches two tiles at the most."""
 
 
 @triton.jit
@@ -75,13 +72,13 @@ def place(tile, m_tiles, n_tiles):
 
 @triton.jit
 def sums(
-    x_tiles, weight_tiles, m, n, N, first, last,
+    x_tiles, weight_tiles, m, n, N, steps,
     BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, GATED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Sums [BLOCK_M, WIDTH] over the steps first to last for rows from m and outputs from n; those of gate and up."""
+    """Sums [BLOCK_M, WIDTH] for rows from m and outputs from n; those of gate and up."""
     acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
     more = tl.zeros([BLOCK_M, WIDTH], tl.float32)
-    for step in tl.range(first, last, num_stages=STAGES):
+    for step in tl.range(0, steps, num_stages=STAGES):
         x = x_tiles.load([m, step * BLOCK_K])
         acc = tl.dot(x, weight_tiles.load([n, step * BLOCK_K]).T, acc)
         if GATED:
@@ -107,66 +104,22 @@ def store_tile(
     tl.store(out_ptr + where, acc.to(out_ptr.dtype.element_ty), mask=live)
 
 
-@triton.jit(do_not_specialize=["M", "shares"])
+@triton.jit(do_not_specialize=["M"])
 def multiply_kernel(
-    x_tiles, weight_tiles, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, K, shares,
+    x_tiles, weight_tiles, bias_ptr, out_ptr, M, N, K,
     BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, GATED: tl.constexpr,
-    BIAS: tl.constexpr, STREAM: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
+    BIAS: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out [M, N] = act(x @ weight.T + bias).
-
-    With STREAM the tiles after the last whole wave are cut into `shares` equal runs of steps. A run that ends inside
-    a tile leaves its sums in `partial`, two places per program; the one that ends last adds them up.
-    """
-    pid, programs = tl.program_id(0), tl.num_programs(0)
+    """out [M, N] = act(x @ weight.T + bias)."""
     m_tiles, n_tiles, steps = tl.cdiv(M, BLOCK_M), tl.cdiv(N, WIDTH), tl.cdiv(K, BLOCK_K)
-    tiles = m_tiles * n_tiles
-    whole = tiles // programs * programs if STREAM else tiles
     wait(PDL)
-    for tile in tl.range(pid, whole, programs):
+    for tile in tl.range(tl.program_id(0), m_tiles * n_tiles, tl.num_programs(0)):
         m, n = place(tile, m_tiles, n_tiles)
         acc, more = sums(
-            x_tiles, weight_tiles, m * BLOCK_M, n * WIDTH, N, 0, steps, BLOCK_M, WIDTH, BLOCK_K, GATED, STAGES
+            x_tiles, weight_tiles, m * BLOCK_M, n * WIDTH, N, steps, BLOCK_M, WIDTH, BLOCK_K, GATED, STAGES
         )
         store_tile(acc, more, m * BLOCK_M, n * WIDTH, bias_ptr, out_ptr, M, N,
                    BLOCK_M, WIDTH, GATED, BIAS)  # fmt: skip
-    if STREAM and pid < shares:
-        size: tl.constexpr = BLOCK_M * WIDTH * (2 if GATED else 1)
-        inner = tl.arange(0, BLOCK_M)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-        total = (tiles - whole) * steps
-        at, end = pid * total // shares, (pid + 1) * total // shares
-        while at < end:
-            rest = at // steps
-            m, n = place(whole + rest, m_tiles, n_tiles)
-            first = at % steps
-            last = tl.minimum(steps, first + end - at)
-            acc, more = sums(x_tiles, weight_tiles, m * BLOCK_M, n * WIDTH, N, first, last,
-                             BLOCK_M, WIDTH, BLOCK_K, GATED, STAGES)  # fmt: skip
-            done = last - first == steps
-            if not done:
-                slab = partial_ptr + (pid * 2 + rest - pid * total // shares // steps).to(tl.int64) * size
-                tl.store(slab + inner, acc)
-                if GATED:
-                    tl.store(slab + BLOCK_M * WIDTH + inner, more)
-                tl.debug_barrier()  # every thread's sums are written before one thread says so
-                begin = ((rest * steps + 1) * shares - 1) // total  # the runs that hold the tile's ends
-                stop = ((rest * steps + steps) * shares - 1) // total
-                ticket = tl.atomic_add(count_ptr + rest, 1, sem="acq_rel", scope="gpu")
-                done = ticket == stop - begin
-                if done:
-                    acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
-                    more = tl.zeros([BLOCK_M, WIDTH], tl.float32)
-                    for run in tl.range(begin, stop + 1, num_stages=1):
-                        place_of = run * 2 + rest - run * total // shares // steps
-                        other = partial_ptr + place_of.to(tl.int64) * size
-                        acc += tl.load(other + inner, cache_modifier=".cg")
-                        if GATED:
-                            more += tl.load(other + BLOCK_M * WIDTH + inner, cache_modifier=".cg")
-                    tl.store(count_ptr + rest, 0)  # ready for the next launch
-            if done:
-                store_tile(acc, more, m * BLOCK_M, n * WIDTH, bias_ptr, out_ptr, M, N,
-                           BLOCK_M, WIDTH, GATED, BIAS)  # fmt: skip
-            at += last - first
 
 
 def fits(x_MK: Tensor, weight: Tensor) -> bool:
@@ -190,21 +143,12 @@ def multiply(
     n = fusion.outputs(weight)
     width = config.n // (2 if fusion.gated else 1)
     out = torch.empty((m, n), dtype=out_dtype or x_MK.dtype, device=x_MK.device)
-    tiles, steps = triton.cdiv(m, config.m) * triton.cdiv(n, width), triton.cdiv(k, config.k)
+    tiles = triton.cdiv(m, config.m) * triton.cdiv(n, width)
     programs = programs or configs.multiprocessors(x_MK.device) * config.programs
-    rest = tiles % programs * steps
-    stream = config.stream and rest > 0 and steps >= LEAST_STEPS
-    partial = counts = None
-    if stream:
-        size = programs * 2 * config.m * config.n
-        partial = torch.empty(size, dtype=torch.float32, device=x_MK.device)
-        counts = split_counters(x_MK.device)
-    multiply_kernel[(programs if stream else min(tiles, programs),)](
+    multiply_kernel[(min(tiles, programs),)](
         TensorDescriptor(x_MK, [m, k], [x_MK.stride(0), 1], [config.m, config.k]),
         TensorDescriptor(weight, list(weight.shape), [k, 1], [width, config.k]),
-        fusion.bias, out, partial, counts, m, n, k, min(programs, rest // 4),
-        BLOCK_M=config.m, WIDTH=width, BLOCK_K=config.k, GATED=fusion.gated,
-        BIAS=fusion.bias is not None, STREAM=stream, PDL=pdl, STAGES=config.stages, num_warps=config.warps,
-        launch_pdl=pdl,
+        fusion.bias, out, m, n, k, BLOCK_M=config.m, WIDTH=width, BLOCK_K=config.k, GATED=fusion.gated,
+        BIAS=fusion.bias is not None, PDL=pdl, STAGES=config.stages, num_warps=config.warps, launch_pdl=pdl,
     )  # fmt: skip
     return out
