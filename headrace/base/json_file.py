@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import Any, cast
 
 from headrace.base.errors import BadCheckpoint, UnknownName
+from headrace.base.text_file import endless
 
 LARGEST_JSON = 1 << 24  # bytes
 
@@ -14,7 +14,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises UnknownName if there is no file, BadCheckpoint if it holds anything else."""
     try:
         found = file.stat()
-        if not (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode)):
+        if endless(found):
             raise BadCheckpoint(f"{file} is a pipe or a device; a regular file was expected")
         if found.st_size > LARGEST_JSON:
             raise BadCheckpoint(f"{file} has more than {LARGEST_JSON} bytes, too many to be a configuration")

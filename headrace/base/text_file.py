@@ -1,5 +1,6 @@
 """Files that people name to be read: whole, so they must have an end, and one that memory has room for."""
 
+from os import stat_result
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
@@ -42,12 +43,17 @@ def check(path: Path, param: str, hint: str | None = None, most: int | None = No
         found = path.stat()
     except OSError:
         return
-    if not (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode)):
+    if endless(found):
         why = "it is a pipe or a device; expected a regular file"
         raise _unreadable(path, why, param, hint or "write what it gives to a file, and give that one")
     if most is not None and found.st_size > most:
         why = f"it has {found.st_size:,} bytes; expected at most {most:,}"
         raise _unreadable(path, why, param, hint or "give a part of it")
+
+
+def endless(found: stat_result) -> bool:
+    """Whether it is a pipe or a device, which may have no end."""
+    return not (S_ISREG(found.st_mode) or S_ISDIR(found.st_mode))
 
 
 def _unreadable(path: Path, why: str, param: str, hint: str | None) -> Refused:
