@@ -75,13 +75,17 @@ def skinny_rule(tokens: int, n: int, k: int, gated: bool, multiprocessors: int =
     return Skinny(width, 128, split, 4, 4)
 
 
+def height(tokens: int) -> int:
+    """Tokens of a tile: the fewest that tensor cores take which hold these, at most 128."""
+    return next((most for most in (16, 32, 64) if tokens <= most), 128)
+
+
 def ring_rule(
     tokens: int, n: int, k: int, gated: bool = False, size: int = 2, multiprocessors: int = 132
 ) -> Ring:
     """Gate and up beside each other. `size`: bytes of a weight."""
-    tall = next((most for most in (16, 32, 64) if tokens <= most), 128)
     parts = parts_of(-(-n // 128), k * size // 128, 16, multiprocessors)
-    return Ring(256 if gated else 128, tall, parts)
+    return Ring(256 if gated else 128, height(tokens), parts)
 
 
 def int4_rule(
@@ -111,18 +115,18 @@ def int4_few_rule(k: int) -> Int4Few:
 
 def int4_tile_rule(tokens: int, n: int, k: int, gated: bool, multiprocessors: int = 132) -> Int4Tile:
     """Tall tiles, since every one reads all inputs; split for two programs per multiprocessor."""
-    m = next(most for most in (16, 32, 64, 128) if tokens <= most or most == 128)
-    height = 128 if m < 128 else 64
-    tiles = -(-n * (2 if gated else 1) // height) * -(-tokens // m)
+    m = height(tokens)
+    outputs = 128 if m < 128 else 64
+    tiles = -(-n * (2 if gated else 1) // outputs) * -(-tokens // m)
     split = 1
     while tiles * split < 2 * multiprocessors and k // (split * 2) >= 512:
         split *= 2
-    return Int4Tile(m, height, 128, split, 4, 4)
+    return Int4Tile(m, outputs, 128, split, 4, 4)
 
 
 def int4_wide(tokens: int, n: int, k: int, gated: bool, multiprocessors: int = 132) -> Int4Wide:
     """Tiles of gpu/w4a16_wide.py for a weight [N, K]: tall ones where gate and up share them, or work is plenty."""
-    wide = next((most for most in (16, 32, 64) if tokens <= most), 128)
+    wide = height(tokens)
     turns = -(-n // 256) * -(-tokens // wide) * k // 128  # of a tall tile, by all programs together
     return Int4Wide(256 if gated or (wide == 128 and turns >= 20 * multiprocessors) else 128, wide)
 
