@@ -12,7 +12,6 @@ from headrace.kernels import configs
 from headrace.kernels.activation import silu_mul_ref
 from headrace.kernels.choices import Gemv, Ring, Skinny, Wide
 from headrace.kernels.gpu import matmul as gpu
-from headrace.kernels.gpu.product import multiply as tiled
 from headrace.kernels.norm import rms_norm_ref
 
 KERNELS = ("linear",)
@@ -97,17 +96,7 @@ def multiply(
     if isinstance(config, Gemv):
         return gpu.gemv(x, weight, config, around, dtype, pdl)
     x, total, around = gpu.normed_first(x, around, pdl)
-    match config:
-        case Skinny():
-            return gpu.skinny(x, weight, config, around, dtype, pdl)[0], total
-        case Ring():
-            from headrace.kernels.gpu.ring import ring
-
-            return ring(x, weight, config, None, dtype or x.dtype, pdl, around.gated), total
-        case Wide():
-            return tiled(x, weight, config, around, dtype, pdl), total
-        case None:
-            return gpu.library(x, weight, around, dtype, pdl), total
+    return gpu.multiply_by(config, x, weight, around, dtype, pdl), total
 
 
 def trial(layer: Layer, tokens: int, config: Config, copies: int, device: torch.device) -> Launch:

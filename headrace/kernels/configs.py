@@ -131,9 +131,6 @@ def brief(config: Choice | None) -> dict[str, Any] | None:
 # Which generations may start a kernel before its predecessor ends (programmatic dependent launch).
 PDL: dict[Capability, bool] = {(9, 0): True, (10, 0): True}
 
-# Tokens up to which the norm before a projection is computed inside it.
-FUSED_NORM_TOKENS: dict[Capability, int] = {(8, 0): 1, (8, 9): 1, (9, 0): 1, (10, 0): 1}
-
 # Versions of Triton whose Gluon our kernels in it are compiled with; others get the plain kernels.
 GLUON = ((3, 6), (3, 7), (3, 8))
 

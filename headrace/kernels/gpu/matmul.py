@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from headrace.kernels import configs, rules
-from headrace.kernels.choices import Gemv, Skinny
+from headrace.kernels.choices import Gemv, Ring, Skinny, Wide
 from headrace.kernels.gpu.activation import gated
 from headrace.kernels.gpu.norm import normalize
 from headrace.kernels.gpu.product import (
@@ -316,6 +316,24 @@ def library(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype | 
     return out if out_dtype is None else out.to(out_dtype)
 
 
+def multiply_by(
+    config: Skinny | Ring | Wide | None, x: Tensor, weight: Tensor, fusion: Fusion,
+    out_dtype: torch.dtype | None, pdl: bool,
+) -> Tensor:  # fmt: skip
+    """[M, N] by the kernel that the configuration is for, None the library; the norm came before."""
+    match config:
+        case Skinny():
+            return skinny(x, weight, config, fusion, out_dtype, pdl)[0]
+        case Ring():
+            from headrace.kernels.gpu.ring import ring
+
+            return ring(x, weight, config, fusion.bias, out_dtype or x.dtype, pdl, fusion.gated)
+        case Wide():
+            return multiply(x, weight, config, fusion, out_dtype, pdl)
+        case None:
+            return library(x, weight, fusion, out_dtype, pdl)
+
+
 def product(
     x_MK: Tensor, weight: Tensor, fusion: Fusion = PLAIN, out_dtype: torch.dtype | None = None,
     deterministic: bool = False,
@@ -334,16 +352,9 @@ def product(
     if tokens == 1:
         return gemv(x, weight, configs.gemv(cap, n, k, fusion.gated), fusion, out_dtype, pdl)
     config = configs.skinny(cap, tokens, n, k, fusion.gated)
-    if isinstance(config, Skinny) and config.split == 1 and tokens <= configs.FUSED_NORM_TOKENS.get(cap, 0):
-        return skinny(x, weight, config, fusion, out_dtype, pdl)
+    if config is None:
+        config = configs.middle(cap, tokens, n, k, fusion.gated)
     x, total, fusion = normed_first(x, fusion, pdl)
-    if isinstance(config, Skinny):
-        return skinny(x, weight, config, fusion, out_dtype, pdl)[0], total
-    if config is not None and fits(x, weight):
-        from headrace.kernels.gpu.ring import ring
-
-        return ring(x, weight, config, fusion.bias, out_dtype or x.dtype, pdl, fusion.gated), total
-    tiled = configs.middle(cap, tokens, n, k, fusion.gated)
-    if tiled is not None and fits(x, weight):
-        return multiply(x, weight, tiled, fusion, out_dtype, pdl), total
-    return library(x, weight, fusion, out_dtype, pdl), total
+    if isinstance(config, Ring | Wide) and not fits(x, weight):
+        config = None
+    return multiply_by(config, x, weight, fusion, out_dtype, pdl), total
