@@ -138,7 +138,7 @@ class Engine:
             self.flight.append((step, self.runner.run(step)))
 
     def _catch_up(self, beside: bool) -> None:
-        """For a step whose logits are being computed: commit what came before it, and have masks made by that."""
+        """For a step whose logits are being computed: commit what came before, begin the masks that need it."""
         assert self._open is not None
         while self.flight:
             self._commit()
