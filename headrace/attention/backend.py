@@ -49,6 +49,7 @@ class BatchView(Protocol):
     tables            per layer group: [R, max blocks] int32; entries outside of what a row may see are stale
     slots             per layer group: [T] int64, block * block_size + offset where a token's key is stored
     positions         [T] int64
+    single            every row has one query, or none, also where the step that was planned has more: its last layer
     starts_np, context_np   the same on the host
     """
 
@@ -59,6 +60,7 @@ class BatchView(Protocol):
     tables: list[Tensor]
     slots: list[Tensor]
     positions: Tensor
+    single: bool
     starts_np: np.ndarray
     context_np: np.ndarray
 

@@ -120,7 +120,7 @@ class Backend:
 
     def __init__(self, fixed: bool = False) -> None:
         self.fixed = fixed
-        self._plans: dict[tuple[int, int | None, int, int], tuple[list[Bunch], list[Stretch]]] = {}
+        self._plans: dict[tuple[int, int | None, int, int, bool], tuple[list[Bunch], list[Stretch]]] = {}
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     def plan(self, batch: BatchView) -> None:
@@ -142,7 +142,7 @@ class Backend:
         """Attention of one layer: [T, H, D], in q's dtype; zero for padding after the last row."""
         if self.fixed:
             return paged_fixed(q_THD, pages_of(layer, batch, k_cache, v_cache), scores_of(layer))
-        key = (layer.group, layer.window, layer.kv_heads, layer.head_dim)
+        key = (layer.group, layer.window, layer.kv_heads, layer.head_dim, batch.single)
         if key not in self._plans:
             size = k_cache.shape[1]
             self._plans[key] = (

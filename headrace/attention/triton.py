@@ -131,13 +131,13 @@ class Backend:
         out = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=device)
         pages, scores = pages_of(layer, batch, k_cache, v_cache), scores_of(layer)
         fixed = rules.paged_fixed(size) if self.fixed else None
-        if self._decodes:
+        if self._decodes or batch.single:
             config = fixed or configs.paged_decode(cap, size)
             programs = configs.multiprocessors(device) * config.programs
             self._decode(q_THD, pages, scores, out, self._workspace(device), config=config, programs=programs)
         elif batch.tokens < len(out):
             out[batch.tokens :].zero_()
-        if self._prefills:
+        if self._prefills and not batch.single:
             config = fixed or configs.paged_prefill(cap, size, *self._means)
             work = self._work_list(batch, config.rows // group, device)
             self._prefill(q_THD, pages, scores, out, work, config=config)

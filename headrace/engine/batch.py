@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headrace.attention.backend import Backend
 from headrace.engine.cache import KVCache
+from headrace.engine.ends import Ends
 from headrace.engine.scheduler import Row
 from headrace.engine.staging import Fields, Staging
 from headrace.kernels.derive import Kept, Rows, Tokens, derive
@@ -20,6 +21,7 @@ from headrace.kernels.rotate import Turns, rotate_store, rotate_store_few
 from headrace.kernels.sample import Knobs, Settings
 from headrace.nn.attention import Attention
 from headrace.nn.rope import Rope
+from headrace.nn.step import Step
 
 
 class Batch:
@@ -27,8 +29,10 @@ class Batch:
 
     ids, positions [T]; starts [R+1] offsets of the rows' queries; context [R] KV length after this step;
     tables[g] [R, B] block ids of layer group g; slots[g] [T] where each token's k and v go; row_slots [R] each row's
-    slot; sample [S] which tokens get logits, sample_slots [S] and sample_positions_np [S] the slot and the position of
-    what is sampled there. Host copies end in _np.
+    slot; sample [S] which of the model's results get logits, sample_slots [S] and sample_positions_np [S] the slot and
+    the position of what is sampled there. Host copies end in _np.
+
+    `ends`: the model gives a result per row, of its last token, instead of one per token (see Ends).
 
     `table` [G, slots + 1, B] and `last` [slots + 1] are kept over steps: block ids and the newest token of each
     slot; `stays` on the host alone: how often the slot was given away. The slot after the last one is nobody's; rows
@@ -68,6 +72,7 @@ class Batch:
         )
         self.last = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.rows = self.tokens = self._width = 0
+        self.ends = self.single = False
         self._turned: dict[Rope, Turns] = {}
         self._padded: dict[int, tuple[Any, ...]] = {}
 
@@ -75,22 +80,38 @@ class Batch:
 
     def attend(self, layer: Attention, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """QK-norm, RoPE, store into the cache, attention over the pages: [T, H, D]."""
-        k_cache, v_cache = self.cache.k[layer.cache_index], self.cache.v[layer.cache_index]
-        slots_T = self.slots[layer.group]
-        turned = None
+        caches = self.caches(layer)
         if not self.staging.alias:
-            out = self.backend.run_new(layer, (q_THD, k_TKD, v_TKD), self, k_cache, v_cache)
+            out = self.backend.run_new(layer, (q_THD, k_TKD, v_TKD), self, *caches)
             if out is not None:
                 return out
-        elif layer.rope is not None and layer.q_norm is None:
+        return self.backend.run(layer, self.store(layer, q_THD, k_TKD, v_TKD), self, *caches)
+
+    def store(self, layer: Attention, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        """QK-norm, RoPE, store into the cache; returns q."""
+        slots_T = self.slots[layer.group]
+        if self.staging.alias and layer.rope is not None and layer.q_norm is None:
             turns = self._turns(layer.rope)
-            turned = rotate_store_few(q_THD, k_TKD, v_TKD, turns, k_cache, v_cache, slots_T)
-        if turned is None:
-            turned = rotate_store(
-                q_THD, k_TKD, v_TKD, self.positions, *layer.rotation(), k_cache, v_cache, slots_T,
-                k_scale=layer.k_scale, v_scale=layer.v_scale, deterministic=layer.qkv_proj.deterministic,
-            )  # fmt: skip
-        return self.backend.run(layer, turned, self, k_cache, v_cache)
+            turned = rotate_store_few(q_THD, k_TKD, v_TKD, turns, *self.caches(layer), slots_T)
+            if turned is not None:
+                return turned
+        return rotate_store(
+            q_THD, k_TKD, v_TKD, self.positions, *layer.rotation(), *self.caches(layer), slots_T,
+            k_scale=layer.k_scale, v_scale=layer.v_scale, deterministic=layer.qkv_proj.deterministic,
+        )  # fmt: skip
+
+    def caches(self, layer: Attention) -> tuple[Tensor, Tensor]:
+        """Where a layer's keys and values are."""
+        return self.cache.k[layer.cache_index], self.cache.v[layer.cache_index]
+
+    @property
+    def final(self) -> Step:
+        """See Step.final."""
+        return Ends(self, self._every[: self.rows + 1]) if self.ends else self
+
+    def keep(self, x_TE: Tensor) -> Tensor:
+        """See Step.keep: all of it."""
+        return x_TE
 
     def _turns(self, rope: Rope) -> Turns:
         """Of this step's positions: layers that share a rope share them."""
@@ -100,12 +121,19 @@ class Batch:
 
     # -- filling ----------------------------------------------------------------------------------------------
 
-    def fill(self, step: list[Row], pad: int | None = None, room: tuple[int, int] | None = None) -> None:
+    def fill(
+        self,
+        step: list[Row],
+        pad: int | None = None,
+        room: tuple[int, int] | None = None,
+        every: bool = True,
+    ) -> None:
         """Lay out a step and send it. Rows that `feed` take their input from `last`, where the device left it.
 
         With `pad` (only where every row feeds) rows of nobody are added up to that many, and nothing but per-row
         numbers is sent: call `derive` for the rest. With `room` the step is laid out for so
-        many rows and tokens: rows without tokens and tokens of no row are added; `gather` is to follow.
+        many rows and tokens: rows without tokens and tokens of no row are added; `gather` is to follow. Without `every`
+        nothing is wanted of tokens that nothing is sampled behind.
         """
         host = self.staging.next()
         self._turned.clear()
@@ -122,9 +150,13 @@ class Batch:
             self._stage_patches(host, step, pad)
             self.staging.upload("context")
             self._show_padded(pad)
+            self.ends = False
             return
+        sampled = np.fromiter((row.sampled for row in step), np.int64, n)
         self._fill_tokens(step, host)
         rows, tokens = room or (n, int(host["starts"][n]))
+        self.ends = not every and tokens > rows and sampled.max() <= 1
+        self._fill_samples(sampled, host)
         self._fill_room(n, rows, tokens, host)
         self.staging.upload()
         if not self.staging.alias:
@@ -210,7 +242,6 @@ class Batch:
             host["slots"][g * self.max_tokens :][:total] = (
                 table[owner_slot, block].astype(np.int64) * self.block_size + offset
             )
-        self._fill_samples(np.fromiter((row.sampled for row in step), np.int64, n), host)
 
     def _fill_samples(self, counts: np.ndarray, host: dict[str, np.ndarray]) -> None:
         """Each row's last `counts` tokens are sampled behind."""
@@ -221,6 +252,8 @@ class Batch:
         self.sample_slots_np = host["sample_slots"][:total]
         self.sample_slots_np[:] = self.row_slots_np.repeat(counts)
         self.sample_positions_np = host["positions"][sample] + 1
+        if self.ends:
+            sample[:] = np.arange(len(counts)).repeat(counts)
 
     def _fill_room(self, n: int, rows: int, tokens: int, host: dict[str, np.ndarray]) -> None:
         """Rows n on have no tokens; tokens that belong to no row are stored where nobody reads."""

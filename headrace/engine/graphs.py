@@ -37,10 +37,11 @@ class Masked:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """Of a step with prompts. `form` is what the attention's recording is made for."""
+    """Of a step with prompts. `form` is what the attention's recording is made for, `ends` as Batch has it."""
 
     rows: int
     tokens: int
+    ends: bool
     form: Hashable
 
 
@@ -99,21 +100,33 @@ class Graphs:
         size = padded(rows)
         return min(size, self.largest) if rows <= self.largest else None
 
-    def room_for(self, rows: int, tokens: int) -> tuple[int, int] | None:
-        """(rows, tokens) to lay out a step with prompts for; None where the device, not the host, takes long."""
-        if tokens > self.most_tokens:
-            return None
+    def room_for(self, rows: int, tokens: int) -> tuple[int, int]:
+        """(rows, tokens) to lay out a step with prompts for.
+
+        Where the device, not the host, takes long, and nothing is recorded, rows that decoding steps have, too.
+        """
         most = self.batch.nobody
+        if tokens > self.most_tokens:
+            return min(padded(rows), most), tokens
         return next((n for n in ROWS if rows <= n <= most), most), min(widened(tokens), self.batch.max_tokens)
 
-    def hidden(self) -> Tensor:
-        """The hidden states [T, E] of the step with prompts that lies in the batch; overwritten by the next run."""
+    def plan(self) -> Hashable | None:
+        """Prepare for the step with prompts that lies in the batch: for what a recording is to be made, if at all."""
         batch = self.batch
-        form = batch.backend.plan_recorded(batch)
+        form = batch.backend.plan_recorded(batch) if batch.tokens <= self.most_tokens else None
         if form is None:
             batch.backend.plan(batch)
+        return form
+
+    def hidden(self) -> Tensor:
+        """The hidden states of the step with prompts that lies in the batch, as the model gives them.
+
+        Overwritten by the next run.
+        """
+        batch, form = self.batch, self.plan()
+        if form is None:
             return self.mixed()
-        key = Mixed(batch.rows, batch.tokens, form)
+        key = Mixed(batch.rows, batch.tokens, batch.ends, form)
         if key in self._met:
             return self._replay(key, self.mixed, tried=True)
         self._met.add(key)
@@ -172,7 +185,7 @@ class Graphs:
         return Captured(graph, out)
 
     def mixed(self) -> Tensor:
-        """A step with prompts that `backend.plan_recorded` has seen, kernel by kernel: what `hidden` records."""
+        """A step with prompts that `plan` has seen, kernel by kernel: what `hidden` records."""
         self.batch.gather(self.batch.table.shape[2])
         return self.model(self.batch)
 

@@ -133,16 +133,10 @@ def _prompts(graphs: Graphs) -> Iterator[list[Row]]:
 
 
 def _prompt(graphs: Graphs, step: list[Row]) -> None:
-    batch, model = graphs.batch, graphs.model
-    room = graphs.room_for(len(step), sum(row.stop - row.start for row in step))
-    batch.fill(step, room=room)
-    if room is None:
-        hidden_TE = model(batch)
-    else:
-        if batch.backend.plan_recorded(batch) is None:
-            batch.backend.plan(batch)
-        hidden_TE = graphs.mixed()
-    model.logits(hidden_TE.index_select(0, batch.sample))
+    batch = graphs.batch
+    batch.fill(step, room=graphs.room_for(len(step), sum(row.stop - row.start for row in step)), every=False)
+    graphs.plan()
+    graphs.model.logits(graphs.mixed().index_select(0, batch.sample))
 
 
 def _decode(graphs: Graphs, rows: int) -> None:

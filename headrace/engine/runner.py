@@ -103,16 +103,16 @@ class Runner:
         return Ahead(logits_SV, prompt)
 
     def _hidden(self, step: list[Row]) -> Tensor:
-        if self.graphs is not None:
-            room = self.graphs.room_for(len(step), sum(row.stop - row.start for row in step))
-            if room is not None:
-                self.batch.fill(step, room=room)
-                return self.graphs.hidden()
-        self.batch.fill(step)
-        if self.script is None:
-            return self.model(self.batch)
         every = any(row.seq.request.params.prompt_logprobs is not None for row in step)
-        return self.script(None if every else self.batch.sample)
+        if self.script is not None:
+            self.batch.fill(step)
+            return self.script(None if every else self.batch.sample)
+        if self.graphs is None:
+            self.batch.fill(step, every=every)
+            return self.model(self.batch)
+        room = self.graphs.room_for(len(step), sum(row.stop - row.start for row in step))
+        self.batch.fill(step, room=room, every=every)
+        return self.graphs.hidden()
 
     def check(self) -> None:
         """Wait for the device. Raises if it is beyond repair, as after an illegal access."""

@@ -46,7 +46,7 @@ class Block(nn.Module):
     def forward(self, x_TE: Tensor, residual_TE: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
         """residual None stands for zero, before the first block."""
         x_TE, residual_TE = self.self_attn.normed(self.input_layernorm, x_TE, residual_TE, step)
-        return self.mlp.normed(self.post_attention_layernorm, x_TE, residual_TE)
+        return self.mlp.normed(self.post_attention_layernorm, x_TE, step.keep(residual_TE))
 
 
 class PostNormBlock(Block):
@@ -61,7 +61,7 @@ class PostNormBlock(Block):
         """As Block.forward."""
         x_TE, residual_TE = self.input_layernorm.add(x_TE, residual_TE)
         x_TE = self.post_attention_layernorm(self.self_attn(x_TE, step))
-        x_TE, residual_TE = self.pre_feedforward_layernorm.add(x_TE, residual_TE)
+        x_TE, residual_TE = self.pre_feedforward_layernorm.add(x_TE, step.keep(residual_TE))
         return self.post_feedforward_layernorm(self.mlp(x_TE)), residual_TE
 
 
@@ -95,10 +95,11 @@ class Decoder(nn.Module):
         return [module for module in self.modules() if isinstance(module, Attention)]
 
     def forward(self, step: Step) -> Tensor:
-        """[T, hidden] in the weights' dtype, after the last norm."""
+        """[T, hidden] in the weights' dtype, after the last norm; of fewer tokens where `step.final` keeps fewer."""
         x_TE, residual_TE = self.embed_tokens(step.ids), None
-        for block in self.blocks:
-            x_TE, residual_TE = block(x_TE, residual_TE, step)
+        last = len(self.blocks) - 1
+        for n, block in enumerate(self.blocks):
+            x_TE, residual_TE = block(x_TE, residual_TE, step.final if n == last else step)
         return self.norm.add(x_TE, residual_TE)[0]
 
     def logits(self, hidden_SE: Tensor) -> Tensor:

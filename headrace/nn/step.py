@@ -1,6 +1,6 @@
 """What a model must know of the step it runs in, and the plainest step: one whole sequence, no cache."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -24,12 +24,37 @@ class Step(Protocol):
         """[T] int64, each within its own sequence."""
         ...
 
+    @property
+    def final(self) -> "Step":
+        """The step as the last layer is to see it, whose results are wanted of some tokens only, if so."""
+        ...
+
     def attend(self, layer: "Attention", q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        """QK-norm, RoPE, KV store and attention of one layer: [T, H, D]. q, k, v come from the projection."""
+        """QK-norm, RoPE, KV store and attention of one layer: [T, H, D]. q, k, v come from the projection.
+
+        What comes after it is computed of so many tokens as are given here: see `keep`.
+        """
+        ...
+
+    def keep(self, x_TE: Tensor) -> Tensor:
+        """Of what each token has those rows whose attention `attend` gives: all, but in the last layer."""
         ...
 
 
-class Whole:
+class Entire:
+    """Of a `Step` whose last layer is as the others: all tokens are wanted."""
+
+    @property
+    def final(self) -> Self:
+        """See Step.final."""
+        return self
+
+    def keep(self, x_TE: Tensor) -> Tensor:
+        """See Step.keep."""
+        return x_TE
+
+
+class Whole(Entire):
     """One sequence from its first token on, every token a query. ids [T] int64, on the model's device."""
 
     def __init__(self, ids_T: Tensor):

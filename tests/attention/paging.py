@@ -23,6 +23,7 @@ class Batch:
     positions: Tensor
     starts_np: np.ndarray
     context_np: np.ndarray
+    single: bool = False
 
 
 @dataclass

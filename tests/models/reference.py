@@ -13,6 +13,7 @@ from headrace.attention.torch import Backend
 from headrace.kernels.rotate import store_kv
 from headrace.nn.attention import Attention
 from headrace.nn.decoder import Decoder
+from headrace.nn.step import Entire
 from tests import tiny
 from tests.attention.paging import Pages
 
@@ -69,7 +70,7 @@ def sequences(config: dict[str, Any], seed: int = 1) -> list[Tensor]:
     return [torch.randint(config["vocab_size"], (n,), generator=generator) for n in LENGTHS]
 
 
-class Paged:
+class Paged(Entire):
     """Steps over caches in which every cell that was not written is NaN; one layer group per window."""
 
     def __init__(self, model: Decoder, size: int):

@@ -10,6 +10,7 @@ from headrace.kernels.rotate import rotate
 from headrace.nn.attention import Attention
 from headrace.nn.rope import Rope
 from headrace.nn.shape import Shape
+from headrace.nn.step import Entire
 
 SHAPE = Shape(
     vocab=9, hidden=12, intermediate=8, layers=1, heads=4, kv_heads=2, head_dim=6,
@@ -24,7 +25,7 @@ def made(**changes: Any) -> Attention:
     return layer
 
 
-class Recorder:
+class Recorder(Entire):
     ids = positions = torch.arange(3)
 
     def attend(self, layer: Attention, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
