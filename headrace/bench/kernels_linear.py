@@ -10,7 +10,7 @@ from torch.nn import functional
 from headrace.bench.kernels_case import Case, Launch, Layer, Sizes, Way, draw, error
 from headrace.kernels import configs
 from headrace.kernels.activation import silu_mul_ref
-from headrace.kernels.choices import Gemv, Ring, Skinny, Wide
+from headrace.kernels.choices import Blas, Gemv, Ring, Skinny, Wide
 from headrace.kernels.gpu import matmul as gpu
 from headrace.kernels.norm import rms_norm_ref
 
@@ -20,8 +20,8 @@ HEAD_TOKENS = 512
 """Only rows that sample need the head, so it never sees many tokens."""
 EPS = 1e-6
 
-Config = Gemv | Skinny | Ring | Wide | None
-"""None is the library."""
+Config = Gemv | Skinny | Ring | Wide | Blas | None
+"""None is the library as it chooses."""
 
 
 def cases(sizes: Sizes, way: Way) -> Iterator[Case]:

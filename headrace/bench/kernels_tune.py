@@ -23,6 +23,7 @@ from headrace.bench.replay import limits as measure_limits
 from headrace.bench.result import versions
 from headrace.kernels import configs, table
 from headrace.kernels.choices import (
+    Blas,
     Choice,
     Gemv,
     PagedDecode,
@@ -33,11 +34,14 @@ from headrace.kernels.choices import (
     Wide,
 )
 from headrace.kernels.configs import MANY
+from headrace.kernels.gpu import blas
 from headrace.kernels.launch import power_of_two
 
 TUNED = ("linear", "linear8", "linear4", "decode", "prefill")
 SKINNY_TOKENS = (16, 32, 64)
-MIDDLE_TOKENS = (128, 256, 512, MANY)
+MIDDLE_TOKENS = (96, 128, 160, 192, 224, 256, 384, 512, 640, 768, 896, 1024, 2048, 4096, MANY)
+WIDE8_TOKENS = (128, 256, 512, MANY)
+HEAD_TOKENS = 1024  # as many rows as a step may sample for
 LONG = 8192  # tokens that stand for MANY
 BETTER = 0.98  # ours must take less than this part of the library's time
 
@@ -136,8 +140,8 @@ def layer_row(layer: Layer) -> Row:
     return ("n", layer.n), ("k", layer.k), ("gated", layer.gated)
 
 
-def fews(layer: Layer, tokens: int, device: torch.device) -> Iterator[Skinny | Ring | Wide | None]:
-    """All for a few tokens, None the library; tiles for many where a table's `middle` begins."""
+def fews(layer: Layer, tokens: int, device: torch.device) -> Iterator[Skinny | Ring | Wide | Blas | None]:
+    """All for a few tokens, None the library; what is for many where a table's `middle` begins."""
     cap, processors = configs.capability(device), attention.multiprocessors(device)
     yield None
     yield from skinnies(layer, tokens)
@@ -145,6 +149,14 @@ def fews(layer: Layer, tokens: int, device: torch.device) -> Iterator[Skinny | R
         yield from rings(layer, tokens, processors)
     if fetched(layer) and cap >= (9, 0) and tokens == SKINNY_TOKENS[-1]:
         yield from wides(tokens)
+        yield from algorithms(layer, tokens, device)
+
+
+def algorithms(layer: Layer, tokens: int, device: torch.device) -> list[Blas]:
+    """Those of the library: what it proposes for any number of tokens."""
+    others = [min(other, LONG) for other in MIDDLE_TOKENS]
+    size = tokens, others, layer.rows, layer.k
+    return blas.candidates(*size, torch.bfloat16, linear.wide(layer), device.index or 0)
 
 
 def fetched(layer: Layer) -> bool:
@@ -163,9 +175,9 @@ def linear_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
             yield Trial("skinny", (("tokens", most), *row), few, layer.bytes, make)
     for most in MIDDLE_TOKENS if fetched(layer) and configs.capability(device) >= (9, 0) else ():
         tokens = min(most, LONG)
-        if head and most == MANY:
+        if head and tokens > HEAD_TOKENS:
             continue
-        for many in (None, *wides(tokens)):
+        for many in (None, *wides(tokens), *algorithms(layer, tokens, device)):
             make = partial(linear.trial, layer, tokens, many)
             yield Trial("middle", (("tokens", said(most)), *row), many, layer.bytes, make)
 
@@ -192,7 +204,7 @@ def eight_trials(layer: Layer, device: torch.device) -> Iterator[Trial]:
             make = partial(eight.trial, layer, most, "fp8", few)
             yield Trial("skinny8", (("tokens", most), *shape), few, moved, make)
     for kind in eight.KINDS:
-        for most in MIDDLE_TOKENS:
+        for most in WIDE8_TOKENS:
             row = (("tokens", said(most)), *shape, ("kind", kind))
             for many in (*(() if kind == "int8" else (None,)), *eight.WIDE):
                 yield Trial(
@@ -286,8 +298,8 @@ def choose(timed: Sequence[tuple[Trial, float]]) -> table.Rows:
 
 
 def add(rows: table.Rows, kind: str, row: Row, config: Choice | None) -> None:
-    """As a table says it: `skinny` stands before `middle`, and leaves tiles for many tokens to it."""
-    left = kind == "skinny" and isinstance(config, Wide)
+    """As a table says it: `skinny` stands before `middle`, and leaves to it what is for many tokens."""
+    left = kind == "skinny" and isinstance(config, Wide | Blas)
     rows.setdefault(kind, []).append({**dict(row), "use": configs.brief(None if left else config)})
     if kind == "skinny" and ("tokens", SKINNY_TOKENS[-1]) in row:
         rows.setdefault("middle", []).append({**dict(row), "use": configs.brief(config if left else None)})
@@ -340,10 +352,12 @@ def _runs(made: Trial | Candidate) -> bool:
 
 
 def compiled(made: Sequence[Trial | Candidate]) -> list[Trial | Candidate]:
-    """Those that run here; several processes compile them."""
+    """Those that run here; several processes compile what is ours."""
     with pool() as processes:
-        jobs = [processes.submit(_runs, each) for each in made]
-        return [each for each, job in zip(made, jobs, strict=True) if job.result()]
+        jobs = [
+            None if isinstance(each.config, Blas | None) else processes.submit(_runs, each) for each in made
+        ]
+        return [each for each, job in zip(made, jobs, strict=True) if job is None or job.result()]
 
 
 @torch.inference_mode()

@@ -39,6 +39,19 @@ class Wide:
 
 
 @dataclass(frozen=True, slots=True)
+class Blas:
+    """An algorithm of the library, in the numbers of its cublasLtMatmulAlgoConfigAttributes_t: see gpu/blas.py."""
+
+    algorithm: int
+    tile: int
+    stages: int
+    custom: int = 0
+    swizzle: int = 0
+    inner: int = 0
+    cluster: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Gemv8:
     """One token, weights in 8 bits: `programs` per multiprocessor walk over the outputs.
 
@@ -169,6 +182,17 @@ class PagedFixed:
 
 
 Choice = (
-    Gemv | Gemv8 | Skinny | Ring | Wide | Int4One | Int4Few | Int4Tile | PagedDecode | PagedFew | PagedPrefill
+    Gemv
+    | Gemv8
+    | Skinny
+    | Ring
+    | Wide
+    | Blas
+    | Int4One
+    | Int4Few
+    | Int4Tile
+    | PagedDecode
+    | PagedFew
+    | PagedPrefill
 )
 """What a table's rows may say."""

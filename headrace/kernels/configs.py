@@ -15,6 +15,7 @@ from headrace.base.errors import Refused
 from headrace.kernels import rules
 from headrace.kernels import table as files
 from headrace.kernels.choices import (
+    Blas,
     Choice,
     Gemv,
     Gemv8,
@@ -33,7 +34,7 @@ from headrace.kernels.rules import MULTIPROCESSORS, Capability
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What was measured on one generation, for which cases. None stands for the library's product.
+    """What was measured on one generation, for which cases. None stands for the library's product as it chooses it.
 
     gemv             (N, K, gated)
     skinny, middle   (tokens at most, N, K, gated); `middle` for what `skinny` leaves over
@@ -48,7 +49,7 @@ class Table:
 
     gemv: dict[tuple[int, int, bool], Gemv]
     skinny: dict[tuple[int, int, int, bool], Skinny | Ring | None]
-    middle: dict[tuple[int, int, int, bool], Wide | None]
+    middle: dict[tuple[int, int, int, bool], Wide | Blas | None]
     int4: dict[tuple[int, int, int, bool], Int4One | Int4Few | Int4Tile | None]
     gemv8: dict[tuple[int, int, bool], Gemv8]
     skinny8: dict[tuple[int, int, int], Skinny]
@@ -91,7 +92,7 @@ def _table(rows: files.Rows) -> Table:
     return Table(
         {(r["n"], r["k"], r["gated"]): Gemv(**r["use"]) for r in rows["gemv"]},
         {_case(r): r["use"] and _skinny(r["use"]) for r in rows["skinny"]},
-        {_case(r): r["use"] and Wide(**r["use"]) for r in rows["middle"]},
+        {_case(r): r["use"] and _middle(r["use"]) for r in rows["middle"]},
         {_case(r): r["use"] and _int4(r["use"]) for r in rows["int4"]},
         {(r["n"], r["k"], r["gated"]): Gemv8(**r["use"]) for r in rows["gemv8"]},
         {(_most(r["tokens"]), r["n"], r["k"]): Skinny(**r["use"]) for r in rows["skinny8"]},
@@ -107,6 +108,10 @@ def _table(rows: files.Rows) -> Table:
 
 def _skinny(use: dict[str, Any]) -> Skinny | Ring:
     return (Ring if "parts" in use else Skinny)(**use)
+
+
+def _middle(use: dict[str, Any]) -> Wide | Blas:
+    return (Blas if "algorithm" in use else Wide)(**use)
 
 
 def _int4(use: dict[str, Any]) -> Int4One | Int4Few | Int4Tile:
@@ -135,7 +140,7 @@ PDL: dict[Capability, bool] = {(9, 0): True, (10, 0): True}
 GLUON = ((3, 6), (3, 7), (3, 8))
 
 TOKEN_STEPS = (16, 32, 64)
-MIDDLE_STEPS = (64, 96, 128, 192, 256, 384, 512, MANY)
+MIDDLE_STEPS = (64, 96, 128, 160, 192, 224, 256, 384, 512, 640, 768, 896, 1024, 1536, 2048, 4096, MANY)
 
 
 @cache
@@ -182,8 +187,8 @@ def skinny(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) ->
     return rules.few_rule(cap, tokens, n, k, gated, rings(cap))
 
 
-def middle(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Wide | None:
-    """Configuration for a weight [N, K] (or [2N, K]) and any number of tokens, None for the library's product."""
+def middle(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) -> Wide | Blas | None:
+    """Configuration for a weight [N, K] (or [2N, K]) and any number of tokens, None for the library's own choice."""
     measured = table(cap).middle
     if not measured:
         return None

@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from headrace.base.errors import Refused
 from headrace.kernels.activation import silu_mul
+from headrace.kernels.matmul import linear
 from headrace.kernels.norm import Norm, add_rms_norm, rms_norm
 from headrace.quant.grid import Grid
 
@@ -112,7 +112,7 @@ class Scheme:
 
     def apply(self, packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., K] times the weight, plus bias, as [..., N] in x's dtype. This product defines the scheme."""
-        return functional.linear(self.seen(packed, x), self.unpack(packed, x.dtype), bias)
+        return linear(self.seen(packed, x), self.unpack(packed, x.dtype), bias)
 
     def normed(
         self, packed: Packed, x_TK: Tensor, residual_TK: Tensor | None, norm: Norm, *,

@@ -35,7 +35,7 @@ from headrace.bench.kernels_tune import (
 )
 from headrace.bench.replay import Limits, Took
 from headrace.kernels import configs, table
-from headrace.kernels.choices import Gemv, PagedDecode, Ring, Skinny, Wide
+from headrace.kernels.choices import Blas, Gemv, PagedDecode, Ring, Skinny, Wide
 
 CPU = torch.device("cpu")
 SIZES = [Sizes.of("llama-3.1-8b"), Sizes.of("qwen3-0.6b")]
@@ -112,9 +112,27 @@ def test_of_few_tokens_the_head_alone_is_timed_by_itself(monkeypatch):
         [(t.kind, dict(t.row)["tokens"]) for t in kernels_tune.linear_trials(layer, CPU) if t.config is None]
         for layer in (head, other)
     ]
-    many = [("middle", n) for n in (128, 256, 512)]
-    assert libraries == [[("skinny", n) for n in (16, 32, 64)] + many, [*many, ("middle", None)]]
+    many = [("middle", n) for n in (96, 128, 160, 192, 224, 256, 384, 512, 640, 768, 896, 1024)]
+    more = [("middle", n) for n in (2048, 4096, None)]
+    assert libraries == [[("skinny", n) for n in (16, 32, 64)] + many, many + more]
     assert not list(kernels_tune.linear_trials(Layer("o", 1024, 516), CPU)), "rows that TMA cannot read"
+
+
+def test_algorithms_of_the_library_are_tried_for_many_tokens_and_the_most_of_a_few(monkeypatch, tmp_path):
+    layer, found = Layer("o", 1024, 512), Blas(66, 20, 35, cluster=3)
+    monkeypatch.setattr(configs, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(configs, "gluon", lambda: False)
+    monkeypatch.setattr(kernels_tune.blas, "candidates", lambda m, others, n, k, *_: [found])
+    assert [tokens for tokens in (16, 32, 64) if found in list(fews(layer, tokens, CPU))] == [64]
+    trials = list(kernels_tune.linear_trials(layer, CPU))
+    assert sum(t.config == found for t in trials) == sum(t.config is None for t in trials) == 15
+    rows = choose([(t, 1.0 if t.config == found and dict(t.row)["tokens"] != 256 else 2.0) for t in trials])
+    kernels_tune.add(rows, "skinny", (("tokens", 64), *kernels_tune.layer_row(layer)), found)
+    table.write(tmp_path / "t.json", rows, {})
+    made = configs._table(table.read(tmp_path / "t.json"))
+    assert made.skinny == {(64, 1024, 512, False): None}
+    assert made.middle[64, 1024, 512, False] == made.middle[configs.MANY, 1024, 512, False] == found
+    assert made.middle[256, 1024, 512, False] is None
 
 
 def test_few_tokens_have_rings_and_tiles_where_these_can_be_compiled(monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from headrace.base.errors import Refused
 from headrace.kernels import configs, rules, table
 from headrace.kernels.choices import (
+    Blas,
     Gemv,
     Int4One,
     Int4Tile,
@@ -122,6 +123,7 @@ def test_a_row_that_makes_no_sense_is_refused_with_its_file(measure):
         PagedFew(1, 2, 3, 4),
         Ring(1, 2, 3),
         Wide(1, 2, 3, 4, 5, 6),
+        Blas(1, 2, 3, cluster=4),
         None,
     ],
 )

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from headrace.kernels import configs, rules
-from headrace.kernels.choices import Gemv, Ring, Skinny, Wide
+from headrace.kernels.choices import Blas, Gemv, Ring, Skinny, Wide
+from headrace.kernels.gpu import blas
 from headrace.kernels.gpu.activation import gated
 from headrace.kernels.gpu.norm import normalize
 from headrace.kernels.gpu.product import (
@@ -303,21 +304,27 @@ def normed_first(x: Tensor, fusion: Fusion, pdl: bool) -> tuple[Tensor, Tensor, 
     return normed, total, replace(fusion, gain=None, before=None)
 
 
-def library(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype | None, pdl: bool) -> Tensor:
-    """The same product by cuBLAS, what surrounds it by launches of its own."""
-    wide = out_dtype == torch.float32 and x.dtype in TENSOR_CORE_TYPES and x.is_cuda
-    if wide and not fusion.gated:
+def library(
+    x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype | None, pdl: bool, config: Blas | None = None
+) -> Tensor:  # fmt: skip
+    """The same product by cuBLAS, what surrounds it by launches of its own. `config`: by which algorithm, if it can."""
+    wide = out_dtype == torch.float32 and x.dtype in TENSOR_CORE_TYPES and x.is_cuda and not fusion.gated
+    out = None
+    if config is not None and fusion.bias is None:
+        out = blas.multiply(x, weight, config, torch.float32 if wide else x.dtype)
+    if out is None and wide:
         # The sums as they are, without a pass that rounds and one that converts.
         out = torch.mm(x, weight.t(), out_dtype=torch.float32)
-        return out if fusion.bias is None else out.add_(fusion.bias)
-    out = functional.linear(x, weight, fusion.bias)
+        out = out if fusion.bias is None else out.add_(fusion.bias)
+    if out is None:
+        out = functional.linear(x, weight, fusion.bias)
     if fusion.gated:
         out = gated(out, "silu", pdl)
     return out if out_dtype is None else out.to(out_dtype)
 
 
 def multiply_by(
-    config: Skinny | Ring | Wide | None, x: Tensor, weight: Tensor, fusion: Fusion,
+    config: Skinny | Ring | Wide | Blas | None, x: Tensor, weight: Tensor, fusion: Fusion,
     out_dtype: torch.dtype | None, pdl: bool,
 ) -> Tensor:  # fmt: skip
     """[M, N] by the kernel that the configuration is for, None the library; the norm came before."""
@@ -330,8 +337,8 @@ def multiply_by(
             return ring(x, weight, config, fusion.bias, out_dtype or x.dtype, pdl, fusion.gated)
         case Wide():
             return multiply(x, weight, config, fusion, out_dtype, pdl)
-        case None:
-            return library(x, weight, fusion, out_dtype, pdl)
+        case Blas() | None:
+            return library(x, weight, fusion, out_dtype, pdl, config)
 
 
 def product(
@@ -355,6 +362,6 @@ def product(
     if config is None:
         config = configs.middle(cap, tokens, n, k, fusion.gated)
     x, total, fusion = normed_first(x, fusion, pdl)
-    if isinstance(config, Ring | Wide) and not fits(x, weight):
+    if isinstance(config, Ring | Wide | Blas) and not fits(x, weight):
         config = None
     return multiply_by(config, x, weight, fusion, out_dtype, pdl), total
