@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import BadCheckpoint, UnknownName
+from headrace.base.text_file import check
 from headrace.quant.ggml import TYPES
 
 STRING, ARRAY = 8, 9
@@ -89,7 +90,10 @@ class Gguf:
 def opened(path: str | Path) -> Path | Gguf:
     """A .gguf file opened, for several readers that each would do so; any other path as it is."""
     path = Path(path)
-    return Gguf(path) if path.suffix == ".gguf" and not path.is_dir() else path
+    if path.suffix != ".gguf" or path.is_dir():
+        return path
+    check(path, "model")
+    return Gguf(path)
 
 
 class _Header:

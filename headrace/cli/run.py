@@ -16,6 +16,9 @@ from headrace.engine.request import SamplingParams
 if TYPE_CHECKING:
     from headrace.api.llm import LLM
 
+MOST = 1 << 24
+"""Characters of a prompt from standard input."""
+
 
 def run(
     prompt: Annotated[str | None, Parameter(name="prompt")] = None,
@@ -67,9 +70,16 @@ def _prompt(given: str | None) -> str:
                 hint='headrace run "What is a headrace?", or pipe a text in',
             )
         try:
-            given = sys.stdin.read().removesuffix("\n")  # the one that `echo` adds
+            text = sys.stdin.read(MOST + 1)
         except UnicodeDecodeError as error:
             raise Refused(f"standard input is not text: {error}", param="prompt") from error
+        if len(text) > MOST:
+            raise Refused(
+                f"standard input has more than {MOST:,} characters",
+                param="prompt",
+                hint="pipe a text in that a model's context can hold",
+            )
+        given = text.removesuffix("\n")  # the one that `echo` adds
     if not given or not given.strip():
         raise Refused("the prompt is empty", param="prompt", hint="give at least a word")
     return given

@@ -22,6 +22,8 @@ OPEN = frozenset({"/health/live"})
 
 ADMIN = "/debug"
 """A path for the admin key, with all that is below it."""
+MOST_KEYS = 1 << 20
+"""Characters of a file of keys."""
 
 API_KEY, ADMIN_KEY = "HEADRACE_API_KEY", "HEADRACE_ADMIN_KEY"
 """Environment variables with keys; unlike a flag they are not in the list of processes."""
@@ -166,12 +168,18 @@ def read_keys(given: str | None, file: str | None, variable: str | None, of: str
     param, hint = f"serve.{of}_key_file", f"give --{of}-key-file a file with one key a line"
     if file is not None:
         try:
-            lines = expanded(file).read_text(encoding="utf-8").splitlines()
+            with expanded(file).open(encoding="utf-8") as source:  # also a pipe, as shells make of <(...)
+                text = source.read(MOST_KEYS + 1)
         except (OSError, UnicodeDecodeError) as fault:
             why = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
             raise Refused(
                 f"the file of keys {file!r} cannot be read: {why}", param=param, hint=hint
             ) from fault
+        if len(text) > MOST_KEYS:
+            raise Refused(
+                f"the file of keys {file!r} has more than {MOST_KEYS:,} characters", param=param, hint=hint
+            )
+        lines = text.splitlines()
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise Refused(f"the file of keys {file!r} has none", param=param, hint=hint)

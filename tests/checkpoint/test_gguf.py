@@ -1,5 +1,6 @@
 """GGUF files: read as the gguf package reads them; damaged in any way they are refused and nothing worse."""
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headrace.base.errors import BadCheckpoint, UnknownName
+from headrace.base.errors import BadCheckpoint, Refused, UnknownName
 from headrace.checkpoint.gguf import Gguf, opened
 from tests.checkpoint.files import write_gguf
 
@@ -92,6 +93,12 @@ def test_an_array_in_an_array(tmp_path: Path):
     inner = pieces(9, u64(2), 4, u64(1), 5, 8, u64(1), "x")
     (tmp_path / "x.gguf").write_bytes(start(0, 1) + pieces("k", 9, inner))
     assert Gguf(tmp_path / "x.gguf").metadata == {"k": [[5], ["x"]]}
+
+
+def test_a_pipe_is_refused_before_it_is_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "m.gguf")
+    with pytest.raises(Refused, match="a pipe or a device"):
+        opened(tmp_path / "m.gguf")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path):

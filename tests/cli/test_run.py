@@ -62,6 +62,7 @@ def test_a_prompt_with_a_hyphen(command: Command):
         ([], None, "there is no prompt"),
         ([], "", "the prompt is empty"),
         ([" "], None, "the prompt is empty"),
+        ([], "x" * (run.MOST + 1), "standard input has more than 16,777,216 characters"),
         (["x", "--raw", "--system", "y"], None, "--system needs the chat template"),
         (["x", "--max-tokens", "0"], None, "max_tokens is 0"),
         (

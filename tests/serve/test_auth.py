@@ -1,6 +1,7 @@
 """Keys, hosts, and that no route is forgotten."""
 
 import hmac
+import os
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,6 +204,16 @@ def test_a_file_without_a_usable_key_is_refused(tmp_path: Path, text: str):
     file.write_text(text)
     with pytest.raises(Refused):
         auth.read_keys(None, str(file), None)
+
+
+def test_a_file_of_keys_may_be_a_pipe_but_not_endless():
+    ours, theirs = os.pipe()
+    os.write(theirs, b"# of a shell's <(...)\none\ntwo\n")
+    os.close(theirs)
+    assert auth.read_keys(None, f"/dev/fd/{ours}", None) == ["one", "two"]
+    os.close(ours)
+    with pytest.raises(Refused, match="more than 1,048,576 characters"):
+        auth.read_keys(None, "/dev/zero", None)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
