@@ -57,12 +57,10 @@ def test_tiles_with_every_fusion(device, config, tokens, n, k):
     from headrace.kernels.gpu.matmul import skinny
 
     for flags in SOME:
-        if config.split > 1 and flags[1]:
-            continue  # a norm needs whole rows
-        x, weight, fusion, wanted, total = case(tokens, n, k, torch.float16, flags, device)
-        out, kept = skinny(x, weight, config, fusion, block_m=16)
-        assert_close(out, wanted)
-        assert_close(kept, total)
+        if flags[1]:
+            continue  # a norm is a launch of its own
+        x, weight, fusion, wanted, _ = case(tokens, n, k, torch.float16, flags, device)
+        assert_close(skinny(x, weight, config, fusion, block_m=16), wanted)
 
 
 def test_split_counters_return_to_zero(device):
@@ -70,7 +68,7 @@ def test_split_counters_return_to_zero(device):
 
     x, weight, _, wanted, _ = case(3, 40, 96, torch.float16, (False,) * 4, device)
     for _ in range(2):
-        assert_close(skinny(x, weight, SKINNY_CONFIGS[1])[0], wanted)
+        assert_close(skinny(x, weight, SKINNY_CONFIGS[1]), wanted)
         assert not split_counters(device).any()
 
 

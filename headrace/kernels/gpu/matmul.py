@@ -173,13 +173,12 @@ def tile_of(M, N_TILES, BLOCK_M: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def skinny_kernel(
-    x_ptr, residual_ptr, gain_ptr, weight_ptr, bias_ptr, out_ptr, total_ptr, partial_ptr, count_ptr,
-    M, N, K, x_stride, residual_stride, steps, split, eps, offset,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, K, x_stride, steps, split,
     BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
-    EVEN_K: tl.constexpr, GATED: tl.constexpr, NORM: tl.constexpr, ADD_IN: tl.constexpr,
-    BIAS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr, STAGES: tl.constexpr,
+    EVEN_K: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """As gemv_kernel for M tokens.
+    """out [M, N] = act(x @ weight.T + bias).
 
     With SPLIT each of `split` parts leaves its sums in `partial`; the part that ends last adds them in order of
     the inputs, so the result never depends on timing.
@@ -195,27 +194,13 @@ def skinny_kernel(
     wait(PDL)
     here = m.to(tl.int64)[:, None]
     acc = tl.zeros([BLOCK_M, TILE], tl.float32)
-    squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     for step in tl.range(
         part * steps, tl.minimum(part * steps + steps, tl.cdiv(K, BLOCK_K)), num_stages=STAGES
     ):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         x = load_edge(x_ptr, here * x_stride, k, m < M, K, EVEN_K)
         w = load_edge(weight_ptr, rows[:, None], k, n < N, K, EVEN_K)
-        if ADD_IN:
-            live = (m < M)[:, None] & (k < K)[None, :]
-            other = tl.load(residual_ptr + here * residual_stride + k[None, :], mask=live, other=0.0)
-            x = (x.to(tl.float32) + other.to(tl.float32)).to(x_ptr.dtype.element_ty)
-            if pid_n == 0:
-                tl.store(total_ptr + here * K + k[None, :], x, mask=live)
-        if NORM:
-            wide = x.to(tl.float32)
-            squares += wide * wide
-            gain = tl.load(gain_ptr + k, mask=k < K, other=0.0).to(tl.float32) + offset
-            x = (wide * gain[None, :]).to(x_ptr.dtype.element_ty)
         acc = tl.dot(x, tl.trans(w), acc)
-    if NORM:
-        acc *= tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
     if not SPLIT:
         finish(acc, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, BIAS)
     else:
@@ -233,11 +218,6 @@ def skinny_kernel(
             finish(total, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, BIAS)
 
 
-def new_total(x: Tensor, fusion: Fusion) -> Tensor:
-    """Where x + before goes; x itself where nothing is added."""
-    return x if fusion.before is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
 def gemv(
     x_MK: Tensor, weight: Tensor, config: Gemv, fusion: Fusion = PLAIN, out_dtype: torch.dtype | None = None,
     pdl: bool = False,
@@ -248,7 +228,7 @@ def gemv(
     assert weight.is_contiguous()
     n, k = fusion.outputs(weight), weight.shape[1]
     out = torch.empty((1, n), dtype=out_dtype or x_MK.dtype, device=x_MK.device)
-    total = new_total(x_MK, fusion)
+    total = x_MK if fusion.before is None else torch.empty(x_MK.shape, dtype=x_MK.dtype, device=x_MK.device)
     chunks = triton.cdiv(k, config.chunk)
     gemv_kernel[(triton.cdiv(n, config.rows),)](
         x_MK, fusion.before, fusion.gain, weight, fusion.bias, out, total, n, k,
@@ -263,17 +243,16 @@ def gemv(
 def skinny(
     x_MK: Tensor, weight: Tensor, config: Skinny, fusion: Fusion = PLAIN,
     out_dtype: torch.dtype | None = None, pdl: bool = False, block_m: int | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(out [M, N], x + before [M, K]); a norm inside needs config.split == 1."""
+) -> Tensor:  # fmt: skip
+    """[M, N] of x; a norm came before, in a launch of its own."""
     assert x_MK.stride(1) == 1
     assert weight.is_contiguous()
-    assert config.split == 1 or fusion.gain is None, "the norm needs whole rows"
+    assert fusion.gain is None
     m, k = x_MK.shape
     n = fusion.outputs(weight)
     block_m = block_m or (16 if m <= 16 else 32 if m <= 32 else 64)
     tiles = triton.cdiv(m, block_m) * triton.cdiv(n * (2 if fusion.gated else 1), config.n)
     out = torch.empty((m, n), dtype=out_dtype or x_MK.dtype, device=x_MK.device)
-    total = new_total(x_MK, fusion)
     steps = triton.cdiv(triton.cdiv(k, config.k), config.split)
     partial = counts = None
     if config.split > 1:
@@ -282,17 +261,14 @@ def skinny(
             tiles * config.split * block_m * config.n, dtype=torch.float32, device=x_MK.device
         )
         counts = split_counters(x_MK.device)
-    before_stride = 0 if fusion.before is None else fusion.before.stride(0)
     lines = triton.next_power_of_2(max(1, min(steps * config.k, 1024) // 64))
     skinny_kernel[(tiles, config.split)](
-        x_MK, fusion.before, fusion.gain, weight, fusion.bias, out, total, partial, counts,
-        m, n, k, x_MK.stride(0), before_stride, steps, config.split, fusion.eps, fusion.offset,
+        x_MK, weight, fusion.bias, out, partial, counts, m, n, k, x_MK.stride(0), steps, config.split,
         BLOCK_M=block_m, TILE=config.n, BLOCK_K=config.k, SPLIT=config.split > 1, EVEN_K=k % config.k == 0,
-        GATED=fusion.gated, NORM=fusion.gain is not None, ADD_IN=fusion.before is not None,
-        BIAS=fusion.bias is not None, PREFETCH=lines if pdl and m <= 64 else 0,
+        GATED=fusion.gated, BIAS=fusion.bias is not None, PREFETCH=lines if pdl and m <= 64 else 0,
         PDL=pdl, STAGES=config.stages, num_warps=config.warps, launch_pdl=pdl,
     )  # fmt: skip
-    return out, total
+    return out
 
 
 def normed_first(x: Tensor, fusion: Fusion, pdl: bool) -> tuple[Tensor, Tensor, Fusion]:
@@ -330,7 +306,7 @@ def multiply_by(
     """[M, N] by the kernel that the configuration is for, None the library; the norm came before."""
     match config:
         case Skinny():
-            return skinny(x, weight, config, fusion, out_dtype, pdl)[0]
+            return skinny(x, weight, config, fusion, out_dtype, pdl)
         case Ring():
             from headrace.kernels.gpu.ring import ring
 
@@ -355,7 +331,7 @@ def product(
         many = rules.INVARIANT_MANY.get(cap)
         if tokens > block_m and many is not None and fits(x, weight):
             return multiply(x, weight, many, fusion, out_dtype, pdl), total
-        return skinny(x, weight, tile, fusion, out_dtype, pdl, block_m)[0], total
+        return skinny(x, weight, tile, fusion, out_dtype, pdl, block_m), total
     if tokens == 1:
         return gemv(x, weight, configs.gemv(cap, n, k, fusion.gated), fusion, out_dtype, pdl)
     config = configs.skinny(cap, tokens, n, k, fusion.gated)
