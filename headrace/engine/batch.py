@@ -74,6 +74,7 @@ class Batch:
         self.rows = self.tokens = self._width = 0
         self.ends = self.single = False
         self._turned: dict[Rope, Turns] = {}
+        self._laid_out: tuple[list[Row], dict[str, np.ndarray]] | None = None
         self._padded: dict[int, tuple[Any, ...]] = {}
 
     # -- what layers see ------------------------------------------------------------------------------------
@@ -135,23 +136,12 @@ class Batch:
         many rows and tokens: rows without tokens and tokens of no row are added; `gather` is to follow. Without `every`
         nothing is wanted of tokens that nothing is sampled behind.
         """
-        host = self.staging.next()
         self._turned.clear()
-        n = len(step)
-        slot, context = host["row_slots"], host["context"]
-        slot[:n] = [row.slot for row in step]
-        context[:n] = [row.stop for row in step]
-        self._note_blocks(step)
-        self.row_slots_np, self.context_np = slot[:n], context[:n]
         if pad is not None:
-            self.sample_slots_np, self.sample_positions_np = slot[:n], context[:n].astype(np.int64)
-            slot[n:pad] = self.nobody
-            context[n:pad] = 0  # back ends give rows without keys no work
-            self._stage_patches(host, step, pad)
-            self.staging.upload("context")
-            self._show_padded(pad)
-            self.ends = False
+            self._fill_padded(step, pad)
             return
+        n, host = len(step), self._lay_out_rows(step)
+        self.row_slots_np, self.context_np = host["row_slots"][:n], host["context"][:n]
         sampled = np.fromiter((row.sampled for row in step), np.int64, n)
         self._fill_tokens(step, host)
         rows, tokens = room or (n, int(host["starts"][n]))
@@ -165,6 +155,33 @@ class Batch:
         if room is None:
             self.gather()
             self.backend.plan(self)
+
+    def lay_out(self, step: list[Row], pad: int) -> None:
+        """What of `fill` with `pad` needs only the host: done before it, while what is there now is still of use."""
+        n, host = len(step), self._lay_out_rows(step)
+        host["row_slots"][n:pad] = self.nobody
+        host["context"][n:pad] = 0  # back ends give rows without keys no work
+        self._stage_patches(host, step, pad)
+        self._laid_out = step, host
+
+    def _fill_padded(self, step: list[Row], pad: int) -> None:
+        if self._laid_out is None or self._laid_out[0] is not step:
+            self.lay_out(step, pad)
+        assert self._laid_out is not None
+        (_, host), n, self._laid_out = self._laid_out, len(step), None
+        self.row_slots_np, self.context_np = host["row_slots"][:n], host["context"][:n]
+        self.sample_slots_np, self.sample_positions_np = self.row_slots_np, self.context_np.astype(np.int64)
+        self.staging.upload("context")
+        self._show_padded(pad)
+        self.ends = False
+
+    def _lay_out_rows(self, step: list[Row]) -> dict[str, np.ndarray]:
+        """Slots, lengths and blocks, on the host's next side."""
+        n, host = len(step), self.staging.next()
+        host["row_slots"][:n] = [row.slot for row in step]
+        host["context"][:n] = [row.stop for row in step]
+        self._note_blocks(step)
+        return host
 
     def derive(self, knobs: Knobs) -> None:
         """On the device, from per-row numbers and what is kept over steps: all that is per token. One per row.

@@ -5,6 +5,7 @@ S rows of a step that sample, M of them under a grammar, W 32-bit words of a mas
 
 import logging
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -150,9 +151,15 @@ class Constraints:
         return Masks(np.array([n for n, _, _ in found], np.int64), bits), ends
 
     def drop(self) -> None:
-        """What was begun is not wanted any more. Where it is still being made, it is written where nobody reads."""
+        """What was begun is not wanted any more. Returns once it is over, as it has the matchers until then."""
         if self._beside.busy:
-            self._beside, self._bits = Beside(), None
+            beside, self._beside, self._bits = (
+                self._beside,
+                Beside(),
+                None,
+            )  # also if this wait is interrupted
+            with suppress(Exception):
+                beside.wait()
         self._found, self._over, self._filling = [], [], None
 
     @staticmethod
@@ -202,8 +209,9 @@ class Constraints:
         if self._wary:
             return lambda: self._fill_one_by_one(matchers, bits)
         bound = [(matcher.ll, n) for n, matcher in enumerate(matchers) if matcher.bound]
-        fill, at = self.compiler.executor.unsafe_compute_mask_ptr, bits.data_ptr()
-        return lambda: fill(bound, at, size, count) if bound else None
+        fill = self.compiler.executor.unsafe_compute_mask_ptr
+        # `bits` itself, and not where they are: they must be there as long as they may be written.
+        return lambda: fill(bound, bits.data_ptr(), size, count) if bound else None
 
     def _fill_one_by_one(self, matchers: list[Matcher], bits: Tensor) -> None:
         for n, matcher in enumerate(matchers):

@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from contextlib import suppress
 from time import monotonic
 
 from headrace.base.errors import Refused, TooLong
@@ -112,6 +113,9 @@ class Engine:
             self.suspects.clear()
             group, step = None, self.scheduler.plan()
         self.fresh, self._planned = bool(step), step
+        if self._open is not None and step:
+            with suppress(Exception):  # what is wrong with the step shows when it is started
+                self.runner.prepare(step)  # while masks are made
         self._draw_open()
         if step:
             self._begin(step)

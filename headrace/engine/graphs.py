@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -221,7 +222,7 @@ class _Places:
         with torch.cuda.stream(self._stream):  # memory that no other stream is still using
             self.bits_MW = torch.empty((most, words), dtype=torch.int32, device=device)
             self.rows = torch.empty(most, dtype=torch.int64, device=device)
-        self._host = torch.empty(most, dtype=torch.int64, pin_memory=gpu)
+        self._host = torch.full((most,), -2, dtype=torch.int64, pin_memory=gpu)  # nothing that was ever sent
 
     def receive(self, masks: Masks) -> None:
         """Send them; what is enqueued next waits until they are here.
@@ -229,9 +230,11 @@ class _Places:
         The step before, whose were here, must be over: it is, as masks depend on its tokens.
         """
         count, host = len(masks.rows), self._host.numpy()
-        host[:count], host[count:] = masks.rows, -1
+        same = np.array_equal(host[:count], masks.rows) and (host[count:] == -1).all()
         with torch.cuda.stream(self._stream):
-            self.rows.copy_(self._host, non_blocking=True)
+            if not same:
+                host[:count], host[count:] = masks.rows, -1
+                self.rows.copy_(self._host, non_blocking=True)
             self.bits_MW[:count].copy_(masks.bits, non_blocking=True)
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)

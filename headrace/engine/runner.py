@@ -62,6 +62,12 @@ class Runner:
             return self._replay(step, pad)
         return self.draw(self._to_logits(step))
 
+    def prepare(self, step: list[Row]) -> None:
+        """What of `run` and `forward` can be done while an open step still waits for its masks. May be left out."""
+        pad = self._pad(step)
+        if pad is not None and all(row.new is None or row.new.at > 0 for row in step):
+            self.batch.lay_out(step, pad)
+
     @torch.inference_mode()
     def forward(self, step: list[Row]) -> Ahead:
         """The first part of `run`: all that needs no masks. `draw` is to follow before anything else."""
@@ -85,10 +91,14 @@ class Runner:
         return self._sample(ahead.logits, ahead.prompt, masks)
 
     def _admit(self, step: list[Row]) -> int | None:
-        """Tell the sampler who is new. How many rows to lay out for a graph; None if the step is for none."""
+        """Tell the sampler who is new. See `_pad`."""
         for row in step:
             if row.new is not None and row.new.at == 0:  # the first row of a sequence's stay in its slot
                 self.sampler.admit(row.slot, row.seq.request, row.seq.tokens)
+        return self._pad(step)
+
+    def _pad(self, step: list[Row]) -> int | None:
+        """How many rows to lay out for a graph; None if the step is for none."""
         return self.graphs.rows_for(len(step)) if self.graphs and all(row.feeds for row in step) else None
 
     def _to_logits(self, step: list[Row]) -> Ahead:

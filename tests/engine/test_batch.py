@@ -118,6 +118,37 @@ def test_a_padded_step_is_derived_from_what_is_per_row(windows: list[int | None]
     assert padded > 10
 
 
+def test_what_is_laid_out_ahead_shows_when_its_step_is_filled():
+    """And nothing of it before; a step that was laid out and not filled leaves nothing behind."""
+    scheduler, batch = batch_for([None, 3], 40)
+    for i in range(4):
+        scheduler.add(ask(i, [i] * (i + 1), 20))
+    steps: list[list[Row]] = []
+    while len(steps) < 6:
+        step = scheduler.plan()
+        if all(row.feeds for row in step):
+            steps.append(step)
+        scheduler.commit(step, Outcome([5] * len(step)))
+
+    def shown() -> list[list[int]]:
+        arrays = (batch.row_slots_np, batch.context_np, batch.sample_slots_np, batch.sample_positions_np)
+        return [array.tolist() for array in arrays]
+
+    sides = iter([batch.staging._arrays[0], {n: a.copy() for n, a in batch.staging._arrays[0].items()}] * 9)
+    batch.staging.next = lambda: next(sides)  # as on a GPU, where two sides take turns
+    first, second, other = steps[:3]
+    batch.fill(first, ROWS)
+    before = shown()
+    batch.lay_out(second, ROWS)
+    assert shown() == before
+    batch.fill(other, ROWS)
+    assert shown()[1] == [row.stop for row in other]
+    batch.lay_out(second, ROWS)
+    batch.fill(second, ROWS)
+    assert shown()[:2] == [[row.slot for row in second], [row.stop for row in second]]
+    assert shown()[3] == [row.stop for row in second]
+
+
 def test_room_beyond_a_step_belongs_to_no_row():
     """A graph's step with prompts has rows without tokens, and tokens of no row that go to the void block."""
     random = Random(2)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -347,6 +349,34 @@ def test_a_matcher_that_fails_ends_its_request_alone(started: Started, monkeypat
     assert found["bad"].finish == "error"
     assert said(found["good"])[1] == "stop"
     assert len(found["good"].text) == 30
+
+
+def test_masks_of_a_dropped_step_are_over_before_anything_else_happens(make: Make, overlap: str):
+    """They were written into memory that was gone, and read matchers that had gone on."""
+    if overlap == "off":
+        pytest.skip("then nothing is made beside")
+    started = make()
+    engine, over = started.engine, list[bool]()
+    constraints = engine.constraints
+    for n in range(4):
+        engine.add(ask(started, f"r{n}", form(regex="[ab]{30}")))
+    while not constraints._beside.busy:
+        engine.step()
+    constraints._beside.wait()
+    assert constraints._bits is not None
+    memory, work = weakref.ref(constraints._bits), [constraints._filling]
+
+    def slow() -> None:
+        time.sleep(0.05)
+        assert memory() is not None
+        work.pop()()
+        over.append(True)
+
+    constraints._beside.start(slow)
+    constraints.drop()
+    assert over == [True]
+    assert not constraints._beside.busy
+    assert constraints.masks() == (None, [])
 
 
 def test_who_keeps_others_waiting_is_ended(started: Started, monkeypatch: pytest.MonkeyPatch):

@@ -67,6 +67,9 @@ class Stub:
     def run(self, step: list[Row]) -> Any:
         return self.draw(self.forward(step), None)
 
+    def prepare(self, step: list[Row]) -> None:
+        self._fail()
+
     def forward(self, step: list[Row]) -> Any:
         self._fail()
         return SimpleNamespace(step=step, prompt=None)

@@ -218,6 +218,11 @@ def skinny_kernel(
             finish(total, bias_ptr, out_ptr, m, first, M, N, TILE, GATED, BIAS)
 
 
+def new_total(x: Tensor, fusion: Fusion) -> Tensor:
+    """Where x + before goes; x itself where nothing is added."""
+    return x if fusion.before is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
 def gemv(
     x_MK: Tensor, weight: Tensor, config: Gemv, fusion: Fusion = PLAIN, out_dtype: torch.dtype | None = None,
     pdl: bool = False,
@@ -228,7 +233,7 @@ def gemv(
     assert weight.is_contiguous()
     n, k = fusion.outputs(weight), weight.shape[1]
     out = torch.empty((1, n), dtype=out_dtype or x_MK.dtype, device=x_MK.device)
-    total = x_MK if fusion.before is None else torch.empty(x_MK.shape, dtype=x_MK.dtype, device=x_MK.device)
+    total = new_total(x_MK, fusion)
     chunks = triton.cdiv(k, config.chunk)
     gemv_kernel[(triton.cdiv(n, config.rows),)](
         x_MK, fusion.before, fusion.gain, weight, fusion.bias, out, total, n, k,
