@@ -63,9 +63,16 @@ class Runner:
         return self.draw(self._to_logits(step))
 
     def prepare(self, step: list[Row]) -> None:
-        """What of `run` and `forward` can be done while an open step still waits for its masks. May be left out."""
+        """What of `run` and `forward` can be done while an open step still waits for its masks. May be left out.
+
+        That needs memory of the host's own, and rows that all go on: whoever is new changes how its slot draws.
+        """
         pad = self._pad(step)
-        if pad is not None and all(row.new is None or row.new.at > 0 for row in step):
+        if (
+            pad is not None
+            and not self.batch.staging.alias
+            and all(row.new is None or row.new.at > 0 for row in step)
+        ):
             self.batch.lay_out(step, pad)
 
     @torch.inference_mode()
