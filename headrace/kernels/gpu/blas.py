@@ -101,7 +101,7 @@ class Product:
         """A structure of the library, which is there as long as this."""
         made = c_void_p()
         _call(f"{kind}Create", byref(made), *arguments)
-        finalize(self, getattr(_library(), f"{kind}Destroy"), made)
+        finalize(self, getattr(_library(), f"{kind}Destroy"), made).atexit = False
         return made
 
     def proposals(self, workspace: int) -> Iterator[Blas]:
@@ -122,18 +122,8 @@ class Product:
         """As the library has it. Raises Failed where this version, device or shape does not have it."""
         made, found = Algorithm(), Proposal()
         kind, out = self.types
-        _call(
-            "cublasLtMatmulAlgoInit",
-            self.handle,
-            FLOAT32_SUMS,
-            0,
-            kind,
-            kind,
-            out,
-            out,
-            config.algorithm,
-            made,
-        )
+        types = kind, kind, out, out
+        _call("cublasLtMatmulAlgoInit", self.handle, FLOAT32_SUMS, 0, *types, config.algorithm, made)
         for name, at in ATTRIBUTES.items():
             value = _kind(name)(getattr(config, name))
             size = c_size_t(ctypes.sizeof(value))
@@ -154,14 +144,8 @@ def _kind(name: str) -> type[c_uint16] | type[c_uint32]:
 def _said(algorithm: Any, attribute: int, kind: type[c_uint16] | type[c_uint32]) -> int:
     value, written = kind(), c_size_t()
     size = c_size_t(ctypes.sizeof(value))
-    _call(
-        "cublasLtMatmulAlgoConfigGetAttribute",
-        byref(algorithm),
-        attribute,
-        byref(value),
-        size,
-        byref(written),
-    )
+    said = byref(value), size, byref(written)
+    _call("cublasLtMatmulAlgoConfigGetAttribute", byref(algorithm), attribute, *said)
     return value.value
 
 
@@ -180,9 +164,9 @@ def _prepared(
 def candidates(
     m: int, others: Sequence[int], n: int, k: int, dtype: torch.dtype, out_dtype: torch.dtype, device: int
 ) -> list[Blas]:
-    """Algorithms that the library proposes for a product, or for `others` tokens and has for it, too.
+    """Algorithms that the library has for a product, of those that it proposes for it or for `others` tokens.
 
-    None if it cannot be asked.
+    There are none if it cannot be asked.
     """
 
     def has(config: Blas) -> bool:
@@ -206,7 +190,7 @@ ONE, ZERO = c_float(1), c_float(0)
 def multiply(x: Tensor, weight: Tensor, config: Blas, out_dtype: torch.dtype) -> Tensor | None:
     """[M, N] of x [M, K] and a contiguous weight [N, K], rows beginning at multiples of 16 bytes.
 
-    None where the library does not have this algorithm for them.
+    None, and nothing is done, where the library does not have this algorithm for them.
     """
     (m, k), n = x.shape, weight.shape[0]
     device = x.device.index
@@ -217,9 +201,9 @@ def multiply(x: Tensor, weight: Tensor, config: Blas, out_dtype: torch.dtype) ->
     out = torch.empty((m, n), dtype=out_dtype, device=x.device)
     at, stream = c_void_p(out.data_ptr()), c_void_p(torch.cuda.current_stream(x.device).cuda_stream)
     workspace = c_void_p(_workspace(x.device).data_ptr())
-    _call(
-        "cublasLtMatmul", product.handle, product.operation, byref(ONE), c_void_p(weight.data_ptr()), product.weight,
+    status = _library().cublasLtMatmul(
+        product.handle, product.operation, byref(ONE), c_void_p(weight.data_ptr()), product.weight,
         c_void_p(x.data_ptr()), product.x, byref(ZERO), at, product.out, at, product.out, algorithm, workspace,
         c_size_t(WORKSPACE), stream,
     )  # fmt: skip
-    return out
+    return None if status else out
