@@ -81,7 +81,7 @@ def compiled(source: str, words: "LLTokenizer") -> "LLMatcher":
     if matcher.is_error():
         raise refused(matcher.get_error())
     matcher.compute_bitmask()  # what it finds out about the beginning, its copies need not find out again
-    look = matcher.deep_copy()
+    look, ends = matcher.deep_copy(), words.eos_tokens
     for _ in range(LOOKS):
         began = thread_time()
         mask = look.compute_bitmask()
@@ -89,17 +89,24 @@ def compiled(source: str, words: "LLTokenizer") -> "LLMatcher":
             raise refused(look.get_error())
         if thread_time() - began > MASK_SECONDS:
             raise refused("it is too ambiguous: finding out which tokens may come takes too long")
-        allowed = bits_of(np.frombuffer(mask, np.uint8))
-        token = next((int(id) for id in allowed if id not in words.eos_tokens), None)
+        token = first_of(np.frombuffer(mask, np.int32), ends)
         if token is None or look.is_stopped():
             break
         look.consume_token(token)
     return matcher
 
 
-def bits_of(mask: np.ndarray) -> np.ndarray:
-    """The ids that a mask allows."""
-    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+def first_of(mask_W: np.ndarray, without: Sequence[int]) -> int | None:
+    """The lowest id that a mask int32 [W] allows, of those that are not `without`; None if there is none.
+
+    As many grammars are compiled side by side, little may be done here under Python's lock.
+    """
+    words = mask_W.copy()
+    for id in without:
+        words[id // 32] &= ~np.uint32(1 << id % 32).view(np.int32)
+    at = int((words != 0).argmax())
+    word = int(words[at]) & 0xFFFF_FFFF
+    return at * 32 + (word & -word).bit_length() - 1 if word else None
 
 
 def refused(reason: str) -> Refused:

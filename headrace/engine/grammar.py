@@ -278,7 +278,7 @@ class Matcher:
 
 def _helpers() -> int:
     """Threads beside the one that plans steps; more take time from it than they save."""
-    return max(2, min(8, cores() // 2))
+    return max(2, min(12, cores() * 3 // 4))
 
 
 @lru_cache(64)
@@ -287,6 +287,11 @@ def mask_of(ids: tuple[int, ...], words: int) -> np.ndarray:
     bits = np.zeros(words * 32, np.uint8)
     bits[list(ids)] = 1
     return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+def bits_of(mask: np.ndarray) -> np.ndarray:
+    """The ids that a mask allows."""
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
 
 
 def _from_gbnf(text: str) -> str:

@@ -128,7 +128,8 @@ def int4_wide(tokens: int, n: int, k: int, gated: bool, multiprocessors: int = 1
     """Tiles of gpu/w4a16_wide.py for a weight [N, K]: tall ones where gate and up share them, or work is plenty."""
     wide = height(tokens)
     turns = -(-n // 256) * -(-tokens // wide) * k // 128  # of a tall tile, by all programs together
-    return Int4Wide(256 if gated or (wide == 128 and turns >= 20 * multiprocessors) else 128, wide)
+    tall = gated and wide > 32  # the launch of an activation costs less than tall tiles of few tokens
+    return Int4Wide(256 if tall or (wide == 128 and turns >= 20 * multiprocessors) else 128, wide)
 
 
 def gemv8_rule(k: int) -> Gemv8:

@@ -166,7 +166,7 @@ def test_wide_work_is_shared_out_whole(tiles: int, steps: int):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("group", [32, 64, 128, 0])
+@pytest.mark.parametrize("group", [32, 64, 128, 192, 0])
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize(
     ("n", "k", "gated"),

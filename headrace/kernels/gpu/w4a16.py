@@ -4,9 +4,8 @@ M tokens, N outputs, K inputs; weights as kernels/w4a16.py tiles them. A tile of
 thread of a warp, which are the matrix unit's operand A, four times over: nibble j of all of them goes with inputs
 16 j to 16 j + 15. So outputs are the rows of a product here and tokens its columns, of which 8 are enough.
 
-A nibble v below the exponent of 128 (1024 in fp16) is the number 128 + v: one operation for two of them, and one more
-to take 136 away (Kim et al. 2022, "Who Says Elephants Can't Run", section 3.2). With one token the sums begin with what
-is too much in them instead: 136 times the sum of the inputs.
+Numbers of nibbles: w4a16_numbers.py. With one token the sums begin with what is too much in them instead: 136 times the
+sum of the inputs.
 Where gate and up are computed together ("gated") the weight is [2N, K], gate first.
 """
 
@@ -20,67 +19,10 @@ from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul
 from headrace.kernels.gpu.norm import normalize
 from headrace.kernels.gpu.product import MOST_TILES, Fusion, ask_for_lines, split_counters, wait
-from headrace.kernels.gpu.w4a16_one import magic, nibbles, one
+from headrace.kernels.gpu.w4a16_numbers import codes, low_of, magic, numbers, raw_numbers, scaled_numbers
+from headrace.kernels.gpu.w4a16_one import one
 from headrace.kernels.launch import rows_of
 from headrace.kernels.w4a16 import Int4Weight
-
-
-def _code(nibble: int, half: bool, low: bool, scaled: bool) -> str:
-    """Two nibbles of a register to two numbers, plus what is `low` and times their scales where asked for."""
-    kind, magic, one = ("f16", 0x6400, 0x3C00) if half else ("bf16", 0x4300, 0x3F80)
-    last = "$0" if not low and not scaled else "t"
-    lines = [
-        ".reg .b32 t, one;",
-        f"shr.u32 t, $1, {4 * nibble};",
-        f"lop3.b32 {last}, t, 0x000f000f, {magic << 16 | magic:#x}, 0xea;",  # (t & mask) | magic
-    ]
-    if low:
-        lines += [
-            f"mov.b32 one, {one << 16 | one:#x};",
-            f"fma.rn.{kind}x2 {'t' if scaled else '$0'}, t, one, $2;",
-        ]
-    if scaled:
-        lines += [f"mul.rn.{kind}x2 $0, t, $3;"]
-    return "{ " + " ".join(lines) + " }"
-
-
-def codes(dtype: torch.dtype, low: bool, scaled: bool = False) -> tuple[str, ...]:
-    """Of the nibbles 0 to 3."""
-    return tuple(_code(nibble, dtype == torch.float16, low, scaled) for nibble in range(4))
-
-
-@triton.jit
-def raw_numbers(w, NIBBLE: tl.constexpr, CODE: tl.constexpr, DTYPE: tl.constexpr):
-    """Nibbles of int16 w plus `magic`."""
-    if CODE is None:
-        return nibbles(w, NIBBLE, DTYPE).to(DTYPE)
-    return tl.inline_asm_elementwise(CODE[NIBBLE], "=r,r", [w], dtype=DTYPE.value, is_pure=True, pack=2)
-
-
-@triton.jit
-def numbers(w, low, NIBBLE: tl.constexpr, CODE: tl.constexpr, DTYPE: tl.constexpr):
-    """Nibbles of int16 w plus `magic` plus `low`, which takes away magic, 8 and the zero point."""
-    if CODE is None:
-        return (nibbles(w, NIBBLE, DTYPE) + low.to(tl.float32)).to(DTYPE)
-    return tl.inline_asm_elementwise(
-        CODE[NIBBLE], "=r,r,r", [w, low], dtype=DTYPE.value, is_pure=True, pack=2
-    )
-
-
-@triton.jit
-def scaled_numbers(w, low, scale, NIBBLE: tl.constexpr, CODE: tl.constexpr, DTYPE: tl.constexpr):
-    """As numbers, times scale and rounded once."""
-    if CODE is None:
-        return (numbers(w, low, NIBBLE, CODE, DTYPE).to(tl.float32) * scale.to(tl.float32)).to(DTYPE)
-    return tl.inline_asm_elementwise(
-        CODE[NIBBLE], "=r,r,r,r", [w, low, scale], dtype=DTYPE.value, is_pure=True, pack=2
-    )
-
-
-@triton.jit
-def low_of(zero, DTYPE: tl.constexpr):
-    """What `numbers` takes: exact in 16 bits."""
-    return (-8.0 - magic(DTYPE) - zero.to(tl.float32)).to(DTYPE)
 
 
 @triton.jit
@@ -548,8 +490,7 @@ def product(
 
         if w4a16_wide.fits(x, weight):
             wide = rules.int4_wide(tokens, *weight.shape, gated, configs.multiprocessors(x.device))
-            code = codes(x.dtype, low=True, scaled=True)
-            return w4a16_wide.wide(x, weight, bias_N, gated, wide, code, pdl), total
+            return w4a16_wide.wide(x, weight, bias_N, gated, wide, pdl), total
     config = configs.int4(cap, tokens, n, k, gated)
     if isinstance(config, Int4One):
         out, kept = one(x, weight, config, configs.multiprocessors(x.device) if x.is_cuda else 4, fusion, pdl)

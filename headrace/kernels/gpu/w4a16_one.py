@@ -14,6 +14,7 @@ from torch import Tensor
 from headrace.kernels.choices import Int4One
 from headrace.kernels.gpu import matmul
 from headrace.kernels.gpu.product import Fusion, ask_for_lines, split_counters, wait
+from headrace.kernels.gpu.w4a16_numbers import nibbles
 from headrace.kernels.w4a16 import Int4Weight
 
 
@@ -26,18 +27,6 @@ def word_codes(dtype: torch.dtype) -> tuple[str, ...]:
         f"lop3.b32 $0, t, 0x000f000f, {magic:#x}, 0xea; lop3.b32 $1, u, 0x000f000f, {magic:#x}, 0xea; }}"
         for nibble in range(4)
     )
-
-
-@triton.jit
-def magic(DTYPE: tl.constexpr):
-    """What the exponent adds to a nibble."""
-    return 1024.0 if tl.float16 == DTYPE else 128.0
-
-
-@triton.jit
-def nibbles(w, NIBBLE: tl.constexpr, DTYPE: tl.constexpr):
-    """As the first two operations of the assembly, for Triton's interpreter, which has none."""
-    return ((w.to(tl.int32) >> (4 * NIBBLE)) & 15).to(tl.float32) + magic(DTYPE)
 
 
 @triton.jit

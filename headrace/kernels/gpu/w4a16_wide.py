@@ -3,7 +3,9 @@
 As w4a16.py, with the weights as the tall operand, from registers: one warp fetches inputs and tiles of weights by TMA
 into a ring, two groups of four warps unpack 64 rows each and multiply them with the same inputs by warp group
 instructions (the plan of Marlin: Frantar et al. 2024, "MARLIN: Mixed-Precision Auto-Regressive Parallel Inference on
-Large Language Models", section 3, for other matrix units). A group unpacks the next rows while its last are multiplied.
+Large Language Models", section 3, for other matrix units). While one group waits for its products others unpack: of up
+to 64 tokens two programs share a multiprocessor. Groups that unpack the next rows while their last are multiplied were
+slower up to 128 tokens and no faster beyond: they must keep both, and copy one to the other.
 With 256 rows a tile, two blocks of 64 for each group, inputs come from L2 half as often, and the two may be
 gate and up of the same outputs. How work is shared out: gluon.py.
 """
@@ -27,12 +29,17 @@ from headrace.kernels.activation import silu_mul
 from headrace.kernels.choices import Int4Wide
 from headrace.kernels.gpu.gluon import barrier, part_at, reinterpret, shares, work_of
 from headrace.kernels.gpu.product import split_counters, wait
+from headrace.kernels.gpu.w4a16_numbers import codes
 from headrace.kernels.launch import parts_of
 from headrace.kernels.w4a16 import Int4Weight
 
 STEP = 128
 MEMORY = 232_448 - 8192
 """Bytes of a multiprocessor for the ring and for outputs that change threads."""
+REGISTERS = {1: (168, 240), 2: (80, 104)}
+"""By programs on a multiprocessor: of a thread at launch, and of one that computes."""
+SUMMED = 32
+"""The most tokens whose sums are scaled at every step, not the weights."""
 
 
 @gluon.jit
@@ -79,10 +86,10 @@ def fetch(
 @gluon.jit
 def load_groups(ptr, row_R, step, last, G, GROUP: gl.constexpr):
     """Scales or zero points of rows for both tiles of a step; of the last one from there on."""
-    group = gl.minimum(step, last) * 128 // GROUP
-    first_R = gl.load(ptr + row_R * G + group)
-    if GROUP == 64:
-        return first_R, gl.load(ptr + row_R * G + gl.minimum(group + 1, G - 1))
+    column = gl.minimum(step, last) * 128
+    first_R = gl.load(ptr + row_R * G + column // GROUP)
+    if GROUP % 128 != 0:
+        return first_R, gl.load(ptr + row_R * G + gl.minimum((column + 64) // GROUP, G - 1))
     else:
         return first_R, first_R
 
@@ -90,7 +97,7 @@ def load_groups(ptr, row_R, step, last, G, GROUP: gl.constexpr):
 @gluon.jit
 def spread(first_R, second_R, GROUP: gl.constexpr, numbers_l: gl.constexpr):
     """Over the 2 x 16 columns of a nibble: [64, 32]."""
-    if GROUP == 64:
+    if GROUP % 128 != 0:
         column = gl.arange(0, 32, gl.SliceLayout(0, numbers_l))
         return gl.where((column < 16)[None, :], first_R[:, None], second_R[:, None])
     else:
@@ -99,8 +106,14 @@ def spread(first_R, second_R, GROUP: gl.constexpr, numbers_l: gl.constexpr):
 
 
 @gluon.jit
-def numbers(w, low, scale, NIBBLE: gl.constexpr, CODE: gl.constexpr, DTYPE: gl.constexpr):
-    """Nibbles of int16 w plus `low`, times their scales."""
+def numbers(
+    w, low, scale, NIBBLE: gl.constexpr, CODE: gl.constexpr, DTYPE: gl.constexpr, SUMMED: gl.constexpr
+):
+    """Nibbles of int16 w plus `low`, times their scales if sums are not."""
+    if SUMMED:
+        return gl.inline_asm_elementwise(
+            CODE[NIBBLE], "=r,r,r", [w, low], dtype=DTYPE.value, is_pure=True, pack=2
+        )
     return gl.inline_asm_elementwise(
         CODE[NIBBLE], "=r,r,r,r", [w, low, scale], dtype=DTYPE.value, is_pure=True, pack=2
     )
@@ -110,6 +123,7 @@ def numbers(w, low, scale, NIBBLE: gl.constexpr, CODE: gl.constexpr, DTYPE: gl.c
 def unpack(
     w_s, scale_R, more_R, zero_R, more_zero_R, numbers_l: gl.constexpr, operand_l: gl.constexpr,
     GROUP: gl.constexpr, ZERO: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr, DTYPE: gl.constexpr,
+    SUMMED: gl.constexpr,
 ):  # fmt: skip
     """Weights [64, 128] of two tiles of four blocks, as the matrix units take them. Nothing changes threads.
 
@@ -125,14 +139,17 @@ def unpack(
     # block, tile, row 4, row 2, pair, half, row 8, one of two
     w = w_s.load(words_l).reshape([4, 2, 4, 2, 4, 2, 2, 2])
     w = gl.convert_layout(w.permute([0, 6, 2, 3, 1, 5, 4, 7]).reshape([64, 32]), numbers_l)
-    scale = spread(scale_R, more_R, GROUP, numbers_l).to(DTYPE)
+    scale = w if SUMMED else spread(scale_R, more_R, GROUP, numbers_l).to(DTYPE)
     if ZERO:
         zero = spread(zero_R, more_zero_R, GROUP, numbers_l)
         low = (-8.0 - MAGIC - zero.to(gl.float32)).to(DTYPE)
     else:
         low = gl.full([64, 32], -8.0 - MAGIC, DTYPE, numbers_l)
-    even = gl.join(numbers(w, low, scale, 0, CODE, DTYPE), numbers(w, low, scale, 2, CODE, DTYPE))
-    odd = gl.join(numbers(w, low, scale, 1, CODE, DTYPE), numbers(w, low, scale, 3, CODE, DTYPE))
+    first = numbers(w, low, scale, 0, CODE, DTYPE, SUMMED)
+    second = numbers(w, low, scale, 1, CODE, DTYPE, SUMMED)
+    third = numbers(w, low, scale, 2, CODE, DTYPE, SUMMED)
+    fourth = numbers(w, low, scale, 3, CODE, DTYPE, SUMMED)
+    even, odd = gl.join(first, third), gl.join(second, fourth)
     both = gl.join(even, odd).reshape([64, 2, 16, 2, 2])  # row, tile, column, nibble 2, nibble 1
     return gl.convert_layout(both.permute([0, 1, 3, 4, 2]).reshape([64, 128]), operand_l)
 
@@ -175,17 +192,30 @@ def finish(
 
 
 @gluon.jit
-def weights_of(
-    w_s, scale_ptr, zero_ptr, row_R, s, s_more, z, z_more, step, last, G,
+def add(
+    sums, w_s, x, scale_ptr, zero_ptr, row_S, row_R, s, s_more, z, z_more, step, last, G,
     numbers_l: gl.constexpr, operand_l: gl.constexpr, GROUP: gl.constexpr, ZERO: gl.constexpr,
-    CODE: gl.constexpr, MAGIC: gl.constexpr, DTYPE: gl.constexpr,
+    SUMMED: gl.constexpr, ALONE: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr,
 ):  # fmt: skip
-    """Weights of 64 rows and a step; what belongs to the next one is asked for already."""
-    weights = unpack(w_s, s, s_more, z, z_more, numbers_l, operand_l, GROUP, ZERO, CODE, MAGIC, DTYPE)
-    s, s_more = load_groups(scale_ptr, row_R, step + 1, last, G, GROUP)
+    """Sums of 64 rows with a step's products, to wait for if ALONE; and what belongs to the step after.
+
+    Where SUMMED, a step's own sums are scaled: of few tokens they are fewer than weights.
+    """
+    DTYPE: gl.constexpr = x.dtype
+    weights = unpack(w_s, s, s_more, z, z_more, numbers_l, operand_l, GROUP, ZERO, CODE, MAGIC, DTYPE, SUMMED)
+    if SUMMED:
+        new = warpgroup_mma(weights, x, gl.zeros_like(sums), use_acc=False, is_async=True)
+    else:
+        sums = warpgroup_mma(weights, x, sums, is_async=True)
+    after, after_more = load_groups(scale_ptr, row_S, step + 1, last, G, GROUP)
     if ZERO:
         z, z_more = load_groups(zero_ptr, row_R, step + 1, last, G, GROUP)
-    return weights, s, s_more, z, z_more
+    if SUMMED:
+        new = warpgroup_mma_wait(0, deps=[new])
+        sums += new * s.to(gl.float32)[:, None]
+    elif not ALONE:
+        sums = warpgroup_mma_wait(0, deps=[sums])
+    return sums, after, after_more, z, z_more
 
 
 @gluon.jit
@@ -199,13 +229,10 @@ def multiply(
     scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, rows, G, steps, share, tiles, whole, m_tiles,
     n_tiles, second, stride, x_s, w_s, ready, free,
     WHO: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr, BLOCKS: gl.constexpr, GROUP: gl.constexpr,
-    ZERO: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr,
+    ZERO: gl.constexpr, SUMMED: gl.constexpr, ALONE: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr,
+    CODE: gl.constexpr, MAGIC: gl.constexpr,
 ):  # fmt: skip
-    """The part of a group of warps that computes: 64 rows of every 128 of this program's tiles.
-
-    While the matrix units multiply 64 rows the next 64 are unpacked.
-    """
-    DTYPE: gl.constexpr = out_ptr.dtype.element_ty
+    """The part of a group of warps that computes: 64 rows of every 128 of this program's tiles."""
     sums_l: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
     operand_l: gl.constexpr = gl.DotOperandLayout(0, sums_l, 2)
     numbers_l: gl.constexpr = gl.DistributedLinearLayout(
@@ -217,6 +244,7 @@ def multiply(
     )
     own_R = WHO * 64 + gl.arange(0, 64, gl.SliceLayout(1, numbers_l))
     own_M = gl.arange(0, 64, gl.SliceLayout(1, sums_l))
+    own_S = WHO * 64 + own_M if SUMMED else own_R
     token = gl.arange(0, TOKENS, gl.SliceLayout(0, sums_l))
     # Sums in memory lie as threads have them.
     inner = (own_M // 8 * (8 * TOKENS) + own_M % 8 * 8)[:, None] + (token // 8 * 64 + token % 8)[None, :]
@@ -226,51 +254,41 @@ def multiply(
     turn = 0
     while turn < total:
         line, m, n, first, many = part_at(turn, whole, begin, steps, total, m_tiles, n_tiles)
-        row_R = gl.minimum(n * stride * 16 + own_R, rows - 1)
         # What belongs to a step is asked for one step ahead.
-        s, s_more = load_groups(scale_ptr, row_R, first, steps - 1, G, GROUP)
+        row_S = gl.minimum(n * stride * 16 + own_S, rows - 1)
+        row_R = gl.minimum(n * stride * 16 + own_R, rows - 1)
+        s, s_more = load_groups(scale_ptr, row_S, first, steps - 1, G, GROUP)
         z, z_more = s, s_more
         if ZERO:
             z, z_more = load_groups(zero_ptr, row_R, first, steps - 1, G, GROUP)
         low = gl.zeros([64, TOKENS], gl.float32, sums_l)
+        high = low
         if BLOCKS == 2:
+            more_S = gl.minimum(n * stride * 16 + second * 16 + own_S, rows - 1)
             more_R = gl.minimum(n * stride * 16 + second * 16 + own_R, rows - 1)
-            s2, s2_more = load_groups(scale_ptr, more_R, first, steps - 1, G, GROUP)
+            s2, s2_more = load_groups(scale_ptr, more_S, first, steps - 1, G, GROUP)
             z2, z2_more = s2, s2_more
             if ZERO:
                 z2, z2_more = load_groups(zero_ptr, more_R, first, steps - 1, G, GROUP)
-            high = gl.zeros([64, TOKENS], gl.float32, sums_l)
-        else:
-            high = low
-        mbarrier.wait(ready.index(turn % STAGES), turn // STAGES & 1)
-        weights, s, s_more, z, z_more = weights_of(
-            w_s.index(turn % STAGES * 2 * BLOCKS + WHO), scale_ptr, zero_ptr, row_R, s, s_more, z, z_more, first,
-            steps - 1, G, numbers_l, operand_l, GROUP, ZERO, CODE, MAGIC, DTYPE,
-        )  # fmt: skip
         for step in range(first, first + many):
-            stage, ahead = turn % STAGES, (turn + 1) % STAGES
+            stage = turn % STAGES
+            mbarrier.wait(ready.index(stage), turn // STAGES & 1)
             x = x_s.index(stage).permute((1, 0))
-            low = warpgroup_mma(weights, x, low, is_async=True)
+            low, s, s_more, z, z_more = add(
+                low, w_s.index(stage * 2 * BLOCKS + WHO), x, scale_ptr, zero_ptr, row_S, row_R, s, s_more, z, z_more,
+                step, steps - 1, G, numbers_l, operand_l, GROUP, ZERO, SUMMED, ALONE, CODE, MAGIC,
+            )  # fmt: skip
             if BLOCKS == 2:
                 keep_order(ready, turn, STAGES)
-                more, s2, s2_more, z2, z2_more = weights_of(
-                    w_s.index(stage * 4 + 2 + WHO), scale_ptr, zero_ptr, more_R, s2, s2_more, z2, z2_more, step,
-                    steps - 1, G, numbers_l, operand_l, GROUP, ZERO, CODE, MAGIC, DTYPE,
+                high, s2, s2_more, z2, z2_more = add(
+                    high, w_s.index(stage * 4 + 2 + WHO), x, scale_ptr, zero_ptr, more_S, more_R, s2, s2_more, z2,
+                    z2_more, step, steps - 1, G, numbers_l, operand_l, GROUP, ZERO, SUMMED, ALONE, CODE, MAGIC,
                 )  # fmt: skip
-                high = warpgroup_mma(more, x, high, is_async=True)
-                low = warpgroup_mma_wait(1, deps=[low])
-            # Nothing may be on its way at the loop's end: the assembler would wait after every instruction. What is
-            # unpacked after a tile's last step is not used.
-            mbarrier.wait(ready.index(ahead), (turn + 1) // STAGES & 1, pred=step + 1 < first + many)
-            weights, s, s_more, z, z_more = weights_of(
-                w_s.index(ahead * 2 * BLOCKS + WHO), scale_ptr, zero_ptr, row_R, s, s_more, z, z_more, step + 1,
-                steps - 1, G, numbers_l, operand_l, GROUP, ZERO, CODE, MAGIC, DTYPE,
-            )  # fmt: skip
-            keep_order(ready, turn, STAGES)
-            if BLOCKS == 2:
-                high = warpgroup_mma_wait(0, deps=[high])
-            else:
-                low = warpgroup_mma_wait(0, deps=[low])
+            if ALONE:
+                if BLOCKS == 2:
+                    low, high = warpgroup_mma_wait(0, deps=[low, high])
+                else:
+                    low = warpgroup_mma_wait(0, deps=[low])
             barrier()
             mbarrier.arrive(free.index(stage), count=1)
             turn += 1
@@ -313,11 +331,13 @@ def wide_kernel(
     x_rows, weight_rows, scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr,
     M, N, rows, G, steps, share, tiles, whole, m_tiles, n_tiles, second, stride,
     TOKENS: gl.constexpr, STAGES: gl.constexpr, BLOCKS: gl.constexpr, GROUP: gl.constexpr, ZERO: gl.constexpr,
-    BIAS: gl.constexpr, GATED: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr, PDL: gl.constexpr,
+    SUMMED: gl.constexpr, ALONE: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr, CODE: gl.constexpr,
+    MAGIC: gl.constexpr, REGISTERS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """out [M, N] = x @ weight.T + bias, with its gate where GATED.
 
     A tile has BLOCKS times 128 rows: from `stride` * n on, and from `second` rows further, both in blocks of 16.
+    ALONE: no other program shares the multiprocessor, so that a group unpacks while products of its own are computed.
     """
     dtype: gl.constexpr = out_ptr.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -337,12 +357,12 @@ def wide_kernel(
             (multiply, (
                 scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, rows, G, steps, share, tiles,
                 whole, m_tiles, n_tiles, second, stride, x_s, words_s, ready, free,
-                0, TOKENS, STAGES, BLOCKS, GROUP, ZERO, BIAS, GATED, CODE, MAGIC,
+                0, TOKENS, STAGES, BLOCKS, GROUP, ZERO, SUMMED, ALONE, BIAS, GATED, CODE, MAGIC,
             )),
             (multiply, (
                 scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, rows, G, steps, share, tiles,
                 whole, m_tiles, n_tiles, second, stride, x_s, words_s, ready, free,
-                1, TOKENS, STAGES, BLOCKS, GROUP, ZERO, BIAS, GATED, CODE, MAGIC,
+                1, TOKENS, STAGES, BLOCKS, GROUP, ZERO, SUMMED, ALONE, BIAS, GATED, CODE, MAGIC,
             )),
             (fetch, (
                 x_rows, weight_rows, steps, share, tiles, whole, m_tiles, n_tiles, second, stride, x_s, w_s, ready,
@@ -350,7 +370,7 @@ def wide_kernel(
             )),
         ],
         [4, 1],
-        [232, 40],
+        [REGISTERS, 24],
     )  # fmt: skip
 
 
@@ -365,10 +385,9 @@ def fits(x_MK: Tensor, weight: Int4Weight) -> bool:
 
 
 def wide(
-    x_MK: Tensor, weight: Int4Weight, bias_N: Tensor | None, gated: bool, config: Int4Wide, codes: tuple[str, ...],
-    pdl: bool = False,
+    x_MK: Tensor, weight: Int4Weight, bias_N: Tensor | None, gated: bool, config: Int4Wide, pdl: bool = False
 ) -> Tensor:  # fmt: skip
-    """out [M, N], where `fits` says so. `codes`: how w4a16.py makes numbers of nibbles."""
+    """out [M, N], where `fits` says so."""
     (m, k), rows, (height, tokens) = x_MK.shape, weight.shape[0], (config.rows, config.tokens)
     joint = gated and height == 256  # gate and up in one tile
     n = rows // 2 if joint else rows
@@ -379,7 +398,9 @@ def wide(
     weight_rows = TensorDescriptor(words, list(words.shape), list(words.stride()), [8, 8, 64], blocks)
     m_tiles, n_tiles = triton.cdiv(m, tokens), triton.cdiv(n, 128 if joint else height)
     steps = triton.cdiv(k, STEP)
-    most, tiles = configs.multiprocessors(x_MK.device), m_tiles * n_tiles
+    beside = programs_of(config)
+    summed = beside == 2 and tokens <= SUMMED and weight.group % STEP == 0
+    most, tiles = configs.multiprocessors(x_MK.device) * beside, m_tiles * n_tiles
     programs, whole, share = shares(tiles, steps, most, parts_of(tiles, steps, 8, most))
     out = torch.empty((m, n), dtype=x_MK.dtype, device=x_MK.device)
     partial = torch.empty(programs * 2 * height * tokens, dtype=torch.float32, device=x_MK.device)
@@ -388,12 +409,18 @@ def wide(
         m, n, rows, weight.scale.shape[1], steps, share, tiles, whole, m_tiles, n_tiles,
         n // 16 if joint else 8, 8 if joint else height // 16,
         TOKENS=tokens, STAGES=stages(config), BLOCKS=height // 128, GROUP=weight.group, ZERO=weight.zero is not None,
-        BIAS=bias_N is not None, GATED=joint, CODE=codes, MAGIC=1024.0 if x_MK.dtype == torch.float16 else 128.0,
-        PDL=pdl, num_warps=4, launch_pdl=pdl,
+        SUMMED=summed, ALONE=beside == 1, BIAS=bias_N is not None, GATED=joint,
+        CODE=codes(x_MK.dtype, low=True, scaled=not summed), MAGIC=1024.0 if x_MK.dtype == torch.float16 else 128.0,
+        REGISTERS=REGISTERS[beside][1], PDL=pdl, num_warps=4, maxnreg=REGISTERS[beside][0], launch_pdl=pdl,
     )  # fmt: skip
     return silu_mul(out) if gated and not joint else out
 
 
+def programs_of(config: Int4Wide) -> int:
+    """How many programs share a multiprocessor."""
+    return 2 if config.rows == 128 and config.tokens <= 64 else 1
+
+
 def stages(config: Int4Wide) -> int:
     """Steps that the ring holds."""
-    return min(8, MEMORY // (config.tokens * 256 + config.rows * 64))
+    return min(8, MEMORY // programs_of(config) // (config.tokens * 256 + config.rows * 64))
