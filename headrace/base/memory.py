@@ -5,7 +5,7 @@ import logging
 
 log = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of settings in glibc's malloc.h."""
 LOADING, RUNNING = 1 << 23, 1 << 25
 """Bytes from which memory is mapped, and given back as soon as it is freed. Running wants it kept: mapping it anew for
@@ -13,16 +13,12 @@ every step costs more than filling it. By itself glibc goes from one to the othe
 is loaded afterwards lies in pieces: some starts took 940 MB at most where others took 650."""
 
 
-def map_from(least: int, arenas: int = 0) -> None:
-    """Map pieces of memory of at least so many bytes each by itself. No effect where the C library is not glibc.
-
-    `arenas`: of these at most others are taken; 0 as many as glibc likes. Threads that load into their own leave holes.
-    """
+def map_from(least: int) -> None:
+    """Map pieces of memory of at least so many bytes each by itself. No effect where the C library is not glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, least)
         mallopt(M_TRIM_THRESHOLD, 2 * least)
-        mallopt(M_ARENA_MAX, arenas)
     except (AttributeError, OSError, TypeError):
         log.debug("no mallopt here")
 

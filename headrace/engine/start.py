@@ -86,7 +86,7 @@ def start(config: Config, notify: Notify | None = None, resumes: bool = False) -
     plan = found.plan
     if plan.device.type == "cpu":
         torch.set_num_threads(plan.threads)
-        map_from(LOADING, arenas=1)
+        map_from(LOADING)
     kernels = Kernels(found.settings, plan)
     tokenizer = find_tokenizer(config, found.checkpoint)
     model, fill = allocate(config, found, notify)
