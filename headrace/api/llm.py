@@ -68,8 +68,7 @@ class LLM:
 
         A prompt is text, token ids, {"prompt": text} or {"prompt_token_ids": [...]}, with an optional
         "cache_salt" that keeps its KV blocks apart. One SamplingParams for all, or one for each.
-        Raises Refused or TooLong before anything runs if one of them cannot be served; of a form that turns out to be
-        none while it is compiled, beside prompts that are computed already, as soon as that is known.
+        Raises Refused or TooLong before anything runs if one of them cannot be served.
         """
         items = _as_list(prompts)
         params = self._params(sampling_params, len(items))
@@ -79,7 +78,7 @@ class LLM:
             )
         grammars = self.intake.begin(params)
         jobs = [
-            self._job(item, each, priority[i] if priority else 0, tried=False)
+            self._job(item, each, priority[i] if priority else 0)
             for i, (item, each) in enumerate(zip(items, params, strict=True))
         ]
         self._run([request for job in jobs for request in job.requests], jobs, use_tqdm)
@@ -170,11 +169,9 @@ class LLM:
             )
         return given
 
-    def _job(self, prompt: Prompt, params: SamplingParams, priority: int, tried: bool = True) -> "_Job":
+    def _job(self, prompt: Prompt, params: SamplingParams, priority: int) -> "_Job":
         id = str(next(self._ids))
-        requests = self.intake.requests(
-            id, prompt, params, salt=salt_of(prompt), priority=priority, tried=tried
-        )
+        requests = self.intake.requests(id, prompt, params, salt=salt_of(prompt), priority=priority)
         return _Job(text_of(prompt), requests)
 
     def _step(self) -> list[tuple[str, Update]]:
@@ -204,17 +201,10 @@ class LLM:
                         if update.finish:
                             job.metrics.finished_time = monotonic()
                             left -= 1
-                        if update.finish == "error":
-                            self._check_form(job.requests[0])
                     advance(before - left)
         finally:
             for request in requests:
                 self.local.cancel(request.id)
-
-    def _check_form(self, request: Request) -> None:
-        """Raise Refused if the form that was asked for is none."""
-        if request.grammar is not None and self.intake.compiler is not None:
-            self.intake.compiler.check(request.grammar)
 
 
 class _Job:

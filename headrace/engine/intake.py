@@ -68,13 +68,12 @@ class Intake:
         return ids
 
     def requests(
-        self, id: str, prompt: Prompt, params: SamplingParams, *, salt: str = "", priority: int = 0,
-        tried: bool = True,
-    ) -> list[Request]:  # fmt: skip
+        self, id: str, prompt: Prompt, params: SamplingParams, *, salt: str = "", priority: int = 0
+    ) -> list[Request]:
         """One request per answer wanted (`params.n`), ids `id`, or `id/0`, `id/1`...
 
         An answer that would pass the longest length is cut there. Raises Refused or TooLong. A grammar that has
-        not been seen before may take seconds; if it is not to be `tried`, one that cannot be followed is let in.
+        not been seen before may take seconds.
         """
         _check_salt(salt)
         ids = tuple(self.ids(prompt))
@@ -85,7 +84,7 @@ class Intake:
         )
         grammar = None
         if params.structured_outputs is not None:
-            grammar = self.grammar(params.structured_outputs, tried)
+            grammar = self.grammar(params.structured_outputs)
             params = copy(params)  # `replace` would check all of it again
             msgspec.structs.force_setattr(params, "structured_outputs", None)
         request = Request(
@@ -110,15 +109,15 @@ class Intake:
         wanted = {id(params): params.structured_outputs for params in several}
         return [compiler.begin(form) for form in wanted.values() if form is not None] if compiler else []
 
-    def grammar(self, wanted: StructuredOutputsParams, tried: bool = True) -> Grammar:
-        """What an answer must follow. Raises Refused for what cannot be followed, as far as known if not `tried`."""
+    def grammar(self, wanted: StructuredOutputsParams) -> Grammar:
+        """What an answer must follow. Raises Refused for what cannot be followed."""
         if self.compiler is None:
             raise Refused(
                 "this model has no tokenizer, so that no form can be asked of its text",
                 param="structured_outputs",
                 hint="give a tokenizer with --tokenizer",
             )
-        return self.compiler.grammar(wanted) if tried else self.compiler.read(wanted)
+        return self.compiler.grammar(wanted)
 
     def _room(self, count: int) -> int:
         """Tokens that an answer to a prompt of `count` may have. Raises TooLong where that is none."""

@@ -2,8 +2,6 @@
 
 from itertools import count
 from pathlib import Path
-from threading import Event
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,6 @@ from headrace.api.outputs import CompletionOutput, Logprob, RequestOutput
 from headrace.base.config import Config
 from headrace.base.errors import Refused, TooLong, UnknownName
 from headrace.engine.request import SamplingParams
-from headrace.engine.stream import Update
 from headrace.nn.decoder import Decoder
 from headrace.text.formats import detect
 from headrace.text.template import ChatTemplate
@@ -324,43 +321,11 @@ def test_answers_have_the_form_that_is_asked_for(llm: LLM):
     assert free == text_of(llm.generate("x", GREEDY, use_tqdm=False))[0]
 
 
-def test_a_form_that_cannot_be_is_refused_and_nothing_goes_on(llm: LLM):
-    bad = SamplingParams(max_tokens=40, structured_outputs=headrace.StructuredOutputsParams(regex="("))
-    for _ in range(2):
-        with pytest.raises(Refused, match="unclosed") as caught:
-            llm.generate(["x", "y", "z"], [GREEDY, bad, GREEDY], use_tqdm=False)
-        assert caught.value.param == "structured_outputs"
-        assert not llm.local.engine.busy
-    with pytest.raises(Refused, match="unclosed"):
-        next(llm.stream("x", bad))
+def test_a_form_that_cannot_be_is_refused_before_anything_runs(llm: LLM):
+    with pytest.raises(Refused, match="unclosed") as caught:
+        llm.generate(["x", "y"], [GREEDY, SamplingParams(structured_outputs={"regex": "("})], use_tqdm=False)  # pyright: ignore[reportArgumentType]
+    assert caught.value.param == "structured_outputs"
     assert not llm.local.engine.busy
-
-
-def test_prompts_are_computed_while_forms_are_compiled(llm: LLM, monkeypatch: pytest.MonkeyPatch):
-    """A form takes as long as it takes for an answer without one to end."""
-    compiler, ended = llm.intake.compiler, Event()
-    assert compiler is not None
-    compile, step, told = compiler._compile, llm._step, list[tuple[str, str]]()
-
-    def slowly(source: str) -> Any:
-        assert ended.wait(30)
-        return compile(source)
-
-    def watched() -> list[tuple[str, Update]]:
-        updates = step()
-        told.extend((id, update.finish) for id, update in updates if update.finish)
-        if told:
-            ended.set()
-        return updates
-
-    monkeypatch.setattr(compiler, "_compile", slowly)
-    monkeypatch.setattr(llm, "_step", watched)
-    wanted = SamplingParams(
-        max_tokens=9, structured_outputs=headrace.StructuredOutputsParams(regex="[cd]{4}")
-    )
-    answers = text_of(llm.generate(["x", "y"], [wanted, GREEDY], use_tqdm=False))
-    assert set(answers[0]) <= {"c", "d"}
-    assert [finish for _, finish in told] == ["length", "stop"]
 
 
 def test_a_chat_is_free_until_its_thoughts_end(llm: LLM, monkeypatch: pytest.MonkeyPatch):
