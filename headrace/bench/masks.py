@@ -66,9 +66,9 @@ def measure(tokenizer: Tokenizer, vocab: int, rows: int, steps: int) -> list[Mea
         masks, ends = constraints.masks()
         times.append(perf_counter())
         assert masks is not None and not ends, "these grammars have no end"
-        forbid(logits_SV, torch.from_numpy(masks.rows), masks.bits[:rows])
+        forbid(logits_SV, torch.from_numpy(masks.rows), masks.bits)
         times.append(perf_counter())
-        for seq, row in zip(seqs, masks.bits.numpy()[:rows], strict=True):
+        for seq, row in zip(seqs, masks.bits.numpy(), strict=True):
             seq.tokens.append(int(dice.choice(bits_of(row))))
         times.append(perf_counter())
         constraints.follow(step)

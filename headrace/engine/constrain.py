@@ -39,9 +39,9 @@ End = tuple[str, str]
 
 
 class Masks(NamedTuple):
-    """Which tokens may come: rows int64 [M] among those that sample, bits int32 [M or more, W] in host memory.
+    """Which tokens may come: rows int64 [M] among those that sample, bits int32 [M, W] in host memory.
 
-    Bit i of word w stands for the token 32 * w + i. `bits` is the same tensor for every step, and overwritten.
+    Bit i of word w stands for the token 32 * w + i. `bits` is overwritten for the step after.
     """
 
     rows: np.ndarray
@@ -146,9 +146,9 @@ class Constraints:
             self._filling()
         self._wary, self._filling = perf_counter() - began > SLOW_STEP, None
         assert self._bits is not None
-        found = self._found
-        ends = self._over + self._settle(found, self._bits[: len(found)])
-        return Masks(np.array([n for n, _, _ in found], np.int64), self._bits), ends
+        found, bits = self._found, self._bits[: len(self._found)]
+        ends = self._over + self._settle(found, bits)
+        return Masks(np.array([n for n, _, _ in found], np.int64), bits), ends
 
     def drop(self) -> None:
         """What was begun is not wanted any more. Returns once it is over, as it has the matchers until then."""

@@ -145,11 +145,10 @@ class Graphs:
 
         Overwritten by the next call. The host's side of the masks is read until the step is over.
         """
-        if self._places is None or self._places.source is not masks.bits:
-            self._places = _Places(masks.bits, self.batch.device)
-            self.captured = {key: one for key, one in self.captured.items() if not isinstance(key, Masked)}
+        if self._places is None:
+            self._places = _Places(self.largest, masks.bits.shape[1], self.batch.device)
         places, rows = self._places, self.batch.rows
-        places.name(masks.rows)
+        places.receive(masks)
         logits_RV = self.captured[Key(rows, None)].out
         return self._replay(Masked(rows, draws), lambda: self._masked(logits_RV, draws, places))
 
@@ -201,7 +200,7 @@ class Graphs:
     def _masked(self, logits_RV: Tensor, draws: Draws, places: "_Places") -> Tensor:
         rows = len(logits_RV)
         logits_RV = logits_RV.contiguous()
-        forbid(logits_RV, places.rows[:rows], places.fetch(rows))
+        forbid(logits_RV, places.rows[:rows], places.bits_MW[:rows])
         return self._draw(logits_RV, draws)
 
     def _draw(self, logits_RV: Tensor, draws: Draws) -> Tensor:
@@ -214,26 +213,28 @@ class Graphs:
 class _Places:
     """Where recordings find masks: bits_MW, and whose they are in `rows`, -1 for nobody.
 
-    Fetching masks from `source`, the host's memory, is a part of recordings, so that it costs the host nothing.
+    Masks travel on a stream of their own, beside the forward pass whose logits they are for.
     """
 
-    def __init__(self, source: Tensor, device: torch.device):
-        self.source = source
-        self.bits_MW = torch.empty(source.shape, dtype=torch.int32, device=device)
-        self.rows = torch.empty(len(source), dtype=torch.int64, device=device)
-        self._host = torch.full((len(source),), -2, dtype=torch.int64, pin_memory=device.type == "cuda")
-        """As `rows`, or nothing that was ever sent."""
+    def __init__(self, most: int, words: int, device: torch.device):
+        gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if gpu else None
+        with torch.cuda.stream(self._stream):  # memory that no other stream is still using
+            self.bits_MW = torch.empty((most, words), dtype=torch.int32, device=device)
+            self.rows = torch.empty(most, dtype=torch.int64, device=device)
+        self._host = torch.full((most,), -2, dtype=torch.int64, pin_memory=gpu)  # nothing that was ever sent
 
-    def name(self, rows_M: np.ndarray) -> None:
-        """Say whose masks they are, if that changes.
+    def receive(self, masks: Masks) -> None:
+        """Send them; what is enqueued next waits until they are here.
 
         The step before, whose were here, must be over: it is, as masks depend on its tokens.
         """
-        count, host = len(rows_M), self._host.numpy()
-        if not (np.array_equal(host[:count], rows_M) and (host[count:] == -1).all()):
-            host[:count], host[count:] = rows_M, -1
-            self.rows.copy_(self._host, non_blocking=True)
-
-    def fetch(self, rows: int) -> Tensor:
-        """The first masks, enqueued."""
-        return self.bits_MW[:rows].copy_(self.source[:rows], non_blocking=True)
+        count, host = len(masks.rows), self._host.numpy()
+        same = np.array_equal(host[:count], masks.rows) and (host[count:] == -1).all()
+        with torch.cuda.stream(self._stream):
+            if not same:
+                host[:count], host[count:] = masks.rows, -1
+                self.rows.copy_(self._host, non_blocking=True)
+            self.bits_MW[:count].copy_(masks.bits, non_blocking=True)
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)

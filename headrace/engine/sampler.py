@@ -196,8 +196,7 @@ class Sampler:
             logits_SV = logits_SV.contiguous()
             self._edit(logits_SV, features, slots, positions)
             if masks is not None:
-                bits_MW = masks.bits[: len(masks.rows)].to(self.device, non_blocking=True)
-                forbid(logits_SV, self._send(masks.rows), bits_MW)
+                forbid(logits_SV, self._send(masks.rows), masks.bits.to(self.device, non_blocking=True))
         draws = self._draws_of(slots)
         settings = None
         if not draws.greedy:

@@ -75,7 +75,7 @@ class Stub:
 
     def draw(self, ahead: Any, masks: Masks | None) -> Any:
         self._fail()
-        rows = dict(zip(masks.rows.tolist(), masks.bits.numpy(), strict=False)) if masks is not None else {}
+        rows = dict(zip(masks.rows.tolist(), masks.bits.numpy(), strict=True)) if masks is not None else {}
         tokens: list[int] = []
         for row in ahead.step:
             for stop in range(row.stop - row.sampled + 1, row.stop + 1):

@@ -206,14 +206,10 @@ def test_requests_get_what_they_ask_for(folder: Path, gpu: Gpu, kind: str):
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-@pytest.mark.parametrize("moves", [False, True])
-def test_masks_are_those_of_their_step(
-    folder: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, ahead: bool, moves: bool
+def test_masks_come_beside_the_forward_pass_and_in_time(
+    folder: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, ahead: bool
 ):
-    """Each allows one token, which the one before it did not; rows come to lie elsewhere as others end.
-
-    `moves`: masks come to lie elsewhere, too, as they do after a step that failed.
-    """
+    """Each allows one token, which the one before it did not; rows come to lie elsewhere as others end."""
     texts = {"abc": 7, "": 4, "ba": 3, "cab": 7}
     asked = [
         SamplingParams(
@@ -222,24 +218,25 @@ def test_masks_are_those_of_their_step(
         )
         for n, (text, count) in enumerate(texts.items())
     ]  # fmt: skip
-    llm, drawn = engine(folder), list[int]()
-    graphs, constraints = llm.local.engine.runner.graphs, llm.local.engine.constraints
+    llm, came, main = engine(folder), list[tuple[bool, bool]](), gpu.queues[0]
+    graphs = llm.local.engine.runner.graphs
     assert graphs is not None
     draw = graphs.draw
 
     def watched(draws: Draws, masks: Masks) -> torch.Tensor:
-        drawn.append(masks.bits.data_ptr())
-        if moves and len(drawn) == 3:
-            constraints._bits = None
-        return draw(draws, masks)
+        before, out, places = len(main), draw(draws, masks), graphs._places
+        assert places is not None
+        bits: Any = places.bits_MW[: len(masks.rows)]
+        came.append((len(main) > before > 0, torch.equal(bits.memory, masks.bits)))
+        return out
 
     monkeypatch.setattr(graphs, "draw", watched)
     gpu.ahead = ahead
     found = answers(llm, asked, [[n + 5] for n in range(len(asked))])
     for one, (text, count) in zip(found, texts.items(), strict=True):
         assert not text or one.outputs[0].text == (text * 9)[:count]
-    assert len(drawn) == 6
-    assert len(set(drawn)) == (2 if moves else 1)
+    assert len(came) == 6
+    assert came[-1] == (True, ahead), "the forward pass has not begun"
 
 
 # -- the simulation itself
