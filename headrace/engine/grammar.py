@@ -278,7 +278,7 @@ class Matcher:
 
 def _helpers() -> int:
     """Threads beside the one that plans steps; more take time from it than they save."""
-    return max(2, min(12, cores() * 3 // 4))
+    return max(2, min(8, cores() // 2))
 
 
 @lru_cache(64)

@@ -1,5 +1,6 @@
 """Kernels run on the GPU where there is one, and in Triton's interpreter where there is none."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def device() -> torch.device:
     """Where kernels can run here."""
     pytest.importorskip("triton")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def cache_of_memory() -> None:
+    """Skips where torch has none, as under compute-sanitizer: while a graph is recorded nothing can be allocated."""
+    if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
+        pytest.skip("recording needs torch's cache of memory")
 
 
 @pytest.fixture

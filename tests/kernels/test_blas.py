@@ -53,6 +53,7 @@ def test_every_algorithm_proposed_gives_the_product(
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("cache_of_memory")
 def test_it_can_be_recorded():
     weight, x = (torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16) for rows in (512, 128))
     config, *_ = blas.candidates(128, (), 512, 256, x.dtype, x.dtype, 0)

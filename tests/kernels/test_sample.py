@@ -437,6 +437,7 @@ def test_kernel_equals_definition_at_full_size(rows, spread):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("cache_of_memory")
 def test_kernel_can_be_captured():
     logits = torch.randn(4, 5000, device="cuda")
     s = on("cuda", choose(4, top_k=20, top_p=0.9, min_p=0.01))
