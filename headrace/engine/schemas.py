@@ -22,10 +22,12 @@ FORMATS = frozenset(
 DRAFTS = ("http://json-schema.org/draft", "https://json-schema.org/draft")
 
 # Where a schema has schemas in it: under these keywords one, a list of them, or an object of them.
-_ONE = ("items", "additionalProperties", "additionalItems", "not", "if", "then", "else", "contains", "propertyNames",
-        "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
-_LIST = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_MAP = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_ONE = frozenset((
+    "items", "additionalProperties", "additionalItems", "not", "if", "then", "else", "contains", "propertyNames",
+    "unevaluatedItems", "unevaluatedProperties",
+))  # fmt: skip
+_LIST = frozenset(("allOf", "anyOf", "oneOf", "prefixItems", "items"))
+_MAP = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
 
 
 def read_schema(given: object, kind: str) -> Schema:
@@ -82,12 +84,12 @@ def _deeper(value: object, levels: int) -> bool:
 def prepared(schema: Schema, closed: bool) -> Schema:
     """A copy without formats that nobody enforces; `closed`: with no properties but those that are named."""
     copy = dict(schema)
-    if not str(copy.get("$schema", DRAFTS[0])).startswith(DRAFTS):
+    if "$schema" in copy and not str(copy["$schema"]).startswith(DRAFTS):
         del copy["$schema"]  # the name of a dialect that is not known here
-    if isinstance(copy.get("format"), str) and copy["format"] not in FORMATS:
+    form, divisor = copy.get("format"), copy.get("multipleOf")
+    if isinstance(form, str) and form not in FORMATS:
         del copy["format"]
-    divisor = copy.get("multipleOf")
-    if isinstance(divisor, int | float) and divisor > LARGEST_DIVISOR:
+    if divisor is not None and isinstance(divisor, int | float) and divisor > LARGEST_DIVISOR:
         raise refused(f"has a multipleOf of {divisor}; expected at most {LARGEST_DIVISOR}")
     _prepare_inner(copy, closed)
     is_object = copy.get("type") == "object" or "properties" in copy
@@ -98,18 +100,19 @@ def prepared(schema: Schema, closed: bool) -> Schema:
 
 def _prepare_inner(copy: Schema, closed: bool) -> None:
     """The schemas that lie in one, each replaced by a copy."""
-    for name in _ONE:
-        if isinstance(copy.get(name), dict):
-            copy[name] = prepared(copy[name], closed)
-    for name in _LIST:
-        if isinstance(copy.get(name), list):
-            copy[name] = [prepared(each, closed) if isinstance(each, dict) else each for each in copy[name]]
-    for name in _MAP:
-        if isinstance(copy.get(name), dict):
-            copy[name] = {
-                key: prepared(each, closed) if isinstance(each, dict) else each
-                for key, each in cast(Schema, copy[name]).items()
-            }
+    for name, value in copy.items():
+        if isinstance(value, dict):
+            inner = cast(Schema, value)
+            if name in _ONE:
+                copy[name] = prepared(inner, closed)
+            elif name in _MAP:
+                copy[name] = {key: _prepared(each, closed) for key, each in inner.items()}
+        elif isinstance(value, list) and name in _LIST:
+            copy[name] = [_prepared(each, closed) for each in cast(list[object], value)]
+
+
+def _prepared(value: object, closed: bool) -> object:
+    return prepared(cast(Schema, value), closed) if isinstance(value, dict) else value
 
 
 def text_of(given: object, name: str, most: int) -> str:

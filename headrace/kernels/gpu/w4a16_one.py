@@ -1,9 +1,9 @@
 """One token times 4-bit weights in Triton: persistent programs that keep their inputs in registers.
 
-N outputs, K inputs; weights as kernels/w4a16.py tiles them, numbers as in w4a16.py. As many programs as fit walk
-over blocks of 16 outputs, so that inputs are normed and laid out once per program and not once per block. A matrix unit
-has 8 columns where one token needs one: each stands for one of the (at most 8) tiles of inputs that a warp has, so that
-sums of tiles stay apart without a register of their own and are scaled once, after the last product.
+N outputs, K inputs; weights as kernels/w4a16.py tiles them, numbers as w4a16_numbers.py makes them. As many programs as
+fit walk over blocks of 16 outputs, so that inputs are normed and laid out once per program and not once per block. A
+matrix unit has 8 columns where one token needs one: each stands for one of the (at most 8) tiles of inputs that a warp
+has, so that sums of tiles stay apart without a register of their own and are scaled once, after the last product.
 """
 
 import torch
