@@ -78,29 +78,31 @@ def compiled(source: str, words: "LLTokenizer") -> "LLMatcher":
     llguidance = library()
     limits = llguidance.LLParserLimits(**LIMITS)
     matcher = llguidance.LLMatcher(words, source, log_level=0, limits=limits)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # what it finds out about the beginning, its copies need not find out again
     if matcher.is_error():
         raise refused(matcher.get_error())
-    matcher.compute_bitmask()  # what it finds out about the beginning, its copies need not find out again
-    look, ends = matcher.deep_copy(), words.eos_tokens
-    for _ in range(LOOKS):
-        began = thread_time()
-        mask = look.compute_bitmask()
-        if look.is_error():
-            raise refused(look.get_error())
-        if thread_time() - began > MASK_SECONDS:
-            raise refused("it is too ambiguous: finding out which tokens may come takes too long")
-        token = first_of(np.frombuffer(mask, np.int32), ends)
-        if token is None or look.is_stopped():
-            break
-        look.consume_token(token)
     return matcher
 
 
-def first_of(mask_W: np.ndarray, without: Sequence[int]) -> int | None:
-    """The lowest id that a mask int32 [W] allows, of those that are not `without`; None if there is none.
+def look_ahead(matcher: "LLMatcher", words: "LLTokenizer") -> None:
+    """Raise Refused if the first masks take too long, or are too much for llguidance."""
+    ahead = matcher.deep_copy()
+    for _ in range(LOOKS):
+        began = thread_time()
+        mask = ahead.compute_bitmask()
+        if ahead.is_error():
+            raise refused(ahead.get_error())
+        if thread_time() - began > MASK_SECONDS:
+            raise refused("it is too ambiguous: finding out which tokens may come takes too long")
+        token = first_of(np.frombuffer(mask, np.int32), words.eos_tokens)
+        if token is None or ahead.is_stopped():
+            break
+        ahead.consume_token(token)
 
-    As many grammars are compiled side by side, little may be done here under Python's lock.
-    """
+
+def first_of(mask_W: np.ndarray, without: Sequence[int]) -> int | None:
+    """The lowest id that a mask int32 [W] allows, of those that are not `without`; None if there is none."""
     words = mask_W.copy()
     for id in without:
         words[id // 32] &= ~np.uint32(1 << id % 32).view(np.int32)
@@ -219,7 +221,7 @@ def main() -> None:
         for line in sys.stdin:
             faulthandler.dump_traceback_later(settings["seconds"], exit=True, file=nowhere)
             try:
-                compiled(json.loads(line), words)
+                look_ahead(compiled(json.loads(line), words), words)
                 said = ""
             except Refused as fault:
                 said = fault.message

@@ -268,8 +268,9 @@ def test_strangers_grammars_are_tried_by_the_guard(guard: Gauge):
 
 def test_masks_that_take_too_long_are_found_out(compiler: Compiler, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gauge, "MASK_SECONDS", 0.0)
+    source = compiler.read(StructuredOutputsParams(regex="never seen before")).source
     with pytest.raises(Refused, match="too ambiguous"):
-        compiler.grammar(StructuredOutputsParams(regex="never seen before"))
+        gauge.look_ahead(gauge.compiled(source, compiler.lltokenizer), compiler.lltokenizer)
 
 
 # -- one answer
