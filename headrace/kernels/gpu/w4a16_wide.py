@@ -6,8 +6,8 @@ instructions (the plan of Marlin: Frantar et al. 2024, "MARLIN: Mixed-Precision 
 Large Language Models", section 3, for other matrix units). While one group waits for its products others unpack: of up
 to 64 tokens two programs share a multiprocessor. Groups that unpack the next rows while their last are multiplied were
 slower up to 128 tokens and no faster beyond: they must keep both, and copy one to the other.
-With 256 rows a tile, two blocks of 64 for each group, inputs come from L2 half as often, and the two may be
-gate and up of the same outputs. How work is shared out: gluon.py.
+With 256 rows a tile, two blocks of 64 for each group, inputs come from L2 half as often, a group unpacks the second
+while the first is multiplied, and the two may be gate and up of the same outputs. How work is shared out: gluon.py.
 """
 
 import torch
@@ -30,6 +30,7 @@ from headrace.kernels.choices import Int4Wide
 from headrace.kernels.gpu.gluon import barrier, part_at, reinterpret, shares, work_of
 from headrace.kernels.gpu.product import split_counters, wait
 from headrace.kernels.gpu.w4a16_numbers import codes
+from headrace.kernels.gpu.w4a16_operand import load_groups, unpack
 from headrace.kernels.launch import parts_of
 from headrace.kernels.w4a16 import Int4Weight
 
@@ -84,77 +85,6 @@ def fetch(
 
 
 @gluon.jit
-def load_groups(ptr, row_R, step, last, G, GROUP: gl.constexpr):
-    """Scales or zero points of rows for both tiles of a step; of the last one from there on."""
-    column = gl.minimum(step, last) * 128
-    first_R = gl.load(ptr + row_R * G + column // GROUP)
-    if GROUP % 128 != 0:
-        return first_R, gl.load(ptr + row_R * G + gl.minimum((column + 64) // GROUP, G - 1))
-    else:
-        return first_R, first_R
-
-
-@gluon.jit
-def spread(first_R, second_R, GROUP: gl.constexpr, numbers_l: gl.constexpr):
-    """Over the 2 x 16 columns of a nibble: [64, 32]."""
-    if GROUP % 128 != 0:
-        column = gl.arange(0, 32, gl.SliceLayout(0, numbers_l))
-        return gl.where((column < 16)[None, :], first_R[:, None], second_R[:, None])
-    else:
-        wide, _ = gl.broadcast(first_R[:, None], gl.zeros([64, 32], first_R.dtype, numbers_l))
-        return wide
-
-
-@gluon.jit
-def numbers(
-    w, low, scale, NIBBLE: gl.constexpr, CODE: gl.constexpr, DTYPE: gl.constexpr, SUMMED: gl.constexpr
-):
-    """Nibbles of int16 w plus `low`, times their scales if sums are not."""
-    if SUMMED:
-        return gl.inline_asm_elementwise(
-            CODE[NIBBLE], "=r,r,r", [w, low], dtype=DTYPE.value, is_pure=True, pack=2
-        )
-    return gl.inline_asm_elementwise(
-        CODE[NIBBLE], "=r,r,r,r", [w, low, scale], dtype=DTYPE.value, is_pure=True, pack=2
-    )
-
-
-@gluon.jit
-def unpack(
-    w_s, scale_R, more_R, zero_R, more_zero_R, numbers_l: gl.constexpr, operand_l: gl.constexpr,
-    GROUP: gl.constexpr, ZERO: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr, DTYPE: gl.constexpr,
-    SUMMED: gl.constexpr,
-):  # fmt: skip
-    """Weights [64, 128] of two tiles of four blocks, as the matrix units take them. Nothing changes threads.
-
-    In shared memory [block 4, tile 2, lane 32, element 8]: see kernels/w4a16.py for the last two.
-    """
-    words_l: gl.constexpr = gl.DistributedLinearLayout(
-        [[0, 1], [0, 2], [0, 4], [4, 0]],
-        [[0, 8], [0, 16], [0, 32], [1, 0], [2, 0]],
-        [[8, 0], [16, 0]],
-        [],
-        [32, 64],
-    )
-    # block, tile, row 4, row 2, pair, half, row 8, one of two
-    w = w_s.load(words_l).reshape([4, 2, 4, 2, 4, 2, 2, 2])
-    w = gl.convert_layout(w.permute([0, 6, 2, 3, 1, 5, 4, 7]).reshape([64, 32]), numbers_l)
-    scale = w if SUMMED else spread(scale_R, more_R, GROUP, numbers_l).to(DTYPE)
-    if ZERO:
-        zero = spread(zero_R, more_zero_R, GROUP, numbers_l)
-        low = (-8.0 - MAGIC - zero.to(gl.float32)).to(DTYPE)
-    else:
-        low = gl.full([64, 32], -8.0 - MAGIC, DTYPE, numbers_l)
-    first = numbers(w, low, scale, 0, CODE, DTYPE, SUMMED)
-    second = numbers(w, low, scale, 1, CODE, DTYPE, SUMMED)
-    third = numbers(w, low, scale, 2, CODE, DTYPE, SUMMED)
-    fourth = numbers(w, low, scale, 3, CODE, DTYPE, SUMMED)
-    even, odd = gl.join(first, third), gl.join(second, fourth)
-    both = gl.join(even, odd).reshape([64, 2, 16, 2, 2])  # row, tile, column, nibble 2, nibble 1
-    return gl.convert_layout(both.permute([0, 1, 3, 4, 2]).reshape([64, 128]), operand_l)
-
-
-@gluon.jit
 def with_bias(acc, bias_ptr, row_R, rows, beyond, BIAS: gl.constexpr):
     """acc [rows, tokens] plus a number per row, `beyond` rows further on."""
     if BIAS:
@@ -195,9 +125,9 @@ def finish(
 def add(
     sums, w_s, x, scale_ptr, zero_ptr, row_S, row_R, s, s_more, z, z_more, step, last, G,
     numbers_l: gl.constexpr, operand_l: gl.constexpr, GROUP: gl.constexpr, ZERO: gl.constexpr,
-    SUMMED: gl.constexpr, ALONE: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr,
+    SUMMED: gl.constexpr, LATER: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr,
 ):  # fmt: skip
-    """Sums of 64 rows with a step's products, to wait for if ALONE; and what belongs to the step after.
+    """Sums of 64 rows with a step's products, to be waited for if LATER; and what belongs to the step after.
 
     Where SUMMED, a step's own sums are scaled: of few tokens they are fewer than weights.
     """
@@ -213,7 +143,7 @@ def add(
     if SUMMED:
         new = warpgroup_mma_wait(0, deps=[new])
         sums += new * s.to(gl.float32)[:, None]
-    elif not ALONE:
+    elif not LATER:
         sums = warpgroup_mma_wait(0, deps=[sums])
     return sums, after, after_more, z, z_more
 
@@ -225,12 +155,46 @@ def keep_order(ready, turn, STAGES: gl.constexpr):
 
 
 @gluon.jit
+def add_up(
+    low, high, partial_ptr, count_ptr, line, first, steps, share, inner, out_ptr, bias_ptr, own_M, row, token,
+    M, N, second, WHO: gl.constexpr, BIAS: gl.constexpr, BLOCKS: gl.constexpr, GATED: gl.constexpr,
+):  # fmt: skip
+    """Leave sums of a part of a tile in memory, at `inner` of its place, as threads have them.
+
+    Who comes last adds up those of all parts, in their order, and stores the tile.
+    """
+    TOKENS: gl.constexpr = low.shape[1]
+    place_size: gl.constexpr = 128 * BLOCKS * TOKENS
+    # A program has two places: for the tile that it enters inside, and for the one that it leaves inside.
+    place = gl.program_id(0) * 2 + gl.where(first == 0, 1, 0)
+    there = partial_ptr + place.to(gl.int64) * place_size + inner
+    gl.store(there, low)
+    if BLOCKS == 2:
+        gl.store(there + 64 * TOKENS, high)
+    barrier()  # every thread's sums are written before one thread says so
+    one = line * steps // share
+    other = (line * steps + steps - 1) // share
+    ticket = gl.atomic_add(count_ptr + line * 2 + WHO, 1, sem="acq_rel", scope="gpu")
+    if ticket == other - one:
+        low = gl.zeros_like(low)
+        high = low
+        for program in range(one, other + 1):
+            place = program * 2 + gl.where(program * share <= line * steps, 1, 0)
+            there = partial_ptr + place.to(gl.int64) * place_size + inner
+            low += gl.load(there, cache_modifier=".cg")
+            if BLOCKS == 2:
+                high += gl.load(there + 64 * TOKENS, cache_modifier=".cg")
+        gl.store(count_ptr + line * 2 + WHO, 0)  # for the next launch
+        finish(low, high, out_ptr, bias_ptr, row + own_M, row, token, M, N, second, BIAS, BLOCKS, GATED)
+
+
+@gluon.jit
 def multiply(
     scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, rows, G, steps, share, tiles, whole, m_tiles,
     n_tiles, second, stride, x_s, w_s, ready, free,
     WHO: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr, BLOCKS: gl.constexpr, GROUP: gl.constexpr,
-    ZERO: gl.constexpr, SUMMED: gl.constexpr, ALONE: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr,
-    CODE: gl.constexpr, MAGIC: gl.constexpr,
+    ZERO: gl.constexpr, SUMMED: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr, CODE: gl.constexpr,
+    MAGIC: gl.constexpr,
 ):  # fmt: skip
     """The part of a group of warps that computes: 64 rows of every 128 of this program's tiles."""
     sums_l: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TOKENS, 16])
@@ -249,7 +213,6 @@ def multiply(
     # Sums in memory lie as threads have them.
     inner = (own_M // 8 * (8 * TOKENS) + own_M % 8 * 8)[:, None] + (token // 8 * 64 + token % 8)[None, :]
     inner += WHO * BLOCKS * 64 * TOKENS
-    place_size: gl.constexpr = 128 * BLOCKS * TOKENS
     begin, total = work_of(steps, share, tiles, whole)
     turn = 0
     while turn < total:
@@ -264,9 +227,8 @@ def multiply(
         low = gl.zeros([64, TOKENS], gl.float32, sums_l)
         high = low
         if BLOCKS == 2:
-            more_S = gl.minimum(n * stride * 16 + second * 16 + own_S, rows - 1)
             more_R = gl.minimum(n * stride * 16 + second * 16 + own_R, rows - 1)
-            s2, s2_more = load_groups(scale_ptr, more_S, first, steps - 1, G, GROUP)
+            s2, s2_more = load_groups(scale_ptr, more_R, first, steps - 1, G, GROUP)
             z2, z2_more = s2, s2_more
             if ZERO:
                 z2, z2_more = load_groups(zero_ptr, more_R, first, steps - 1, G, GROUP)
@@ -276,19 +238,15 @@ def multiply(
             x = x_s.index(stage).permute((1, 0))
             low, s, s_more, z, z_more = add(
                 low, w_s.index(stage * 2 * BLOCKS + WHO), x, scale_ptr, zero_ptr, row_S, row_R, s, s_more, z, z_more,
-                step, steps - 1, G, numbers_l, operand_l, GROUP, ZERO, SUMMED, ALONE, CODE, MAGIC,
+                step, steps - 1, G, numbers_l, operand_l, GROUP, ZERO, SUMMED, BLOCKS == 2, CODE, MAGIC,
             )  # fmt: skip
             if BLOCKS == 2:
                 keep_order(ready, turn, STAGES)
                 high, s2, s2_more, z2, z2_more = add(
-                    high, w_s.index(stage * 4 + 2 + WHO), x, scale_ptr, zero_ptr, more_S, more_R, s2, s2_more, z2,
-                    z2_more, step, steps - 1, G, numbers_l, operand_l, GROUP, ZERO, SUMMED, ALONE, CODE, MAGIC,
+                    high, w_s.index(stage * 4 + 2 + WHO), x, scale_ptr, zero_ptr, more_R, more_R, s2, s2_more, z2,
+                    z2_more, step, steps - 1, G, numbers_l, operand_l, GROUP, ZERO, SUMMED, True, CODE, MAGIC,
                 )  # fmt: skip
-            if ALONE:
-                if BLOCKS == 2:
-                    low, high = warpgroup_mma_wait(0, deps=[low, high])
-                else:
-                    low = warpgroup_mma_wait(0, deps=[low])
+                low, high = warpgroup_mma_wait(0, deps=[low, high])
             barrier()
             mbarrier.arrive(free.index(stage), count=1)
             turn += 1
@@ -298,30 +256,10 @@ def multiply(
                 low, high, out_ptr, bias_ptr, row + own_M, row, m * TOKENS, M, N, second * 16, BIAS, BLOCKS, GATED,
             )  # fmt: skip
         else:
-            # A program has two places: for the tile that it enters inside, and for the one that it leaves inside.
-            place = gl.program_id(0) * 2 + gl.where(first == 0, 1, 0)
-            there = partial_ptr + place.to(gl.int64) * place_size + inner
-            gl.store(there, low)
-            if BLOCKS == 2:
-                gl.store(there + 64 * TOKENS, high)
-            barrier()  # every thread's sums are written before one thread says so
-            one = line * steps // share
-            other = (line * steps + steps - 1) // share
-            ticket = gl.atomic_add(count_ptr + line * 2 + WHO, 1, sem="acq_rel", scope="gpu")
-            if ticket == other - one:
-                low = gl.zeros([64, TOKENS], gl.float32, sums_l)
-                high = low
-                for program in range(one, other + 1):
-                    place = program * 2 + gl.where(program * share <= line * steps, 1, 0)
-                    there = partial_ptr + place.to(gl.int64) * place_size + inner
-                    low += gl.load(there, cache_modifier=".cg")
-                    if BLOCKS == 2:
-                        high += gl.load(there + 64 * TOKENS, cache_modifier=".cg")
-                gl.store(count_ptr + line * 2 + WHO, 0)  # for the next launch
-                finish(
-                    low, high, out_ptr, bias_ptr, row + own_M, row, m * TOKENS, M, N, second * 16, BIAS, BLOCKS,
-                    GATED,
-                )  # fmt: skip
+            add_up(
+                low, high, partial_ptr, count_ptr, line, first, steps, share, inner, out_ptr, bias_ptr, own_M, row,
+                m * TOKENS, M, N, second * 16, WHO, BIAS, BLOCKS, GATED,
+            )  # fmt: skip
 
 
 @gluon.jit(
@@ -331,13 +269,12 @@ def wide_kernel(
     x_rows, weight_rows, scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr,
     M, N, rows, G, steps, share, tiles, whole, m_tiles, n_tiles, second, stride,
     TOKENS: gl.constexpr, STAGES: gl.constexpr, BLOCKS: gl.constexpr, GROUP: gl.constexpr, ZERO: gl.constexpr,
-    SUMMED: gl.constexpr, ALONE: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr, CODE: gl.constexpr,
-    MAGIC: gl.constexpr, REGISTERS: gl.constexpr, PDL: gl.constexpr,
+    SUMMED: gl.constexpr, BIAS: gl.constexpr, GATED: gl.constexpr, CODE: gl.constexpr, MAGIC: gl.constexpr,
+    REGISTERS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """out [M, N] = x @ weight.T + bias, with its gate where GATED.
 
     A tile has BLOCKS times 128 rows: from `stride` * n on, and from `second` rows further, both in blocks of 16.
-    ALONE: no other program shares the multiprocessor, so that a group unpacks while products of its own are computed.
     """
     dtype: gl.constexpr = out_ptr.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
@@ -357,12 +294,12 @@ def wide_kernel(
             (multiply, (
                 scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, rows, G, steps, share, tiles,
                 whole, m_tiles, n_tiles, second, stride, x_s, words_s, ready, free,
-                0, TOKENS, STAGES, BLOCKS, GROUP, ZERO, SUMMED, ALONE, BIAS, GATED, CODE, MAGIC,
+                0, TOKENS, STAGES, BLOCKS, GROUP, ZERO, SUMMED, BIAS, GATED, CODE, MAGIC,
             )),
             (multiply, (
                 scale_ptr, zero_ptr, bias_ptr, out_ptr, partial_ptr, count_ptr, M, N, rows, G, steps, share, tiles,
                 whole, m_tiles, n_tiles, second, stride, x_s, words_s, ready, free,
-                1, TOKENS, STAGES, BLOCKS, GROUP, ZERO, SUMMED, ALONE, BIAS, GATED, CODE, MAGIC,
+                1, TOKENS, STAGES, BLOCKS, GROUP, ZERO, SUMMED, BIAS, GATED, CODE, MAGIC,
             )),
             (fetch, (
                 x_rows, weight_rows, steps, share, tiles, whole, m_tiles, n_tiles, second, stride, x_s, w_s, ready,
@@ -409,7 +346,7 @@ def wide(
         m, n, rows, weight.scale.shape[1], steps, share, tiles, whole, m_tiles, n_tiles,
         n // 16 if joint else 8, 8 if joint else height // 16,
         TOKENS=tokens, STAGES=stages(config), BLOCKS=height // 128, GROUP=weight.group, ZERO=weight.zero is not None,
-        SUMMED=summed, ALONE=beside == 1, BIAS=bias_N is not None, GATED=joint,
+        SUMMED=summed, BIAS=bias_N is not None, GATED=joint,
         CODE=codes(x_MK.dtype, low=True, scaled=not summed), MAGIC=1024.0 if x_MK.dtype == torch.float16 else 128.0,
         REGISTERS=REGISTERS[beside][1], PDL=pdl, num_warps=4, maxnreg=REGISTERS[beside][0], launch_pdl=pdl,
     )  # fmt: skip
