@@ -39,7 +39,7 @@ from headrace.kernels.launch import power_of_two
 
 TUNED = ("linear", "linear8", "linear4", "decode", "prefill")
 SKINNY_TOKENS = (16, 32, 64)
-MIDDLE_TOKENS = (96, 128, 160, 192, 224, 256, 384, 512, 640, 768, 896, 1024, 2048, 4096, MANY)
+MIDDLE_TOKENS = configs.MIDDLE_STEPS[1:]  # `skinny` goes as far as the first
 WIDE8_TOKENS = (128, 256, 512, MANY)
 HEAD_TOKENS = 1024  # as many rows as a step may sample for
 LONG = 8192  # tokens that stand for MANY

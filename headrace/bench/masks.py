@@ -10,7 +10,8 @@ import torch
 
 from headrace.bench.result import Measure
 from headrace.engine.constrain import Constraints
-from headrace.engine.grammar import Compiler, bits_of
+from headrace.engine.gauge import bits_of
+from headrace.engine.grammar import Compiler
 from headrace.engine.request import Request
 from headrace.engine.scheduler import Row
 from headrace.engine.sequence import Sequence

@@ -153,11 +153,8 @@ class Constraints:
     def drop(self) -> None:
         """What was begun is not wanted any more. Returns once it is over, as it has the matchers until then."""
         if self._beside.busy:
-            beside, self._beside, self._bits = (
-                self._beside,
-                Beside(),
-                None,
-            )  # also if this wait is interrupted
+            beside = self._beside
+            self._beside, self._bits = Beside(), None  # also if this wait is interrupted
             with suppress(Exception):
                 beside.wait()
         self._found, self._over, self._filling = [], [], None

@@ -95,20 +95,16 @@ def look_ahead(matcher: "LLMatcher", words: "LLTokenizer") -> None:
             raise refused(ahead.get_error())
         if thread_time() - began > MASK_SECONDS:
             raise refused("it is too ambiguous: finding out which tokens may come takes too long")
-        token = first_of(np.frombuffer(mask, np.int32), words.eos_tokens)
+        allowed = bits_of(np.frombuffer(mask, np.uint8))
+        token = next((int(id) for id in allowed if id not in words.eos_tokens), None)
         if token is None or ahead.is_stopped():
             break
         ahead.consume_token(token)
 
 
-def first_of(mask_W: np.ndarray, without: Sequence[int]) -> int | None:
-    """The lowest id that a mask int32 [W] allows, of those that are not `without`; None if there is none."""
-    words = mask_W.copy()
-    for id in without:
-        words[id // 32] &= ~np.uint32(1 << id % 32).view(np.int32)
-    at = int((words != 0).argmax())
-    word = int(words[at]) & 0xFFFF_FFFF
-    return at * 32 + (word & -word).bit_length() - 1 if word else None
+def bits_of(mask: np.ndarray) -> np.ndarray:
+    """The ids that a mask allows."""
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
 
 
 def refused(reason: str) -> Refused:

@@ -289,11 +289,6 @@ def mask_of(ids: tuple[int, ...], words: int) -> np.ndarray:
     return np.packbits(bits, bitorder="little").view(np.int32)
 
 
-def bits_of(mask: np.ndarray) -> np.ndarray:
-    """The ids that a mask allows."""
-    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
-
-
 def _from_gbnf(text: str) -> str:
     """GBNF, whose rules are written with ::=, as Lark. Raises Refused."""
     if len(text) > MOST_GBNF:

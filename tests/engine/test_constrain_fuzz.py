@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from headrace.engine import constrain
 from headrace.engine.constrain import Masks
 from headrace.engine.engine import Engine
-from headrace.engine.grammar import Compiler, Matcher, bits_of
+from headrace.engine.gauge import bits_of
+from headrace.engine.grammar import Compiler, Matcher
 from headrace.engine.layout import lay_out
 from headrace.engine.request import Request, SamplingParams
 from headrace.engine.scheduler import Outcome, Row

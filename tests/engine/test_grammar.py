@@ -11,8 +11,8 @@ import pytest
 
 from headrace.base.errors import Broken, Refused, Unreachable
 from headrace.engine import gauge, grammar
-from headrace.engine.gauge import Gauge, first_of
-from headrace.engine.grammar import Compiler, Matcher, bits_of, mask_of
+from headrace.engine.gauge import Gauge, bits_of
+from headrace.engine.grammar import Compiler, Matcher, mask_of
 from headrace.engine.structured import Grammar, StructuredOutputsParams
 from headrace.text.tokenizer import Tokenizer
 from headrace.text.vocabulary import Vocabulary
@@ -301,12 +301,3 @@ def test_a_token_that_breaks_the_grammar_is_an_error(compiler: Compiler):
 def test_masks_and_ids():
     assert list(bits_of(mask_of((0, 31, 32, 95), 3))) == [0, 31, 32, 95]
     assert not mask_of((), 2).any()
-
-
-def test_the_first_id_of_a_mask():
-    mask = mask_of((31, 32, 95), 3)
-    assert first_of(mask, ()) == 31
-    assert first_of(mask, (31,)) == 32
-    assert first_of(mask, (31, 32, 7)) == 95
-    assert first_of(mask, (31, 32, 95)) is None
-    assert list(bits_of(mask)) == [31, 32, 95], "the mask itself is as it was"
