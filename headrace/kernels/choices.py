@@ -118,7 +118,7 @@ class Int4Tile:
 
 @dataclass(frozen=True, slots=True)
 class Int4Wide:
-    """4-bit weights by a warp that fetches: tiles of 128 or 256 weight rows by 16 to 128 tokens."""
+    """4-bit weights by a warp that fetches: tiles of 128 or 256 weight rows by 16 to 128 tokens, of 128 by 256."""
 
     rows: int
     tokens: int

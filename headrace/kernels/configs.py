@@ -199,7 +199,7 @@ def middle(cap: Capability, tokens: int, n: int, k: int, gated: bool = False) ->
 
 
 INT4_STEPS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-INT4_FETCHED: dict[Capability, tuple[int, int]] = {(9, 0): (2, 2048)}
+INT4_FETCHED: dict[Capability, tuple[int, int]] = {(9, 0): (2, MANY)}
 """Least and most tokens for gpu/w4a16_wide.py, where it takes a layer."""
 
 

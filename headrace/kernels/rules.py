@@ -125,8 +125,13 @@ def int4_tile_rule(tokens: int, n: int, k: int, gated: bool, multiprocessors: in
 
 
 def int4_wide(tokens: int, n: int, k: int, gated: bool, multiprocessors: int = 132) -> Int4Wide:
-    """Tiles of gpu/w4a16_wide.py for a weight [N, K]: tall ones where gate and up share them, or work is plenty."""
-    wide = height(tokens)
+    """Tiles of gpu/w4a16_wide.py for a weight [N, K]: tall ones where gate and up share them, or work is plenty.
+
+    Still more work by tiles of 256 tokens, if tokens fill them: weights are unpacked half as often.
+    """
+    wide, many = height(tokens), -(-tokens // 256)
+    if tokens > 0.9 * 256 * many and -(-n // 128) * many * k // 128 >= 20 * multiprocessors:
+        return Int4Wide(128, 256)
     turns = -(-n // 256) * -(-tokens // wide) * k // 128  # of a tall tile, by all programs together
     tall = gated and wide > 32  # the launch of an activation costs less than tall tiles of few tokens
     return Int4Wide(256 if tall or (wide == 128 and turns >= 20 * multiprocessors) else 128, wide)

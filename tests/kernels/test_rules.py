@@ -3,7 +3,7 @@
 import pytest
 
 from headrace.kernels import rules
-from headrace.kernels.choices import Int4Few, Int4One, Int4Tile, Ring
+from headrace.kernels.choices import Int4Few, Int4One, Int4Tile, Int4Wide, Ring
 
 
 @pytest.mark.parametrize("n", [1, 77, 1024, 6144, 151936])
@@ -60,14 +60,26 @@ def test_4_bit_weights_have_a_configuration_for_any_tokens(n, k, gated):
 
 
 def test_tall_tiles_of_4_bits_are_for_gates_and_for_much_work():
-    found = [rules.int4_wide(tokens, 28672, 4096, gated=True) for tokens in (2, 17, 64, 65, 1024)]
+    found = [rules.int4_wide(tokens, 28672, 4096, gated=True) for tokens in (2, 17, 64, 65, 1100)]
     assert [config.tokens for config in found] == [16, 32, 64, 128, 128]
     assert [config.rows for config in found] == [128, 128, 256, 256, 256]
     for tokens, k, rows in (
         (64, 4096, 128),
         (512, 4096, 128),
-        (1024, 4096, 256),
+        (1100, 4096, 256),
         (128, 14336, 128),
-        (256, 14336, 256),
+        (192, 14336, 256),
     ):
         assert rules.int4_wide(tokens, 4096, k, gated=False).rows == rows
+
+
+def test_tiles_of_256_tokens_are_for_tokens_that_fill_them_and_for_much_work():
+    for tokens, k, many in (
+        (230, 14336, False),
+        (231, 14336, True),
+        (512, 4096, False),
+        (768, 4096, True),
+        (640, 14336, False),
+    ):
+        assert (rules.int4_wide(tokens, 4096, k, gated=False) == Int4Wide(128, 256)) == many, tokens
+    assert rules.int4_wide(8192, 28672, 4096, gated=True) == Int4Wide(128, 256)

@@ -9,6 +9,8 @@ import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+EVEN = 1.07
+"""So many places for each tile are few enough idle ones."""
 _Memory = gl.shared_memory_descriptor
 reinterpret = _Memory.reinterpret if hasattr(_Memory, "reinterpret") else _Memory._reinterpret
 """(memory, dtype, shape, layout): shared memory seen otherwise. Versions: see configs.GLUON."""
@@ -49,9 +51,14 @@ def part_at(i, whole, begin, steps, total, m_tiles, n_tiles):
 def shares(tiles: int, steps: int, programs: int, parts: int) -> tuple[int, int, int]:
     """(programs, tiles that each has to itself, steps of the line for each), tiles being cut into about `parts`.
 
-    The line is one to two tiles for every program: shorter ones are cut into many parts, which must be added up.
+    The line is one to two tiles for every program: shorter ones are cut into many parts, which must be added up. No tile
+    is cut where the last turn of whole ones leaves few programs idle.
     """
-    whole = tiles // programs if tiles % programs == 0 else max(tiles // programs - 1, 0)
+    turns = triton.cdiv(tiles, programs)
+    if turns * programs <= EVEN * tiles:
+        whole = turns if tiles % programs == 0 else turns - 1
+        return min(tiles, programs), whole, steps
+    whole = max(tiles // programs - 1, 0)
     line = (tiles - whole * programs) * steps
     share = max(1, triton.cdiv(line, programs), triton.cdiv(steps, parts))
     return programs if whole else triton.cdiv(line, share), whole, share

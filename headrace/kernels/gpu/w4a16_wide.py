@@ -7,7 +7,8 @@ Large Language Models", section 3, for other matrix units). While one group wait
 to 64 tokens two programs share a multiprocessor. Groups that unpack the next rows while their last are multiplied were
 slower up to 128 tokens and no faster beyond: they must keep both, and copy one to the other.
 With 256 rows a tile, two blocks of 64 for each group, inputs come from L2 half as often, a group unpacks the second
-while the first is multiplied, and the two may be gate and up of the same outputs. How work is shared out: gluon.py.
+while the first is multiplied, and the two may be gate and up of the same outputs. With 256 tokens a tile weights are
+unpacked half as often. How work is shared out: gluon.py.
 """
 
 import torch
