@@ -51,8 +51,8 @@ def part_at(i, whole, begin, steps, total, m_tiles, n_tiles):
 def shares(tiles: int, steps: int, programs: int, parts: int) -> tuple[int, int, int]:
     """(programs, tiles that each has to itself, steps of the line for each), tiles being cut into about `parts`.
 
-    The line is one to two tiles for every program: shorter ones are cut into many parts, which must be added up. No tile
-    is cut where the last turn of whole ones leaves few programs idle.
+    The line is one to two tiles for every program: shorter ones are cut into many parts, which must be added up. No
+    tile is cut where the last turn of whole ones leaves few programs idle.
     """
     turns = triton.cdiv(tiles, programs)
     if turns * programs <= EVEN * tiles:
