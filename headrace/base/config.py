@@ -118,7 +118,11 @@ class Memory(Knobs):
 class Schedule(Knobs):
     """Who runs when."""
 
-    tokens: int | None = knob(None, "most tokens computed in one step; default: chosen for the device", low=1)
+    tokens: int | None = knob(
+        None,
+        "most prompt tokens computed in one step, beside rows that decode; default: chosen for the device",
+        low=1,
+    )
     rows: int | None = knob(None, "most requests in one step; default: chosen for the device", low=1)
     policy: Literal["arrival", "priority"] = knob("arrival", "order in which waiting requests are admitted")
     prefix_cache: bool = knob(True, "keep the KV blocks of finished requests for those that begin alike")

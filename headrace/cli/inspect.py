@@ -117,7 +117,10 @@ def _settings(plan: "Plan") -> Table:
     rows.append(("parameters", f"{plan.parameters / 1e6:,.1f} million"))
     rows += [(name, str(said[name])) for name in ("dtype", "quantization", "device", "attention", "threads")]
     rows += [
-        ("step", f"at most {plan.tokens} tokens of {plan.rows} requests, in order of {plan.policy}"),
+        (
+            "step",
+            f"at most {plan.rows} requests and {plan.tokens} tokens of prompts, in order of {plan.policy}",
+        ),
         ("prefix cache", "on" if plan.prefix_cache else "off"),
         ("plans ahead", "yes" if plan.overlap else "no"),
         ("guesses", f"up to {plan.speculate} tokens ahead" if plan.speculate else "none"),

@@ -37,14 +37,16 @@ class Batch:
     `table` [G, slots + 1, B] and `last` [slots + 1] are kept over steps: block ids and the newest token of each
     slot; `stays` on the host alone: how often the slot was given away. The slot after the last one is nobody's; rows
     that pad a graph use it.
+
+    There is room for `prompt_tokens`, and for a token of each row beside them.
     """
 
-    def __init__(self, max_rows: int, max_tokens: int, max_blocks: int, cache: KVCache, backend: Backend):
+    def __init__(self, max_rows: int, prompt_tokens: int, max_blocks: int, cache: KVCache, backend: Backend):
         groups = len(cache.layout.groups)
         self.cache, self.backend = cache, backend
         self.block_size = cache.k[0].shape[1]
         self.device = device = cache.k[0].device
-        self.nobody, self.max_tokens = max_rows, max_tokens
+        self.nobody, self.max_tokens = max_rows, (max_tokens := prompt_tokens + max_rows)
         fields: Fields = {
             "row_slots": (max_rows, np.int64),
             "patch_at": (max_rows, np.int32),

@@ -198,14 +198,15 @@ def resolve(
     weights = weight_bytes(model, dtype, quantization, path)
     overlap, speculate = _look_ahead(config, cpu)
     sampled = max(rows, 1 + speculate)
-    recorded = launch_bound(model, tokens) if config.schedule.graphs and not cpu else 0
-    work = workspace(settings, layers[0].heads * layers[0].head_dim, tokens + recorded, sampled, dtype)
+    most = tokens + rows  # as Batch has it
+    recorded = launch_bound(model, most) if config.schedule.graphs and not cpu else 0
+    work = workspace(settings, layers[0].heads * layers[0].head_dim, most + recorded, sampled, dtype)
     if deterministic and not cpu:
         # Twice, because what was outgrown stays for the graphs that point there.
         head = layers[0]
         work += 8 * rules.paged_fixed_elements(rows, head.heads, head.kv_heads, head.head_dim, max_len)
-    most = CPU_KV // per_block if cpu and config.memory.share is None else None
-    room = Room(config, free, int(free * share), share, weights, work, per_block, most)
+    kept = CPU_KV // per_block if cpu and config.memory.share is None else None
+    room = Room(config, free, int(free * share), share, weights, work, per_block, kept)
     max_len, kv_blocks = room.kv_blocks(layout, max_len, rows, tokens)
     attention = pick_attention(config, device, layers[0].head_dim)
     records = _records(attention, dtype, config.memory.block, layers[0])

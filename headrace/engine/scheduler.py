@@ -62,7 +62,8 @@ class Outcome(NamedTuple):
 class Scheduler:
     """There is no prefill and no decode. A sequence is `pending` tokens behind; catch it up.
 
-    `max_tokens` and `max_rows` bound one step. `key` orders sequences: the first goes first,
+    A step has up to `max_rows` sequences and `max_tokens` tokens of those that are several behind: one that is a single
+    token behind costs none, as no prompt should be cut for the rows that decode beside it. `key` orders sequences: the first goes first,
     the last gives way when blocks run out. `speculate`: how many tokens of a sequence may be guessed at once.
     """
 
@@ -112,11 +113,11 @@ class Scheduler:
         for seq in list(self.running):
             if only is not None and seq not in only:
                 continue
-            if (count := seq.pending) > budget:
-                count = budget
+            decodes = seq.pending == 1
+            count = 1 if decodes else min(seq.pending, budget)
             if count and seq.slot >= 0 and self._grow(seq, count):
                 picked[seq] = count
-                budget -= count
+                budget -= 0 if decodes else count
         while budget and at < len(self.waiting) and (only is None or self.waiting[at] in only):
             if at < OVERTAKEN and self._begins_alike(self.waiting[at], picked):
                 at += 1

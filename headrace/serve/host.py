@@ -97,7 +97,7 @@ def facts_of(started: Started, served: tuple[str, ...], tokenizer: str | None, s
         "quantization": plan.quantization,
         "attention": plan.attention,
         "context": f"{plan.max_len} tokens",
-        "step": f"{plan.rows} requests, {plan.tokens} tokens",
+        "step": f"{plan.rows} requests, {plan.tokens} tokens of prompts",
         "KV cache": f"{plan.kv_blocks} blocks of {plan.block} tokens{kept}",
         "policy": plan.policy,
         "prefix cache": "on" if plan.prefix_cache else "off",

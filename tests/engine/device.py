@@ -86,7 +86,9 @@ def serve(
         number += 1
         assert number < 10_000, "no progress"
         if step:
-            assert sum(row.stop - row.start for row in step) <= scheduler.max_tokens
+            assert len(step) <= scheduler.max_rows or scheduler.speculate
+            prompts = [row.stop - row.start for row in step if row.stop - row.start > 1 and not row.draft]
+            assert sum(prompts) <= scheduler.max_tokens
             flight.append((step, device.run(step)))
         events = []
         for id in (cancel_at or {}).get(number, []):

@@ -153,6 +153,7 @@ def test_room_beyond_a_step_belongs_to_no_row():
     """A graph's step with prompts has rows without tokens, and tokens of no row that go to the void block."""
     random = Random(2)
     scheduler, batch = batch_for([None, 3], 40)
+    most = TOKENS + ROWS
     for i in range(12):
         scheduler.add(ask(i, [random.randrange(3)] * random.randrange(1, 9), random.randrange(1, 6)))
     steps = 0
@@ -163,10 +164,10 @@ def test_room_beyond_a_step_belongs_to_no_row():
         plain = [batch.ids, batch.positions, batch.context, *batch.slots]
         plain = [tensor.clone() for tensor in plain]
         sample = batch.sample.tolist(), batch.sample_slots.tolist(), batch.sample_positions_np.tolist()
-        batch.fill(step, room=(ROWS, TOKENS))
+        batch.fill(step, room=(ROWS, most))
         batch.gather(batch.table.shape[2])
         roomy = [batch.ids, batch.positions, batch.context, *batch.slots]
-        assert [len(tensor) for tensor in roomy] == [TOKENS, TOKENS, ROWS, TOKENS, TOKENS]
+        assert [len(tensor) for tensor in roomy] == [most, most, ROWS, most, most]
         for wanted, found in zip(plain, roomy, strict=True):
             assert torch.equal(found[: len(wanted)], wanted)
             assert not found[len(wanted) :].any()

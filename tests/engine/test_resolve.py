@@ -73,7 +73,7 @@ def test_memory_is_arithmetic():
     memory = made.memory
     assert (memory.free, memory.allowed) == (1 << 30, 1 << 29)
     assert memory.weights == made.parameters * 4 + 4096 * 32 * 4  # the rope table too
-    assert memory.workspace == workspace(BIG, 6 * 32, 512, 64, torch.float32)
+    assert memory.workspace == workspace(BIG, 6 * 32, 512 + 64, 64, torch.float32)
     assert memory.kv_cache == made.kv_blocks * 2 * 8 * 16 * 2 * 32 * 4
     assert memory.total <= memory.allowed
     assert memory.total + memory.kv_cache // made.kv_blocks > memory.allowed  # not one block more
@@ -93,7 +93,7 @@ def test_half_the_type_is_half_the_memory():
 
 
 def test_eight_bits_of_cache_are_a_quarter_of_thirty_two():
-    whole, small = plan(60 << 20), plan(60 << 20, kv_cache_dtype="fp8")
+    whole, small = plan(64 << 20), plan(64 << 20, kv_cache_dtype="fp8")
     assert (whole.kv_dtype, small.kv_dtype) == (torch.float32, torch.float8_e4m3fn)
     assert small.memory.kv_cache == small.kv_blocks * 2 * 8 * 16 * 2 * 32
     assert small.memory.weights == whole.memory.weights

@@ -243,3 +243,15 @@ def test_prompt_logprobs_need_the_whole_prompt_computed():
 def test_unknown_policy_lists_the_known_ones():
     with pytest.raises(UnknownName, match="arrival, priority"):
         policy("fair")
+
+
+def test_prompts_are_not_cut_for_rows_that_decode():
+    """Two steps hold four prompts of half a step each, and the rows of the first two beside the others."""
+    scheduler = Scheduler(BlockPool(64, 4), max_tokens=16, max_rows=4)
+    for i in range(4):
+        scheduler.add(ask(i, [10 * i + n for n in range(8)], 3))
+    steps = []
+    while step := scheduler.plan():
+        steps.append([row.stop - row.start for row in step])
+        scheduler.commit(step, Outcome([7] * sum(row.samples for row in step), None))
+    assert steps[:3] == [[8, 8], [1, 1, 8, 8], [1, 1, 1, 1]]
