@@ -63,8 +63,9 @@ class Scheduler:
     """There is no prefill and no decode. A sequence is `pending` tokens behind; catch it up.
 
     A step has up to `max_rows` sequences and `max_tokens` tokens of those that are several behind: one that is a single
-    token behind costs none, as no prompt should be cut for the rows that decode beside it. `key` orders sequences: the first goes first,
-    the last gives way when blocks run out. `speculate`: how many tokens of a sequence may be guessed at once.
+    token behind costs none, as no prompt should be cut for the rows that decode beside it. `key` orders sequences: the
+    first goes first, the last gives way when blocks run out. `speculate`: how many tokens of a sequence may be guessed
+    at once.
     """
 
     def __init__(
