@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from headrace.kernels.activation import silu_mul_ref
-from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
+from headrace.kernels.choices import Int4Few, Int4One, Int4Tile, Int4Wide
 from headrace.kernels.norm import rms_norm_ref
 from headrace.kernels.w4a16 import Int4Weight, linear_w4a16, norm_linear_w4a16, tiled, unpack_ref, values
 from headrace.quant.bits import pack_bits
@@ -164,6 +164,28 @@ def test_wide_work_is_shared_out_whole(tiles: int, steps: int):
     assert tiles != 23 or (whole, share) == (1, steps), "tiles are cut though nearly all programs have two"
     _, _, more = shares(tiles, steps, 12, parts=2)
     assert more == max(share, -(-steps // 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "config",
+    [Int4Wide(128, n) for n in (16, 32, 64, 128, 256)] + [Int4Wide(256, n) for n in (64, 128)],
+    ids=str,
+)
+def test_every_tile_on_a_device(config: Int4Wide):
+    """On sizes that no tile divides, whole and cut: nothing beyond a tensor is read or written."""
+    from headrace.kernels.gpu.w4a16_wide import wide
+
+    device = torch.device("cuda", 0)
+    for gated, group, asymmetric in ((False, 64, True), (True, 192, False)):
+        packed = weight(2 * 304, 1152, group, asymmetric, device)
+        x, bias = (
+            torch.randn(2 * config.tokens - 3, 1152, device=device).half(),
+            torch.randn(608, device=device).half(),
+        )
+        wanted = functional.linear(x.float(), unpack_ref(packed, torch.float32), bias.float())
+        wanted = silu_mul_ref(wanted) if gated else wanted
+        assert_close(wide(x, packed, bias, gated, config), wanted, 3e-3)
 
 
 @pytest.mark.gpu
