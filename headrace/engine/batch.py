@@ -46,7 +46,8 @@ class Batch:
         self.cache, self.backend = cache, backend
         self.block_size = cache.k[0].shape[1]
         self.device = device = cache.k[0].device
-        self.nobody, self.max_tokens = max_rows, (max_tokens := prompt_tokens + max_rows)
+        self.nobody, self.prompt_tokens = max_rows, prompt_tokens
+        self.max_tokens = max_tokens = prompt_tokens + max_rows
         fields: Fields = {
             "row_slots": (max_rows, np.int64),
             "patch_at": (max_rows, np.int32),

@@ -61,6 +61,7 @@ def padded(rows: int) -> int:
 
 ROWS = 32, 512
 """Rows that steps with prompts are laid out for, or as many as a step may have."""
+BESIDE = 256
 LAUNCH = 6e-4
 """Seconds that launching the kernels of a layer one by one takes the host."""
 RATE = 5e14
@@ -73,8 +74,11 @@ def launch_bound(model: Decoder, tokens: int) -> int:
     return min(tokens, int(RATE * LAUNCH * len(model.attentions) / (2 * products)))
 
 
-def widened(tokens: int) -> int:
-    """Tokens that a step with prompts is laid out for: four sizes between powers of two."""
+def widened(tokens: int, full: int) -> int:
+    """Tokens that a step with prompts is laid out for: four sizes between powers of two, and of rows that decode beside
+    a `full` one every BESIDE."""
+    if tokens > full:
+        return full + -(-(tokens - full) // BESIDE) * BESIDE
     step = max(16, (1 << (tokens - 1).bit_length()) // 8)
     return -(-tokens // step) * step
 
@@ -106,10 +110,11 @@ class Graphs:
 
         Where the device, not the host, takes long, and nothing is recorded, rows that decoding steps have, too.
         """
-        most = self.batch.nobody
+        batch, most = self.batch, self.batch.nobody
         if tokens > self.most_tokens:
             return min(padded(rows), most), tokens
-        return next((n for n in ROWS if rows <= n <= most), most), min(widened(tokens), self.batch.max_tokens)
+        laid = min(widened(tokens, batch.prompt_tokens), batch.max_tokens)
+        return next((n for n in ROWS if rows <= n <= most), most), laid
 
     def plan(self) -> Hashable | None:
         """Prepare for the step with prompts that lies in the batch: for what a recording is to be made, if at all."""

@@ -125,7 +125,11 @@ def _prompts(graphs: Graphs) -> Iterator[list[Row]]:
     longest = batch.table.shape[2] * batch.block_size - 1
     request = Request(id="", prompt=(0,) * longest, params=SamplingParams(temperature=0), max_tokens=1)
     seq = Sequence(request, 0)
-    recorded = (widened(n) for n in range(1, most + 1) if n <= FINE or n & (n - 1) == 0 or n == most)
+    recorded = (
+        widened(n, batch.prompt_tokens)
+        for n in range(1, most + 1)
+        if n <= FINE or n & (n - 1) == 0 or n == most
+    )
     sizes = {FEW, batch.max_tokens - 1, batch.max_tokens, *recorded}
     for tokens in sorted({min(n, longest, batch.max_tokens) for n in sizes if n > 1}, reverse=True):
         for keys in {longest, tokens}:

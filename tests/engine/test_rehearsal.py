@@ -12,7 +12,7 @@ import torch
 
 from headrace.base.errors import BadCheckpoint
 from headrace.engine import rehearsal
-from headrace.engine.graphs import Graphs
+from headrace.engine.graphs import Graphs, widened
 from headrace.engine.request import SamplingParams
 from headrace.engine.runner import Runner
 from headrace.engine.sampler import Sampler
@@ -161,3 +161,18 @@ def test_kernels_are_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     at = tiny.folder(tmp_path / "model")
     start(tiny.config(at))
     assert early.stopped
+
+
+def test_steps_with_prompts_are_laid_out_for_few_sizes():
+    sizes = [widened(n, 8192) for n in range(1, 9217)]
+    assert all(n <= size for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 50
+    assert [widened(n, 8192) for n in (1, 17, 300, 8192, 8193, 8208, 8449)] == [
+        16,
+        32,
+        320,
+        8192,
+        8448,
+        8448,
+        8704,
+    ]
