@@ -115,7 +115,7 @@ def _limits(said: dict[str, Any], option: Option) -> Limits:
     made = option.memory
     defaults = {"rows": made.rows, "tokens": made.tokens, "kv_tokens": max(1, made.kv_tokens)}
     given = {name: said[name] for name in defaults if isinstance(said.get(name), int) and said[name] > 0}
-    return Limits(**(defaults | given))
+    return Limits(**(defaults | given), beside=made.beside)
 
 
 def _requests(name: str, on_gpu: bool) -> list[tuple[int, int]]:

@@ -65,6 +65,8 @@ class Engine:
     context: int
     """Bytes that a device's context takes."""
     tokens: int
+    beside: bool
+    """Rows that decode come on top of a step's `tokens`, as long as nothing is guessed, not out of them."""
     rows: int
     small_rows: int
     """Rows of a step on devices of less than 60 GiB."""
@@ -74,8 +76,8 @@ class Engine:
 # Fitted by plan/calibrate.py to the rows of docs/plan.md, "How well it predicts", all of one H200. `attention` is not
 # fitted but measured by itself. What no run of an engine could tell is taken from the other one.
 _HEADRACE = _table(
-    {"bf16": (0.87, 0.75), "fp8": (0.77, 0.73), "w4a16": (0.56, 0.58)}, measured=True,
-    kv=0.88, attention=0.42, moves=0.33, step_us=137, layer_us=11, row_us=2.5,
+    {"bf16": (0.87, 0.77), "fp8": (0.74, 0.71), "w4a16": (0.56, 0.70)}, measured=True,
+    kv=0.84, attention=0.42, moves=0.36, step_us=125, layer_us=9.3, row_us=2.2,
 )  # fmt: skip
 _VLLM = _table(
     {"bf16": (0.95, 0.77), "fp8": (0.88, 0.72), "w4a16": (0.40, 0.70)}, measured=True,
@@ -89,9 +91,9 @@ _CPU = _table(  # fitted to vLLM's rows on two cores
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("headrace", "this engine", 0.92, True, 552_402_944, 8192, 1024, 256,
+        Engine("headrace", "this engine", 0.92, True, 552_402_944, 8192, True, 1024, 256,
                {"gpu": _HEADRACE, "cpu": _CPU}),
-        Engine("vllm", "vLLM 0.25.1, its defaults", 0.90, False, 620_000_000, 8192, 1024, 256,
+        Engine("vllm", "vLLM 0.25.1, its defaults", 0.90, False, 620_000_000, 8192, False, 1024, 256,
                {"gpu": _VLLM, "cpu": _CPU}),
     )
 }  # fmt: skip

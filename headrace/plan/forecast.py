@@ -132,7 +132,8 @@ def _cycle(setup: Setup, memory: Memory, work: Workload, rows: int) -> Cycle:
     decode = Work(rows * guessed, rows * guessed, keys, common, none)
     step = parts(setup, decode)
     own = work.tokens_in - work.shared
-    space = max(1, memory.tokens - rows * guessed) if last > 1 else memory.tokens
+    free = last == 1 or (memory.beside and guessed == 1)
+    space = memory.tokens if free else max(1, memory.tokens - rows * guessed)
     # as many prompts in a step as must be to replace the rows that end in it; pieces of one where it is too long
     packed = min(max(1.0, rows / last), max(1.0, space / own), rows)
     steps = max(1, -(-own // space))

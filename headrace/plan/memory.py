@@ -36,6 +36,8 @@ class Memory:
     """Kept per running request, however long it is."""
     rows: int
     tokens: int
+    beside: bool
+    """As Engine has it."""
     longest: int
     """Tokens of a request that the model and the cache allow; 0 where nothing fits."""
 
@@ -84,7 +86,8 @@ def memory(setup: Setup, engine: Engine, max_len: int | None = None) -> Memory:
         tokens, rows = engine.tokens, engine.rows if total >= LARGE else engine.small_rows
     wanted = max_len or setup.anatomy.max_len
     graphs = 0 if cpu else GRAPHS
-    weights, work = weights_bytes(setup, wanted), workspace(setup, tokens, rows)
+    weights = weights_bytes(setup, wanted)
+    work = workspace(setup, tokens + rows * engine.beside, rows)
     if cpu:
         allowed = min(allowed, weights + work + CPU_KV)
     if not engine.after_context:
@@ -93,7 +96,7 @@ def memory(setup: Setup, engine: Engine, max_len: int | None = None) -> Memory:
     state = sum(kind.state * n / min(setup.gpus, kind.split) for kind, n in setup.anatomy.kinds)
     made = Memory(
         total, context, allowed, weights, work, graphs, _per_block(setup, layout), layout, int(state), rows,
-        tokens, 0,
+        tokens, engine.beside, 0,
     )  # fmt: skip
     # the longest request, up to what is wanted, that fits alone
     lengths = range(1, wanted + 1)

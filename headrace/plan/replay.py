@@ -15,11 +15,13 @@ Counts = NDArray[np.float64]
 
 
 class Limits(NamedTuple):
-    """Of a step and of the cache: `kv_tokens` is what the running requests may hold together."""
+    """Of a step and of the cache: `kv_tokens` is what the running requests may hold together; `beside`: rows that
+    decode are no part of `tokens`."""
 
     rows: int
     tokens: int
     kv_tokens: int
+    beside: bool = False
 
 
 class Run(NamedTuple):
@@ -80,7 +82,7 @@ class _Cut:
     def _admit(self) -> list[tuple[int, int, int, int]]:
         """Pieces of prompts for this step: (from, to, prompt, answer)."""
         rows = int(self.left.size)
-        budget = self.limits.tokens - rows
+        budget = self.limits.tokens - (0 if self.limits.beside else rows)
         chunks: list[tuple[int, int, int, int]] = []
         while budget > 0 and (self.begun or self.waiting):
             if self.begun is None and not self._open(rows):

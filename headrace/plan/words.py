@@ -41,7 +41,11 @@ def memory_rows(made: Memory) -> list[tuple[str, float, str]]:
     used = made.kv_blocks * made.per_block if made.layout and not made.state else pool
     rows = [
         ("weights", made.weights, "with the tables of rotations"),
-        ("workspace", made.workspace, f"activations of {made.tokens:,} tokens, logits of {made.rows:,} rows"),
+        (
+            "workspace",
+            made.workspace,
+            f"activations of {made.tokens + made.rows * made.beside:,} tokens, logits of {made.rows:,} rows",
+        ),
         ("KV cache" + (" and states" if made.state else ""), used, _kv_words(made)),
         ("device context", made.context, "what the driver takes"),
         ("recorded steps", made.graphs, "CUDA graphs, roughly"),

@@ -64,7 +64,7 @@ def test_where_nothing_fits_what_would_fit_is_proposed():
 
 
 def test_a_shorter_longest_request_where_the_cache_is_too_small():
-    asked = option("llama-3.1-8b", "rtx-4090")
+    asked = option("llama-3.1-8b", "l4")
     assert f"--max-len {asked.memory.longest}" in by_flags(advise(asked))
 
 

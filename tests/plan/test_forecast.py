@@ -28,7 +28,7 @@ def test_throughput_is_that_of_a_long_run(model: str, concurrency: int, tokens_i
     # the first ones have answers of different lengths, so that they do not all leave together
     first = [(tokens_in, max(1, tokens_out * (i + 1) // made.rows)) for i in range(made.rows)]
     requests = first + [(tokens_in, tokens_out)] * (10 * made.rows)
-    run = cut(asked.anatomy, requests, Limits(made.rows, room.tokens, room.kv_tokens))
+    run = cut(asked.anatomy, requests, Limits(made.rows, room.tokens, room.kv_tokens, room.beside))
     measured = sum(out for _, out in requests) / run.seconds(asked.setup)
     assert made.output_per_s == pytest.approx(measured, rel=0.12)
 

@@ -19,10 +19,10 @@ GIB = 2**30
 
 @pytest.mark.parametrize(("shape", "max_len"), ALLOTTED)
 def test_as_allotted_on_an_h200(shape: str, max_len: int):
-    weights, workspace, kv_tokens = ALLOTTED[shape, max_len]
+    weights, kv_tokens = ALLOTTED[shape, max_len]
     made = option(shape, max_len=max_len).memory
-    assert (made.weights, made.workspace) == (weights, workspace)
-    assert made.kv_tokens == kv_tokens
+    assert made.weights == weights
+    assert made.kv_tokens == pytest.approx(kv_tokens, rel=0.002)
 
 
 def engines_plan(shape: str, total: int, free: int, monkeypatch: pytest.MonkeyPatch, **names: Any) -> Plan:
