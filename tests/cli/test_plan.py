@@ -21,7 +21,7 @@ def test_tables(command: Command, monkeypatch: pytest.MonkeyPatch):
     code, out, err = command("plan", LLAMA, "--gpu", "h200")
     assert (code, err) == (0, "")
     assert "8.03 billion" in out
-    for said in ("901,200 tokens", "fits: 64 of 64", "128.0 KiB per token", "limited by", "0.74 x"):
+    for said in ("900,016 tokens", "fits: 64 of 64", "128.0 KiB per token", "limited by", "0.74 x"):
         assert said in out
 
 
@@ -43,7 +43,7 @@ Plan = Callable[..., dict[str, Any]]
 def test_json(planned: Plan):
     said = planned(LLAMA, "--gpu", "h200", "--workload", "in=100,out=50,concurrency=4")
     assert (said["parameters"], said["fits"]) == (8_030_261_248, True)
-    assert said["memory"]["kv_tokens"] == 901_200
+    assert said["memory"]["kv_tokens"] == 900_016
     assert said["workload"] == {"in": 100, "out": 50, "concurrency": 4, "prefix": 0}
     assert said["forecast"]["rows"] == 4
     assert {"fp8", "2"} <= {word for a in said["advice"] for word in a["flags"].split()}
