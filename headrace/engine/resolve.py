@@ -197,25 +197,18 @@ def resolve(
     deterministic = pick_deterministic(config, quantization, resumes)
     weights = weight_bytes(model, dtype, quantization, path)
     overlap, speculate = _look_ahead(config, cpu)
-    sampled = max(rows, 1 + speculate)
-    most = tokens + rows  # as Batch has it
+    sampled, most = max(rows, 1 + speculate), tokens + rows  # as Batch has it
     recorded = launch_bound(model, most) if config.schedule.graphs and not cpu else 0
     work = workspace(settings, layers[0].heads * layers[0].head_dim, most + recorded, sampled, dtype)
     if deterministic and not cpu:
-        # Twice, because what was outgrown stays for the graphs that point there.
-        head = layers[0]
-        work += 8 * rules.paged_fixed_elements(rows, head.heads, head.kv_heads, head.head_dim, max_len)
+        work += _fixed_workspace(layers[0], rows, max_len)
     kept = CPU_KV // per_block if cpu and config.memory.share is None else None
     room = Room(config, free, int(free * share), share, weights, work, per_block, kept)
     max_len, kv_blocks = room.kv_blocks(layout, max_len, rows, tokens)
     attention = pick_attention(config, device, layers[0].head_dim)
     records = _records(attention, dtype, config.memory.block, layers[0])
     if deterministic and not cpu and not records:
-        raise Refused(
-            f"on a GPU schedule.deterministic needs the triton back end, 16-bit weights and blocks of a multiple of"
-            f" 16 tokens; these are {attention}, {dtype} and {config.memory.block}",
-            param="schedule.deterministic",
-        )
+        raise _not_fixed(attention, dtype, config.memory.block)
     return Plan(
         model=config.model.path,
         path=path,
@@ -241,6 +234,19 @@ def resolve(
         memory=MemoryPlan(free, int(free * share), weights, work, kv_blocks * per_block),
         kv_dtype=kv_dtype,
         deterministic=deterministic,
+    )
+
+
+def _fixed_workspace(layer: Attention, rows: int, max_len: int) -> int:
+    """Bytes that attention of the same bits takes: twice, as what was outgrown stays for graphs that point there."""
+    return 8 * rules.paged_fixed_elements(rows, layer.heads, layer.kv_heads, layer.head_dim, max_len)
+
+
+def _not_fixed(attention: str, dtype: torch.dtype, block: int) -> Refused:
+    return Refused(
+        f"on a GPU schedule.deterministic needs the triton back end, 16-bit weights and blocks of a multiple of"
+        f" 16 tokens; these are {attention}, {dtype} and {block}",
+        param="schedule.deterministic",
     )
 
 
