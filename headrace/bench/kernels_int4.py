@@ -12,7 +12,7 @@ from headrace.bench.replay import Call
 from headrace.kernels import configs
 from headrace.kernels.choices import Int4Few, Int4One, Int4Tile
 from headrace.kernels.gpu import matmul as gpu
-from headrace.kernels.gpu import w4a16, w4a16_one
+from headrace.kernels.gpu import w4a16, w4a16_few, w4a16_one, w4a16_tile
 from headrace.kernels.w4a16 import COLUMNS, ROWS, Int4Weight, fits, unpack_ref
 
 KERNELS = ("linear4",)
@@ -141,9 +141,9 @@ def trial(
             programs = configs.multiprocessors(device)
             calls: list[Call] = [partial(w4a16_one.one, x, w, config, programs, around, pdl) for w in copied]
         case Int4Few():
-            calls = [partial(w4a16.few, x, w, config, around, pdl) for w in copied]
+            calls = [partial(w4a16_few.few, x, w, config, around, pdl) for w in copied]
         case Int4Tile():
-            calls = [partial(w4a16.tile, x, w, config, around, pdl) for w in copied]
+            calls = [partial(w4a16_tile.tile, x, w, config, around, pdl) for w in copied]
         case None:
             calls = [partial(w4a16.through_memory, x, w, around, pdl) for w in copied]
     return Launch(calls, lambda: 0.0)

@@ -58,7 +58,7 @@ def test_tiles_hold_all_values(device):
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("config", [Int4Few(128, 4), Int4Few(64, 4, 2, True)])
 def test_few_tokens_with_every_fusion(device, config, asymmetric):
-    from headrace.kernels.gpu.w4a16 import few
+    from headrace.kernels.gpu.w4a16_few import few
 
     for tokens in (1, 5, 16):
         for (n, k, group), flags in zip(SIZES[tokens // 9 :], FLAGS[tokens // 9 :], strict=True):
@@ -91,7 +91,8 @@ def test_one_token_with_every_fusion(device, config, multiprocessors, asymmetric
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("config", [Int4Tile(16, 32, 128, 1, 4, 2), Int4Tile(32, 64, 64, 3, 4, 2)])
 def test_tiles_with_every_fusion(device, config, asymmetric):
-    from headrace.kernels.gpu.w4a16 import split_counters, tile
+    from headrace.kernels.gpu.product import split_counters
+    from headrace.kernels.gpu.w4a16_tile import tile
 
     for tokens in (5, 33):
         for (n, k, group), flags in zip(SIZES, FLAGS, strict=True):
