@@ -14,18 +14,20 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import libdevice
 
-from headrace.kernels import configs, noise, sample
+from headrace.kernels import configs, sample
+from headrace.kernels.gpu.sample_numbers import (
+    COMPILED,
+    UNIT,
+    distance,
+    gumbel,
+    mass,
+    power,
+    random_bits,
+    row_keys,
+)
 from headrace.kernels.launch import power_of_two
 
-NEAR = tl.constexpr(sample.NEAR)
-MASS = tl.constexpr(sample.MASS)
-UNIT = tl.constexpr(noise.UNIT)
-MIX_A = tl.constexpr(noise.MIX_A)
-MIX_B = tl.constexpr(noise.MIX_B)
-SEED_A = tl.constexpr(noise.SEED_A)
-SEED_B = tl.constexpr(noise.SEED_B)
 FAR = tl.constexpr(32.0)
 """A token this far below the likeliest never wins: the noise spans less than 26."""
 KEY_BITS = tl.constexpr(31)
@@ -34,68 +36,6 @@ SETTINGS = ("scale_ptr", "reach_ptr", "top_k_ptr", "top_p_ptr", "seeds_ptr", "po
 """Parts of a table, aligned or not by the number of rows: read one by one, which is not worth compiling three times."""
 COUNTS = ("parts",)
 """Numbers that the step's size decides on."""
-
-
-@triton.jit
-def mix(x):
-    """sample._mix for uint32."""
-    x = x ^ (x >> 16)
-    x = x * MIX_A
-    x = x ^ (x >> 15)
-    x = x * MIX_B
-    return x ^ (x >> 15)
-
-
-COMPILED = isinstance(mix, triton.JITFunction)
-"""Whether kernels are compiled; Triton's interpreter knows no libdevice."""
-
-
-@triton.jit
-def row_keys(seed, position):
-    """noise.row_keys of one row."""
-    low = (seed & 0xFFFFFFFF).to(tl.uint32)
-    high = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    at = (position & 0xFFFFFFFF).to(tl.uint32)
-    return mix(mix(mix(low + SEED_A) ^ high) + at), mix(mix(mix(high + SEED_B) ^ low) ^ at)
-
-
-@triton.jit
-def random_bits(ids, first, second):
-    """noise.random_bits for token ids int32, as uint32."""
-    x = ids.to(tl.uint32) + first
-    x = x ^ (x >> 16)
-    x = x * MIX_A
-    x = x ^ second
-    x = x ^ (x >> 15)
-    x = x * MIX_B
-    return (x ^ (x >> 15)) & 0x7FFFFFFF
-
-
-@triton.jit
-def gumbel(ids, first, second, LIBM: tl.constexpr):
-    """noise.gumbel for token ids int32."""
-    uniform = (random_bits(ids, first, second).to(tl.float32) + 0.5) * UNIT
-    if LIBM:
-        noise = -libdevice.log(-libdevice.log1p(-uniform))
-    else:
-        noise = -tl.log(-tl.log(1.0 - uniform.to(tl.float64)).to(tl.float32))
-    return noise
-
-
-@triton.jit
-def distance(peak, z):
-    """How far z lies below the row's peak, as an integer in the same order; the largest one for NaN."""
-    d = peak - z
-    d = tl.where(d < NEAR, 0.0, d)
-    return tl.where(d == d, d.to(tl.int32, bitcast=True), 0x7FFFFFFF)
-
-
-@triton.jit
-def mass(key, LIBM: tl.constexpr):
-    """sample._mass, of a distance given as an integer."""
-    d = key.to(tl.float32, bitcast=True)
-    weight = libdevice.exp(-d) if LIBM else tl.exp(-d)
-    return tl.where(key < 0x7F800000, weight * MASS, 0.0).to(tl.int64)
 
 
 @triton.jit
@@ -186,16 +126,6 @@ def score_kernel(
     best, at = first_of_best(score, ids)
     tl.store(best_ptr + row * parts + part, best)
     tl.store(at_ptr + row * parts + part, at)
-
-
-@triton.jit
-def power(x, LIBM: tl.constexpr):
-    """2**x to a few parts in 2**22; 0 where that is too small for a normal number."""
-    if LIBM:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return tl.exp2(x)
 
 
 @triton.jit(do_not_specialize_on_alignment=SETTINGS)
