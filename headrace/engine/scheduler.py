@@ -62,10 +62,9 @@ class Outcome(NamedTuple):
 class Scheduler:
     """There is no prefill and no decode. A sequence is `pending` tokens behind; catch it up.
 
-    A step has up to `max_rows` sequences and `max_tokens` tokens of those that are several behind: one that is a single
-    token behind costs none, as no prompt should be cut for the rows that decode beside it. `key` orders sequences: the
-    first goes first, the last gives way when blocks run out. `speculate`: how many tokens of a sequence may be guessed
-    at once.
+    A step has up to `max_rows` sequences, and up to `max_tokens` tokens of those that are several behind and guesses:
+    no prompt is cut for rows that decode. `key` orders sequences: the first goes first, the last gives way when blocks
+    run out. `speculate`: how many tokens of a sequence may be guessed at once.
     """
 
     def __init__(
@@ -114,20 +113,19 @@ class Scheduler:
         for seq in list(self.running):
             if only is not None and seq not in only:
                 continue
-            decodes = seq.pending == 1
-            count = 1 if decodes else min(seq.pending, budget)
+            count = 1 if seq.pending == 1 else min(seq.pending, budget)
             if count and seq.slot >= 0 and self._grow(seq, count):
                 picked[seq] = count
-                budget -= 0 if decodes else count
+                budget -= self._cost(seq, count)
         while budget and at < len(self.waiting) and (only is None or self.waiting[at] in only):
             if at < OVERTAKEN and self._begins_alike(self.waiting[at], picked):
                 at += 1
             elif (new := self._admit(at, budget)) is not None:
                 picked[new] = min(new.pending, budget)
-                budget -= picked[new]
+                budget -= self._cost(new, picked[new])
             elif (victim := self._gives_way(at)) is not None:
+                budget += self._cost(victim, picked.pop(victim, 0))
                 self._evict(victim)
-                budget += picked.pop(victim, 0)
             else:
                 break
         left = [(seq, count) for seq, count in picked.items() if seq.slot >= 0]
@@ -230,6 +228,11 @@ class Scheduler:
         seq.told = True
         return seq.scheduled
 
+    @staticmethod
+    def _cost(seq: Sequence, count: int) -> int:
+        """What `count` tokens take of a step's: nothing where a single one is missing."""
+        return 0 if seq.pending == 1 else count
+
     def _begins_alike(self, seq: Sequence, picked: dict[Sequence, int]) -> bool:
         """Whether a block it needs is being computed for another: there a step later, if no window takes it away."""
         if self._windows or not (self.slots and self.prefix_cache and seq.request.cacheable):
@@ -260,7 +263,11 @@ class Scheduler:
         ):
             self._release(seq)
             return None
-        self._count_admission(seq)
+        if seq.evictions:
+            self.counts.recomputed_tokens += seq.length - seq.issued
+        else:
+            seq.cached = seq.issued
+            self.counts.begin(len(seq.request.prompt), seq.cached)
         del self.waiting[at]
         seq.slot = self.slots.pop()
         insort(self.running, seq, key=self.key)
@@ -275,14 +282,6 @@ class Scheduler:
         # The last token must run.
         return self.pool.match(seq.name_blocks(size)[: (len(seq.tokens) - 1) // size])
 
-    def _count_admission(self, seq: Sequence) -> None:
-        if seq.evictions:
-            self.counts.recomputed_tokens += seq.length - seq.issued
-        else:
-            seq.cached = seq.issued
-            self.counts.prompt_tokens += len(seq.request.prompt)
-            self.counts.cached_tokens += seq.issued
-
     def _draft(self, seqs: list[Sequence], budget: int) -> dict[Sequence, tuple[int, ...]]:
         """Guesses for sequences that are behind by one known token, within the budget and the blocks that are free."""
         drafts: dict[Sequence, tuple[int, ...]] = {}
@@ -296,8 +295,7 @@ class Scheduler:
                 self._take_blocks(seq, 1 + len(draft))
                 drafts[seq] = tuple(draft)
                 budget -= len(draft)
-                self.counts.drafts += 1
-                self.counts.drafted_tokens += len(draft)
+                self.counts.draft(len(draft))
         return drafts
 
     def _issue(self, seq: Sequence, count: int, draft: tuple[int, ...] = ()) -> Row:

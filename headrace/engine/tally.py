@@ -23,6 +23,16 @@ class Counts:
     accepted_tokens: int = 0
     accepted_at: list[int] = field(default_factory=lambda: [0] * GUESSES)
 
+    def begin(self, prompt: int, cached: int) -> None:
+        """A request is computed for the first time: so many tokens, of which so many were found."""
+        self.prompt_tokens += prompt
+        self.cached_tokens += cached
+
+    def draft(self, tokens: int) -> None:
+        """A row carries so many guesses."""
+        self.drafts += 1
+        self.drafted_tokens += tokens
+
     def accept(self, right: int) -> None:
         """So many guesses of a row were right, from its first one on."""
         self.accepted_tokens += right

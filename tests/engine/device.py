@@ -86,9 +86,10 @@ def serve(
         number += 1
         assert number < 10_000, "no progress"
         if step:
-            assert len(step) <= scheduler.max_rows or scheduler.speculate
-            prompts = [row.stop - row.start for row in step if row.stop - row.start > 1 and not row.draft]
-            assert sum(prompts) <= scheduler.max_tokens
+            counts = [row.stop - row.start for row in step]
+            alone = sum(count - len(row.draft) == 1 for row, count in zip(step, counts, strict=True))
+            assert len(step) <= scheduler.max_rows
+            assert sum(counts) <= scheduler.max_tokens + alone, "guesses and prompts come out of the budget"
             flight.append((step, device.run(step)))
         events = []
         for id in (cancel_at or {}).get(number, []):

@@ -255,3 +255,13 @@ def test_prompts_are_not_cut_for_rows_that_decode():
         steps.append([row.stop - row.start for row in step])
         scheduler.commit(step, Outcome([7] * sum(row.samples for row in step), None))
     assert steps[:3] == [[8, 8], [1, 1, 8, 8], [1, 1, 1, 1]]
+
+
+def test_a_row_that_gives_way_gives_no_tokens_back_that_it_did_not_cost():
+    scheduler = Scheduler(BlockPool(64, 4), 4, 2, policy("priority"))
+    for i in range(2):
+        scheduler.add(ask(f"low{i}", (1, 2), 9, priority=5))
+    scheduler.commit(scheduler.plan(), Outcome([7, 7], None))
+    scheduler.add(ask("high", range(8), 9, priority=0))
+    step = scheduler.plan()
+    assert {row.seq.request.id: row.stop - row.start for row in step} == {"low0": 1, "high": 4}
