@@ -30,12 +30,13 @@ HEADRACE: dict[tuple[str, str], dict[str, float]] = {
 VLLM_CPU = {"single": 128 / 20.6, "prefill": 1024 / 312, "batch16": 1024 / 111, "mixed64": 5034 / 88}
 MEASURED = {"vllm": VLLM, "headrace": HEADRACE}
 
-# What the engine allotted on that H200 (free memory 149,557,477,376 of 150,109,880,320 bytes), as it said in its runs.
-# All but (LLAMA, 131072) are from before rows that decode had room of their own, and recorded steps theirs.
-ALLOTTED: dict[tuple[str, int], tuple[int, int]] = {
-    # (shape, longest request): (weights, KV tokens)
-    (LLAMA, 32768): (16_077_299_712, 901_584),
-    (LLAMA, 131072): (16_127_631_360, 899_648),
-    (QWEN, 32768): (1_208_877_056, 1_164_384),
-    (QWEN, 40960): (1_213_071_360, 1_164_352),
+# What the engine allots on that H200 (free memory 149,557,477,376 of 150,109,880,320 bytes), by its own plan.
+ALLOTTED: dict[tuple[str, int], tuple[int, int, int]] = {
+    # (shape, longest request): (weights, workspace, KV tokens)
+    (LLAMA, 32768): (16_077_299_712, 3_498_049_536, 900_400),
+    (LLAMA, 131072): (16_127_631_360, 3_498_049_536, 900_016),
+    (QWEN, 32768): (1_208_877_056, 2_885_681_152, 1_164_000),
+    (QWEN, 40960): (1_213_071_360, 2_885_681_152, 1_163_968),
 }
+# What it said in a run there, room for recorded steps with prompts taken off.
+SAID = {(LLAMA, 131072): 899_648}

@@ -29,7 +29,7 @@ RUNS = [
 def anchor(engine: str, model: str, scheme: str, name: str) -> Sample:
     """One measured row, as a sample."""
     setup = option(model, engine=engine, scheme=scheme, max_len=32768).setup
-    limits = Limits(ROWS[engine], 8192, ALLOTTED[model, 32768][1], ENGINES[engine].beside)
+    limits = Limits(ROWS[engine], 8192, ALLOTTED[model, 32768][2], ENGINES[engine].beside)
     return sample(name, setup, _requests(name, True), limits, MEASURED[engine][model, scheme][name])
 
 
