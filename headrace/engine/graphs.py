@@ -62,6 +62,7 @@ def padded(rows: int) -> int:
 ROWS = 32, 512
 """Rows that steps with prompts are laid out for, or as many as a step may have."""
 BESIDE = 256
+"""Of rows that decode beside a full step of prompts, so many make a size of their own."""
 LAUNCH = 6e-4
 """Seconds that launching the kernels of a layer one by one takes the host."""
 RATE = 5e14

@@ -129,12 +129,16 @@ def int4_wide(tokens: int, n: int, k: int, gated: bool, multiprocessors: int = 1
 
     Still more work by tiles of 256 tokens, if tokens fill them: weights are unpacked half as often.
     """
-    wide, many = height(tokens), -(-tokens // 256)
-    if tokens > 0.9 * 256 * many and -(-n // 128) * many * k // 128 >= 20 * multiprocessors:
+
+    def plenty(rows: int, columns: int) -> bool:
+        steps = -(-n // rows) * -(-tokens // columns) * k // 128  # by all programs together
+        return steps >= 20 * multiprocessors
+
+    wide = height(tokens)
+    if tokens > 0.9 * 256 * -(-tokens // 256) and plenty(128, 256):
         return Int4Wide(128, 256)
-    turns = -(-n // 256) * -(-tokens // wide) * k // 128  # of a tall tile, by all programs together
     tall = gated and wide > 32  # the launch of an activation costs less than tall tiles of few tokens
-    return Int4Wide(256 if tall or (wide == 128 and turns >= 20 * multiprocessors) else 128, wide)
+    return Int4Wide(256 if tall or (wide == 128 and plenty(256, wide)) else 128, wide)
 
 
 def gemv8_rule(k: int) -> Gemv8:

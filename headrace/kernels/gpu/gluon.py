@@ -56,8 +56,7 @@ def shares(tiles: int, steps: int, programs: int, parts: int) -> tuple[int, int,
     """
     turns = triton.cdiv(tiles, programs)
     if turns * programs <= EVEN * tiles:
-        whole = turns if tiles % programs == 0 else turns - 1
-        return min(tiles, programs), whole, steps
+        return min(tiles, programs), tiles // programs, steps
     whole = max(tiles // programs - 1, 0)
     line = (tiles - whole * programs) * steps
     share = max(1, triton.cdiv(line, programs), triton.cdiv(steps, parts))
