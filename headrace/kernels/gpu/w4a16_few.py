@@ -120,18 +120,11 @@ def inputs(
     B: tl.constexpr = kb.shape[0]
     k = kb[:, None] * 64 + tl.arange(0, 64)[None, :]
     if ONE:
-        there = k < K
-        x = tl.load(x_ptr + k, mask=there, other=0.0)
-        if ADD_IN:
-            other = tl.load(residual_ptr + k, mask=there, other=0.0)
-            x = (x.to(tl.float32) + other.to(tl.float32)).to(total_ptr.dtype.element_ty)
-            if first:
-                tl.store(total_ptr + k, x, mask=there)
+        x = matmul.load_input(x_ptr, residual_ptr, total_ptr, k, K, first, ADD_IN)
         if NORM:
-            wide = x.to(tl.float32)
-            squares += wide * wide
-            gain = tl.load(gain_ptr + k, mask=there, other=0.0).to(tl.float32) + offset
-            x = (wide * gain).to(x_ptr.dtype.element_ty)
+            squares += x * x
+            x *= tl.load(gain_ptr + k, mask=k < K, other=0.0).to(tl.float32) + offset
+        x = x.to(x_ptr.dtype.element_ty)
         sum_01, sum_23 = tl.split(tl.sum(tl.reshape(x.to(tl.float32), [B, 2, 32]), 2))
         x_02, x_13 = tl.split(tl.permute(tl.reshape(x, [B, 2, 2, 16]), (0, 1, 3, 2)))
         x_0, x_2 = tl.split(tl.permute(x_02, (0, 2, 1)))

@@ -156,28 +156,16 @@ def own_inputs(
     SPLIT: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, ADD_IN: tl.constexpr,
 ):  # fmt: skip
     """norm(x + residual) at columns k [W, T, 64] below `last`, zero beyond; all of x is read for the norm's size."""
-    there = k < last
-    x = tl.load(x_ptr + k, mask=there, other=0.0)
-    if ADD_IN:
-        other = tl.load(residual_ptr + k, mask=there, other=0.0)
-        x = (x.to(tl.float32) + other.to(tl.float32)).to(total_ptr.dtype.element_ty)
-        if first_slot:
-            tl.store(total_ptr + k, x, mask=there)
+    x = matmul.load_input(x_ptr, residual_ptr, total_ptr, k, last, first_slot, ADD_IN)
     if NORM:
-        wide = x.to(tl.float32)
-        gain = tl.load(gain_ptr + k, mask=there, other=0.0).to(tl.float32) + offset
+        gain = tl.load(gain_ptr + k, mask=k < last, other=0.0).to(tl.float32) + offset
         if SPLIT > 1:
-            c = tl.arange(0, BLOCK)
-            whole = tl.load(x_ptr + c, mask=c < K, other=0.0)
-            if ADD_IN:
-                other = tl.load(residual_ptr + c, mask=c < K, other=0.0)
-                whole = (whole.to(tl.float32) + other.to(tl.float32)).to(total_ptr.dtype.element_ty)
-            whole = whole.to(tl.float32)
+            whole = matmul.load_input(x_ptr, residual_ptr, total_ptr, tl.arange(0, BLOCK), K, False, ADD_IN)
             squares = tl.sum(whole * whole, 0)
         else:
-            squares = tl.sum(tl.reshape(wide * wide, [k.shape[0] * k.shape[1] * 64]), 0)
-        x = (wide * tl.rsqrt(squares / K + eps) * gain).to(x_ptr.dtype.element_ty)
-    return x
+            squares = tl.sum(tl.reshape(x * x, [k.shape[0] * k.shape[1] * 64]), 0)
+        x = x * tl.rsqrt(squares / K + eps) * gain
+    return x.to(x_ptr.dtype.element_ty)
 
 
 @triton.jit
